@@ -1,0 +1,155 @@
+//! Wire types and gRPC stubs of the Envoy service APIs that Attaché speaks.
+//!
+//! Three services, each with its messages, a server stub and a client stub:
+//!
+//! | service | messages and stubs |
+//! |---|---|
+//! | External Processing | [`ext_proc`] |
+//! | External Authorization | [`auth`] |
+//! | Rate limiting | [`ratelimit`] |
+//!
+//! and what they share: [`core`] (headers, metadata, addresses), [`types`]
+//! (HTTP status, rate-limit unit), [`common_ratelimit`] (descriptors),
+//! [`ext_proc_filter`] (the processing mode) and [`rpc`] (the gRPC status).
+//! These names are short for the full paths, which follow the protobuf
+//! packages: [`ext_proc`] is [`envoy::service::ext_proc::v3`], and so on.
+//!
+//! The messages are those of Envoy 1.40, whole: a field that Envoy knows is
+//! here even where nobody uses it yet, so it survives being read and written.
+//! A test compares them with the descriptors inside the Envoy binary. Fields
+//! that Envoy marks as outdated are not marked here, since some of them are the
+//! only ones that it acts upon (`HeaderValueOption.append`).
+//!
+//! Well-known types (`Struct`, `Any`, `Duration`, …) come from `prost-types`.
+//!
+//! In Rust, `bytes` fields are [`bytes::Bytes`], so a decoded body shares the
+//! buffer it was read from, and maps are ordered
+//! ([`BTreeMap`](std::collections::BTreeMap)). The client stubs are generic
+//! over their transport: any [`tonic::client::GrpcService`] will do.
+//!
+//! ```
+//! use attache_proto::core::{HeaderValue, HeaderValueOption};
+//! use attache_proto::ext_proc::{
+//!     CommonResponse, HeaderMutation, HeadersResponse, ProcessingResponse, processing_response,
+//! };
+//!
+//! let reply = ProcessingResponse {
+//!     response: Some(processing_response::Response::RequestHeaders(HeadersResponse {
+//!         response: Some(CommonResponse {
+//!             header_mutation: Some(HeaderMutation {
+//!                 set_headers: vec![HeaderValueOption {
+//!                     header: Some(HeaderValue {
+//!                         key: "x-seen".to_owned(),
+//!                         raw_value: "yes".into(),
+//!                         ..HeaderValue::default()
+//!                     }),
+//!                     ..HeaderValueOption::default()
+//!                 }],
+//!                 ..HeaderMutation::default()
+//!             }),
+//!             ..CommonResponse::default()
+//!         }),
+//!     })),
+//!     ..ProcessingResponse::default()
+//! };
+//! assert!(reply.response.is_some());
+//! ```
+
+/// Declares the module of one protobuf package from the code generated for it.
+macro_rules! package {
+    ($doc:literal, $name:literal) => {
+        #[doc = $doc]
+        #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::all)]
+        pub mod v3 {
+            tonic::include_proto!($name);
+        }
+    };
+}
+
+/// Packages `envoy.*`.
+pub mod envoy {
+    /// Packages `envoy.config.*`.
+    pub mod config {
+        /// Package `envoy.config.core`.
+        pub mod core {
+            package!(
+                "Headers, query parameters, metadata and addresses.",
+                "envoy.config.core.v3"
+            );
+        }
+    }
+
+    /// Packages `envoy.extensions.*`.
+    pub mod extensions {
+        /// Packages `envoy.extensions.common.*`.
+        pub mod common {
+            /// Package `envoy.extensions.common.ratelimit`.
+            pub mod ratelimit {
+                package!(
+                    "Rate-limit descriptors.",
+                    "envoy.extensions.common.ratelimit.v3"
+                );
+            }
+        }
+
+        /// Packages `envoy.extensions.filters.*`.
+        pub mod filters {
+            /// Packages `envoy.extensions.filters.http.*`.
+            pub mod http {
+                /// Package `envoy.extensions.filters.http.ext_proc`.
+                pub mod ext_proc {
+                    package!(
+                        "The processing mode of the External Processing filter.",
+                        "envoy.extensions.filters.http.ext_proc.v3"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Packages `envoy.service.*`.
+    pub mod service {
+        /// Package `envoy.service.auth`.
+        pub mod auth {
+            package!("External Authorization.", "envoy.service.auth.v3");
+        }
+
+        /// Package `envoy.service.ext_proc`.
+        pub mod ext_proc {
+            package!("External Processing.", "envoy.service.ext_proc.v3");
+        }
+
+        /// Package `envoy.service.ratelimit`.
+        pub mod ratelimit {
+            package!("Rate limiting.", "envoy.service.ratelimit.v3");
+        }
+    }
+
+    /// Package `envoy.type`.
+    pub mod r#type {
+        package!("HTTP status and rate-limit unit.", "envoy.r#type.v3");
+    }
+}
+
+/// Packages `google.*`, without the well-known types.
+pub mod google {
+    /// Package `google.rpc`.
+    #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::all)]
+    pub mod rpc {
+        tonic::include_proto!("google.rpc");
+    }
+}
+
+pub use envoy::config::core::v3 as core;
+pub use envoy::extensions::common::ratelimit::v3 as common_ratelimit;
+pub use envoy::extensions::filters::http::ext_proc::v3 as ext_proc_filter;
+pub use envoy::service::auth::v3 as auth;
+pub use envoy::service::ext_proc::v3 as ext_proc;
+pub use envoy::service::ratelimit::v3 as ratelimit;
+pub use envoy::r#type::v3 as types;
+pub use google::rpc;
+
+/// The descriptors of all these files and of those that they import: an encoded
+/// `google.protobuf.FileDescriptorSet`, as gRPC reflection wants it.
+pub const FILE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));
