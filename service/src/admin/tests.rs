@@ -1,0 +1,101 @@
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::*;
+
+/// Sends one request and returns the whole answer.
+async fn ask(address: &Address, request: &str) -> String {
+    let mut stream = TcpStream::connect(address.to_string()).await.unwrap();
+    let request = format!("{request} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+async fn start(admin: Admin) -> (Address, Shutdown, tokio::task::JoinHandle<()>) {
+    let bound = admin.bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let (address, shutdown) = (bound.address().clone(), Shutdown::new());
+    let serving = tokio::spawn(bound.serve(shutdown.clone()));
+    (address, shutdown, serving)
+}
+
+#[tokio::test]
+async fn every_page_answers_and_the_rest_does_not() {
+    let readiness = Readiness::default();
+    let keys = readiness.condition("keys", "not fetched yet");
+    let metrics = Metrics::default();
+    metrics.counter("seen", "Seen.", &[]).inc();
+    let admin = Admin::new(readiness, metrics).config(|| ConfigDump {
+        content_type: "application/json",
+        text: "{\"a\":\"<b>\"}".to_owned(),
+    });
+    let (address, shutdown, serving) = start(admin).await;
+
+    for (request, status, part) in [
+        ("GET /", "200", "/metrics\n/config\n"),
+        ("GET /healthz", "200", "alive"),
+        ("GET /healthz?verbose", "200", "alive"),
+        ("GET /readyz", "503", "keys: not fetched yet"),
+        ("GET /metrics", "200", "seen_total"),
+        ("GET /config", "200", "{\"a\":\"<b>\"}"),
+        ("GET /config", "200", "application/json"),
+        ("GET /config", "200", "nosniff"),
+        ("GET /%3Cscript%3E", "404", "not found"),
+        ("POST /healthz", "405", "allow: GET, HEAD"),
+    ] {
+        let answer = ask(&address, request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(part),
+            "{request}: {answer}"
+        );
+        assert!(!answer.contains("script"), "{answer}");
+    }
+    let head = ask(&address, "HEAD /healthz").await;
+    assert!(
+        head.contains("content-length: 6") && !head.contains("alive"),
+        "{head}"
+    );
+    keys.hold();
+    assert!(
+        ask(&address, "GET /readyz")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+
+    shutdown.trigger();
+    serving.await.unwrap();
+    assert!(TcpStream::connect(address.to_string()).await.is_err());
+}
+
+#[tokio::test]
+async fn without_a_configuration_there_is_no_such_page() {
+    let (address, ..) = start(Admin::new(Readiness::default(), Metrics::default())).await;
+    assert!(
+        ask(&address, "GET /config")
+            .await
+            .starts_with("HTTP/1.1 404")
+    );
+    assert!(!ask(&address, "GET /").await.contains("/config"));
+}
+
+#[tokio::test]
+async fn the_network_is_refused_unless_allowed() {
+    let admin = Admin::new(Readiness::default(), Metrics::default());
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "admin.internal:0"] {
+        let refused = admin
+            .clone()
+            .bind(&address.parse().unwrap())
+            .await
+            .err()
+            .unwrap();
+        assert!(refused.to_string().contains(address), "{refused}");
+    }
+    let allowed = admin
+        .allow_network(true)
+        .bind(&"0.0.0.0:0".parse().unwrap())
+        .await;
+    assert!(allowed.is_ok());
+}

@@ -1,0 +1,154 @@
+//! Making one HTTP/2 connection.
+
+use std::{io, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use h2::{Ping, PingPong, client::SendRequest};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    task::JoinError,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{ChannelSettings, Target};
+use crate::{address::Address, tls::ClientTls};
+
+/// What one call may have unread. Small beside [`CONNECTION_WINDOW`], so that calls whose reader
+/// has stopped do not stop the others on the connection.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 64 << 20;
+/// Large enough for a 64 KiB body chunk with its frame in one DATA frame.
+const MAX_FRAME_SIZE: u32 = 128 << 10;
+const MAX_HEADER_LIST_SIZE: u32 = 64 << 10;
+/// Cancelled calls that are remembered for a second, to tell their late answers from nonsense.
+const REMEMBERED_RESETS: usize = 1024;
+/// A TCP peer that acknowledges nothing for this long is gone.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// Silence after which the kernel asks whether the TCP peer is still there, and how it insists.
+const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(15))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
+
+/// How to reach one endpoint.
+pub(super) struct Connector {
+    target: Target,
+    tls: Option<ClientTls>,
+    timeout: Duration,
+    cluster: Arc<str>,
+}
+
+/// A new connection on which the peer has spoken HTTP/2.
+pub(super) struct Connected {
+    pub(super) send: SendRequest<Bytes>,
+    pub(super) ping: PingPong,
+    pub(super) driver: Driver,
+}
+
+/// The task that moves a connection's bytes; ends with the connection.
+pub(super) type Driver = AbortOnDropHandle<Result<(), h2::Error>>;
+
+impl Connector {
+    pub(super) fn new(target: Target, settings: &ChannelSettings) -> Self {
+        Self {
+            target,
+            tls: settings.tls.clone(),
+            timeout: settings.connect_timeout,
+            cluster: settings.name.clone(),
+        }
+    }
+
+    /// Connects within the timeout; the error names the endpoint and the cluster.
+    pub(super) async fn connect(&self) -> Result<Connected, Arc<str>> {
+        let outcome = match tokio::time::timeout(self.timeout, self.open()).await {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("not connected within {:?}", self.timeout)),
+        };
+        outcome.map_err(|error| format!("cannot reach {self}: {error}").into())
+    }
+
+    async fn open(&self) -> io::Result<Connected> {
+        match &self.target {
+            Target::Embedded(connector) => handshake(connector()).await,
+            Target::Address(Address::Unix(path)) => {
+                self.secure("", UnixStream::connect(path).await?).await
+            }
+            Target::Address(Address::Tcp { host, port }) => {
+                // Resolved anew each time, so a service that has moved is found again.
+                let io = TcpStream::connect((host.as_str(), *port)).await?;
+                notice_vanished_peers(&io)?;
+                self.secure(host, io).await
+            }
+        }
+    }
+
+    async fn secure<IO>(&self, host: &str, io: IO) -> io::Result<Connected>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match &self.tls {
+            None => handshake(io).await,
+            Some(tls) => handshake(tls.connect(host, io).await?).await,
+        }
+    }
+}
+
+impl std::fmt::Display for Connector {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.target {
+            Target::Address(address) => write!(f, "{address} of cluster `{}`", self.cluster),
+            Target::Embedded(_) => write!(f, "the embedded service `{}`", self.cluster),
+        }
+    }
+}
+
+fn notice_vanished_peers(io: &TcpStream) -> io::Result<()> {
+    io.set_nodelay(true)?;
+    let socket = SockRef::from(io);
+    socket.set_tcp_keepalive(&TCP_KEEPALIVE)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(TCP_USER_TIMEOUT))?;
+    Ok(())
+}
+
+/// HTTP/2 up to the answer to a first PING. That answer proves that the peer speaks HTTP/2, and
+/// its settings (how many calls, how large) have arrived before it.
+async fn handshake<IO>(io: IO) -> io::Result<Connected>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (send, mut connection) = h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(MAX_FRAME_SIZE)
+        .max_header_list_size(MAX_HEADER_LIST_SIZE)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        // Late answers to forgotten calls count as errors of the peer; any number of timeouts
+        // must not cost the connection.
+        .max_local_error_reset_streams(None)
+        .enable_push(false)
+        .handshake::<_, Bytes>(io)
+        .await
+        .map_err(io::Error::other)?;
+    let ping = connection.ping_pong();
+    let mut driver = AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut ping = ping.ok_or_else(|| io::Error::other("no PING on a new connection"))?;
+    let answered = tokio::select! {
+        answered = ping.ping(Ping::opaque()) => answered.is_ok(),
+        ended = &mut driver => return Err(before_ready(ended)),
+    };
+    match answered {
+        true => Ok(Connected { send, ping, driver }),
+        // The connection has ended; its driver knows why.
+        false => Err(before_ready(driver.await)),
+    }
+}
+
+fn before_ready(ended: Result<Result<(), h2::Error>, JoinError>) -> io::Error {
+    match ended {
+        Ok(Err(error)) => io::Error::other(format!("no HTTP/2: {error}")),
+        Ok(Ok(())) | Err(_) => io::Error::other("closed before HTTP/2 was established"),
+    }
+}

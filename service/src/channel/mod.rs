@@ -1,0 +1,319 @@
+//! The gRPC client of the policy layers.
+//!
+//! A [`Channel`] belongs to one worker. It keeps one multiplexed HTTP/2 connection to each
+//! endpoint of a cluster, opens it early, re-opens it with backoff and jitter, and hands out
+//! calls: [`Channel::unary`] and [`Channel::stream`]. It drives `h2` directly: messages are
+//! [`bytes::Bytes`] in and out, without boxed service stacks.
+//!
+//! A call that finds no connection waits while one is being made for the first time or right
+//! after a loss, at most the connect timeout; while the service is known to be unreachable it
+//! fails at once. Reconnection goes on in the background, at least once a second.
+//!
+//! | what happens | status |
+//! |---|---|
+//! | the service answers with a status | that status |
+//! | not reachable, connection lost, stream reset | `Unavailable` |
+//! | no answer within the timeout of a unary call | `DeadlineExceeded` |
+//! | an HTTP answer other than 200, without `grpc-status` | by gRPC's table: 503 is `Unavailable`, … |
+//! | an answer that is not gRPC, or ends without a status | `Unknown` |
+//! | a malformed or compressed message, no or a second unary answer | `Internal` |
+//! | a message larger than allowed | `ResourceExhausted` |
+
+mod connect;
+mod endpoint;
+mod frame;
+mod link;
+mod status;
+mod stream;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Uri,
+    header::{CONTENT_TYPE, TE},
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use tokio::{io::DuplexStream, sync::Notify};
+use tonic::Status;
+
+use crate::{address::Address, tls::ClientTls};
+
+pub use frame::{FRAME_HEADER, encode_message, frame_message};
+pub use stream::GrpcStream;
+
+use endpoint::{Connection, Endpoint};
+use link::Link;
+
+/// Opens one in-memory connection to a service that lives in this process.
+pub type EmbeddedConnector = Arc<dyn Fn() -> DuplexStream + Send + Sync>;
+
+/// Where the calls of a channel go.
+#[derive(Clone)]
+pub enum Target {
+    /// A socket address.
+    Address(Address),
+    /// A service of this process, reached without a socket.
+    Embedded(EmbeddedConnector),
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Embedded(_) => f.write_str("the embedded service"),
+        }
+    }
+}
+
+/// What a [`Channel`] needs to know about its cluster.
+#[derive(Clone)]
+pub struct ChannelSettings {
+    /// Name of the cluster: the `:authority` of calls, and what errors name.
+    pub name: Arc<str>,
+    /// The endpoints, used round robin. Must not be empty.
+    pub targets: Vec<Target>,
+    /// TLS to the endpoints; plain text when absent.
+    pub tls: Option<ClientTls>,
+    /// Bound on establishing one connection, TLS and HTTP/2 included. Default 1 s.
+    pub connect_timeout: Duration,
+    /// Largest message accepted from the service, in bytes. Default 16 MiB.
+    pub max_message_size: usize,
+}
+
+impl ChannelSettings {
+    /// Settings with defaults for a cluster `name` with these targets.
+    pub fn new(name: impl Into<Arc<str>>, targets: Vec<Target>) -> Self {
+        Self {
+            name: name.into(),
+            targets,
+            tls: None,
+            connect_timeout: Duration::from_secs(1),
+            max_message_size: 16 << 20,
+        }
+    }
+}
+
+/// A gRPC method, by its full path (`/package.Service/Method`).
+#[derive(Clone, Debug)]
+pub struct Method {
+    path: PathAndQuery,
+    authority: Option<Authority>,
+}
+
+impl Method {
+    /// A method from its path, which starts with a slash.
+    pub fn new(path: &'static str) -> Self {
+        Self {
+            path: PathAndQuery::from_static(path),
+            authority: None,
+        }
+    }
+
+    /// Calls it with this `:authority` instead of the cluster's name (`authority` of Envoy's
+    /// `EnvoyGrpc`).
+    #[must_use]
+    pub fn authority(mut self, authority: Authority) -> Self {
+        self.authority = Some(authority);
+        self
+    }
+}
+
+/// A gRPC client for one cluster, owned by one worker. Cheap to clone.
+#[derive(Clone)]
+pub struct Channel {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: ChannelSettings,
+    scheme: Scheme,
+    authority: Authority,
+    endpoints: Vec<Endpoint>,
+    next: AtomicUsize,
+    /// Notified when the state of any endpoint changes.
+    changed: Arc<Notify>,
+}
+
+/// What a call that looks for an endpoint finds.
+enum Picked<'a> {
+    Ready(&'a Endpoint, Arc<Link>),
+    Wait,
+    Failed(Arc<str>),
+    NoEndpoint,
+}
+
+impl Channel {
+    /// A channel that connects on its first call or on [`Channel::warm_up`].
+    pub fn new(settings: ChannelSettings) -> Self {
+        let changed = Arc::new(Notify::new());
+        let endpoints = settings
+            .targets
+            .iter()
+            .map(|target| Endpoint::new(target.clone(), &settings, changed.clone()))
+            .collect();
+        let authority = settings.name.parse();
+        Self {
+            inner: Arc::new(Inner {
+                scheme: match settings.tls {
+                    Some(_) => Scheme::HTTPS,
+                    None => Scheme::HTTP,
+                },
+                // Cluster names are free text; servers do not care, as long as it is valid.
+                authority: authority.unwrap_or_else(|_| Authority::from_static("localhost")),
+                settings,
+                endpoints,
+                next: AtomicUsize::new(0),
+                changed,
+            }),
+        }
+    }
+
+    /// The cluster's name.
+    pub fn name(&self) -> &str {
+        &self.inner.settings.name
+    }
+
+    /// Starts connecting to every endpoint in the background.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, as all calls.
+    pub fn warm_up(&self) {
+        for endpoint in &self.inner.endpoints {
+            endpoint.connection();
+        }
+    }
+
+    /// Calls `method` with one message and waits for the one answer.
+    ///
+    /// `message` is an encoded message without the gRPC frame header; to spare its copy, use
+    /// [`Channel::unary_framed`]. `timeout` bounds the whole call, connecting included; it is
+    /// also sent as `grpc-timeout`. `None` waits as long as the service does.
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub async fn unary(
+        &self,
+        method: &Method,
+        message: &[u8],
+        metadata: HeaderMap,
+        timeout: Option<Duration>,
+    ) -> Result<Bytes, Status> {
+        self.unary_framed(method, frame_message(message), metadata, timeout)
+            .await
+    }
+
+    /// [`Channel::unary`] with a message that is framed already: see [`encode_message`].
+    ///
+    /// # Errors
+    /// See the [module](self).
+    pub async fn unary_framed(
+        &self,
+        method: &Method,
+        message: Bytes,
+        mut metadata: HeaderMap,
+        timeout: Option<Duration>,
+    ) -> Result<Bytes, Status> {
+        if let Some(timeout) = timeout {
+            metadata.insert(GRPC_TIMEOUT, grpc_timeout(timeout));
+        }
+        let mut call = self.stream(method, metadata);
+        call.send(message);
+        call.finish();
+        match timeout {
+            None => call.unary().await,
+            Some(timeout) => tokio::time::timeout(timeout, call.unary())
+                .await
+                .unwrap_or_else(|_| {
+                    Err(Status::deadline_exceeded(format!(
+                        "no answer from cluster `{}` within {timeout:?}",
+                        self.name()
+                    )))
+                }),
+        }
+    }
+
+    /// Opens a bidirectional call. Nothing is awaited: messages sent before the connection
+    /// stands are queued and leave when [`GrpcStream::poll_message`] is driven.
+    pub fn stream(&self, method: &Method, mut metadata: HeaderMap) -> GrpcStream {
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(self.inner.scheme.clone());
+        uri.authority = Some(match &method.authority {
+            Some(authority) => authority.clone(),
+            None => self.inner.authority.clone(),
+        });
+        uri.path_and_query = Some(method.path.clone());
+        metadata.insert(TE, HeaderValue::from_static("trailers"));
+        metadata.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        let mut request = http::Request::new(());
+        *request.method_mut() = http::Method::POST;
+        *request.version_mut() = http::Version::HTTP_2;
+        // Has all three parts, so it cannot fail.
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        *request.headers_mut() = metadata;
+        GrpcStream::open(self.clone(), request)
+    }
+
+    /// The endpoint for the next call: round robin over those that are connected. The others on
+    /// the way begin to connect.
+    fn pick(&self) -> Picked<'_> {
+        let endpoints = &self.inner.endpoints;
+        let turn = match endpoints.len() {
+            0 | 1 => 0,
+            count => self.inner.next.fetch_add(1, Ordering::Relaxed) % count,
+        };
+        let (before, from) = endpoints.split_at(turn);
+        let mut picked = Picked::NoEndpoint;
+        for endpoint in from.iter().chain(before) {
+            match endpoint.connection() {
+                Connection::Ready(link) => return Picked::Ready(endpoint, link),
+                Connection::Wait => picked = Picked::Wait,
+                Connection::Failed(why) if !matches!(picked, Picked::Wait) => {
+                    picked = Picked::Failed(why);
+                }
+                Connection::Failed(_) => {}
+            }
+        }
+        picked
+    }
+}
+
+const GRPC_TIMEOUT: http::HeaderName = http::HeaderName::from_static("grpc-timeout");
+
+/// The `grpc-timeout` value of a duration: at most eight digits and a unit.
+fn grpc_timeout(timeout: Duration) -> HeaderValue {
+    const LIMIT: u128 = 100_000_000;
+    let (number, unit) = match timeout {
+        t if t.as_micros() < LIMIT => (t.as_micros(), b'u'),
+        t if t.as_millis() < LIMIT => (t.as_millis(), b'm'),
+        t => (u128::from(t.as_secs()).min(LIMIT - 1), b'S'),
+    };
+    // Written from the end, on the stack.
+    let mut text = [0; 9];
+    let mut left = number;
+    let mut start = text.len();
+    for (i, place) in text.iter_mut().enumerate().rev() {
+        *place = match i {
+            8 => unit,
+            _ => b'0' + (left % 10) as u8,
+        };
+        start = i;
+        if i < 8 {
+            left /= 10;
+            if left == 0 {
+                break;
+            }
+        }
+    }
+    let text = text.get(start..).unwrap_or(b"0u");
+    HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static("99999999S"))
+}
+
+#[cfg(test)]
+mod tests;

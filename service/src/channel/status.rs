@@ -1,0 +1,64 @@
+//! How an answer or a failure becomes a gRPC status.
+
+use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
+use tonic::{Code, Status};
+
+/// A broken connection or stream is `Unavailable`, as Envoy reports it.
+pub(super) fn broken(error: &h2::Error) -> Status {
+    Status::unavailable(format!("the call was broken off: {error}"))
+}
+
+pub(super) fn invalid_metadata(error: &h2::Error) -> Status {
+    Status::internal(format!(
+        "the call has metadata that HTTP/2 forbids: {error}"
+    ))
+}
+
+pub(super) fn no_answer() -> Status {
+    Status::internal("the service answered OK without a message")
+}
+
+pub(super) fn second_answer() -> Status {
+    Status::internal("the service sent two messages where one was due")
+}
+
+/// The end of the call, if the head of the answer says that it is one.
+pub(super) fn of_head(head: &http::response::Parts) -> Option<Result<(), Status>> {
+    match Status::from_header_map(&head.headers) {
+        Some(status) if status.code() != Code::Ok => return Some(Err(status)),
+        Some(_) if head.status == StatusCode::OK => return Some(Ok(())),
+        Some(_) | None => {}
+    }
+    if head.status != StatusCode::OK {
+        return Some(Err(of_http(head.status)));
+    }
+    let content_type = head.headers.get(CONTENT_TYPE);
+    if content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc")) {
+        return None;
+    }
+    Some(Err(Status::unknown(format!(
+        "the service answered with content-type {content_type:?}, which is not gRPC"
+    ))))
+}
+
+/// The end of the call, by the trailers of the answer.
+pub(super) fn of_trailers(trailers: Option<&HeaderMap>) -> Result<(), Status> {
+    match trailers.and_then(Status::from_header_map) {
+        Some(status) if status.code() == Code::Ok => Ok(()),
+        Some(status) => Err(status),
+        None => Err(Status::unknown("the call ended without a grpc-status")),
+    }
+}
+
+/// What a non-200 HTTP answer means, by gRPC's mapping.
+fn of_http(status: StatusCode) -> Status {
+    let code = match status.as_u16() {
+        400 => Code::Internal,
+        401 => Code::Unauthenticated,
+        403 => Code::PermissionDenied,
+        404 => Code::Unimplemented,
+        429 | 502 | 503 | 504 => Code::Unavailable,
+        _ => Code::Unknown,
+    };
+    Status::new(code, format!("the service answered with HTTP {status}"))
+}

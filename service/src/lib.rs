@@ -1,0 +1,32 @@
+//! What every long-running part of Attaché shares.
+//!
+//! - [`admin`]: health, readiness, metrics and configuration over HTTP, for operators.
+//! - [`address`]: where a service listens or is reached (`host:port`, `unix:path`).
+//! - [`channel`]: the gRPC client: one HTTP/2 connection per worker and endpoint.
+//! - [`config`]: reading, checking and printing configuration files.
+//! - [`host`]: the gRPC server: workers, health, reflection, drain.
+//! - [`listen`]: listening sockets, TCP and Unix.
+//! - [`metrics`]: Prometheus counters, gauges and histograms.
+//! - [`shutdown`]: the handle that ends everything, by signal or by hand.
+//! - [`telemetry`]: logs, as text or JSON lines.
+//! - [`tls`]: certificates and TLS settings of clients and servers.
+
+pub mod address;
+pub mod admin;
+pub mod channel;
+pub mod config;
+pub mod host;
+pub mod listen;
+pub mod metrics;
+pub mod shutdown;
+pub mod telemetry;
+pub mod tls;
+
+pub use address::Address;
+pub use channel::{Channel, ChannelSettings, GrpcStream, Method};
+pub use host::{Health, Host};
+pub use metrics::Metrics;
+pub use shutdown::Shutdown;
+
+#[cfg(test)]
+mod testing;

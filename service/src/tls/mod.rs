@@ -1,0 +1,286 @@
+//! TLS on both sides, always with the aws-lc-rs provider.
+//!
+//! Certificates, keys and authorities come from PEM files. They are read again when they change
+//! ([`ServerTls::follow_files`], [`ClientTls::follow_files`]); what cannot be read leaves the
+//! last good ones in use. Connections that stand keep what they were made with.
+
+mod config;
+mod files;
+mod peer;
+mod reload;
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion, crypto::CryptoProvider,
+    server::WebPkiClientVerifier, version,
+};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub use config::{ClusterTls, ListenerTls, TlsVersion};
+pub use files::TlsError;
+pub use peer::{Peer, principal};
+use reload::Reloading;
+
+/// ALPN of listeners that speak gRPC or any HTTP/2 only.
+pub const ALPN_H2: &[&str] = &["h2"];
+/// ALPN of listeners for HTTP/2 and HTTP/1.1.
+pub const ALPN_HTTP: &[&str] = &["h2", "http/1.1"];
+
+/// The files and choices that a listener's TLS is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFiles {
+    /// Certificate chain, leaf first, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM (PKCS#8, PKCS#1 or SEC1).
+    pub private_key: PathBuf,
+    /// Authorities of client certificates, PEM; when given, clients must present one.
+    pub client_ca: Option<PathBuf>,
+    /// Oldest version spoken. Default TLS 1.2.
+    pub min_version: TlsVersion,
+    /// Application protocols, most wanted first.
+    pub alpn: Vec<String>,
+}
+
+/// The files and choices that a cluster's TLS is made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ClientFiles {
+    /// Authorities of the servers, PEM; the system's own when absent.
+    pub ca: Option<PathBuf>,
+    /// Certificate chain and private key that we present, PEM.
+    pub identity: Option<(PathBuf, PathBuf)>,
+    /// Server name to ask for and verify; the endpoint's host when absent.
+    pub sni: Option<String>,
+    /// Application protocols, most wanted first.
+    pub alpn: Vec<String>,
+}
+
+/// How a listener speaks TLS. Cheap to clone; clones share what is reloaded.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    current: Arc<Reloading<Serving>>,
+}
+
+struct Serving {
+    config: Arc<ServerConfig>,
+    principal: Option<Arc<str>>,
+}
+
+/// How a client speaks TLS to one cluster. Cheap to clone; clones share what is reloaded.
+#[derive(Clone, Debug)]
+pub struct ClientTls {
+    current: Arc<Reloading<ClientConfig>>,
+    server_name: Option<ServerName<'static>>,
+}
+
+impl ServerTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// A file cannot be read or holds the wrong thing, or key and certificate do not match; the
+    /// error names the file.
+    pub fn load(files: ServerFiles) -> Result<Self, TlsError> {
+        let mut watched = vec![files.certificate.clone(), files.private_key.clone()];
+        watched.extend(files.client_ca.clone());
+        let current = Reloading::load(watched, move || server_config(&files))?;
+        Ok(Self {
+            current: Arc::new(current),
+        })
+    }
+
+    /// The handshake on an accepted connection.
+    ///
+    /// # Errors
+    /// The peer does not agree, or goes away.
+    pub async fn accept<IO>(&self, io: IO) -> io::Result<tokio_rustls::server::TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        tokio_rustls::TlsAcceptor::from(self.config())
+            .accept(io)
+            .await
+    }
+
+    /// The rustls configuration in use now.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.current.get().config.clone()
+    }
+
+    /// Who we are, by our certificate: see [`principal`].
+    pub fn local_principal(&self) -> Option<Arc<str>> {
+        self.current.get().principal.clone()
+    }
+
+    /// Reads the files again now.
+    ///
+    /// # Errors
+    /// As [`ServerTls::load`]; what was in use stays in use.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.current.reload()
+    }
+
+    /// Reads the files again whenever they change, until dropped.
+    pub async fn follow_files(&self) {
+        self.current.follow().await;
+    }
+}
+
+impl ClientTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// As [`ServerTls::load`]; also a server name that is none, and a system without any
+    /// authority when `ca` is absent.
+    pub fn load(files: ClientFiles) -> Result<Self, TlsError> {
+        let server_name = match &files.sni {
+            Some(name) => Some(server_name(name)?),
+            None => None,
+        };
+        let mut watched: Vec<PathBuf> = files.ca.iter().cloned().collect();
+        if let Some((certificate, private_key)) = &files.identity {
+            watched.extend([certificate.clone(), private_key.clone()]);
+        }
+        let current = Reloading::load(watched, move || client_config(&files))?;
+        Ok(Self {
+            current: Arc::new(current),
+            server_name,
+        })
+    }
+
+    /// The handshake on a new connection to `host` (a name or an IP address).
+    ///
+    /// # Errors
+    /// The server is not trusted, does not agree, or goes away; or neither `sni` nor `host` is
+    /// a server name.
+    pub async fn connect<IO>(
+        &self,
+        host: &str,
+        io: IO,
+    ) -> io::Result<tokio_rustls::client::TlsStream<IO>>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => server_name(host).map_err(io::Error::other)?,
+        };
+        tokio_rustls::TlsConnector::from(self.config())
+            .connect(name, io)
+            .await
+    }
+
+    /// The rustls configuration in use now.
+    pub fn config(&self) -> Arc<ClientConfig> {
+        self.current.get()
+    }
+
+    /// Reads the files again now.
+    ///
+    /// # Errors
+    /// As [`ClientTls::load`]; what was in use stays in use.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.current.reload()
+    }
+
+    /// Reads the files again whenever they change, until dropped.
+    pub async fn follow_files(&self) {
+        self.current.follow().await;
+    }
+}
+
+fn server_config(files: &ServerFiles) -> Result<Serving, TlsError> {
+    let chain = files::certificates(&files.certificate)?;
+    let key = files::private_key(&files.private_key)?;
+    let principal = chain.first().and_then(|leaf| principal(leaf));
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(files.min_version.and_later())?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let roots = Arc::new(files::authorities(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+                .build()
+                .map_err(|error| TlsError::Authorities {
+                    path: path.clone(),
+                    reason: error.to_string(),
+                })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder
+        .with_single_cert(chain, key)
+        .map_err(|source| TlsError::Identity {
+            certificate: files.certificate.clone(),
+            private_key: files.private_key.clone(),
+            source,
+        })?;
+    config.alpn_protocols = alpn(&files.alpn);
+    Ok(Serving {
+        config: Arc::new(config),
+        principal: principal.map(Arc::from),
+    })
+}
+
+fn client_config(files: &ClientFiles) -> Result<ClientConfig, TlsError> {
+    let roots = match &files.ca {
+        Some(path) => files::authorities(path)?,
+        None => system_authorities()?,
+    };
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(TlsVersion::default().and_later())?
+        .with_root_certificates(roots);
+    let mut config = match &files.identity {
+        None => builder.with_no_client_auth(),
+        Some((certificate, private_key)) => builder
+            .with_client_auth_cert(
+                files::certificates(certificate)?,
+                files::private_key(private_key)?,
+            )
+            .map_err(|source| TlsError::Identity {
+                certificate: certificate.clone(),
+                private_key: private_key.clone(),
+                source,
+            })?,
+    };
+    config.alpn_protocols = alpn(&files.alpn);
+    Ok(config)
+}
+
+fn system_authorities() -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(found.certs);
+    match roots.is_empty() {
+        true => Err(TlsError::NoSystemAuthorities),
+        false => Ok(roots),
+    }
+}
+
+fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name.to_owned()).map_err(|_| TlsError::ServerName(name.to_owned()))
+}
+
+fn alpn(names: &[String]) -> Vec<Vec<u8>> {
+    names.iter().map(|name| name.clone().into_bytes()).collect()
+}
+
+/// Named everywhere instead of installed: a library must not choose for the whole process.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+static TLS12_AND_LATER: &[&SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
+static TLS13_AND_LATER: &[&SupportedProtocolVersion] = &[&version::TLS13];
+
+impl TlsVersion {
+    fn and_later(self) -> &'static [&'static SupportedProtocolVersion] {
+        match self {
+            Self::Tls12 => TLS12_AND_LATER,
+            Self::Tls13 => TLS13_AND_LATER,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;
