@@ -1,0 +1,296 @@
+//! What the layers know of a request beyond its head: connection, route, dynamic metadata.
+//!
+//! The proxy puts an [`RequestContext`] into the request's extensions; in any other tower stack
+//! [`RequestContext::of`] makes a plain one, so the layers work there too.
+
+use std::{
+    any::Any,
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+/// The downstream connection that a request came in on.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionInfo {
+    /// Address of the peer; absent on Unix sockets.
+    pub peer: Option<SocketAddr>,
+    /// Our side of the connection; absent on Unix sockets.
+    pub local: Option<SocketAddr>,
+    /// TLS facts, when the connection is encrypted.
+    pub tls: Option<TlsInfo>,
+}
+
+/// What TLS told us of a downstream connection.
+#[derive(Debug, Clone, Default)]
+pub struct TlsInfo {
+    /// Server name the client asked for.
+    pub sni: Option<String>,
+    /// Negotiated application protocol.
+    pub alpn: Option<String>,
+    /// The client's leaf certificate, DER.
+    pub peer_certificate: Option<Arc<[u8]>>,
+    /// Who the client is: first URI SAN, else first DNS SAN, else the subject.
+    pub peer_principal: Option<String>,
+    /// Who we are on this connection, by the same rule.
+    pub local_principal: Option<String>,
+}
+
+/// The route picked for a request, as far as the layers may know it.
+#[derive(Debug, Default)]
+pub struct Route {
+    /// Name of the route for logs; may be empty.
+    pub name: String,
+    /// The cluster that the request goes to, if it goes anywhere.
+    pub cluster: Option<Arc<str>>,
+    /// `typed_per_filter_config` of the route, planned.
+    pub filters: FilterConfigs,
+}
+
+/// Per-route filter settings by filter name, each of the filter's own type.
+#[derive(Default, Clone)]
+pub struct FilterConfigs(Vec<(Arc<str>, Arc<dyn Any + Send + Sync>)>);
+
+impl FilterConfigs {
+    /// Adds the settings of `filter`.
+    pub fn insert<T: Send + Sync + 'static>(&mut self, filter: impl Into<Arc<str>>, config: T) {
+        self.0.push((filter.into(), Arc::new(config)));
+    }
+
+    /// The settings of `filter`, if the route has any of type `T`.
+    pub fn get<T: 'static>(&self, filter: &str) -> Option<&T> {
+        self.0
+            .iter()
+            .find(|(name, _)| &**name == filter)
+            .and_then(|(_, c)| c.downcast_ref())
+    }
+}
+
+impl fmt::Debug for FilterConfigs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set()
+            .entries(self.0.iter().map(|(name, _)| name))
+            .finish()
+    }
+}
+
+/// Response flags of the access log, Envoy's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ResponseFlag {
+    /// `UAEX`: denied by external authorization.
+    UnauthorizedExternalService,
+    /// `RL`: over a rate limit.
+    RateLimited,
+    /// `RLSE`: the rate limit service failed.
+    RateLimitServiceError,
+    /// `NR`: no route.
+    NoRouteFound,
+    /// `UH`: no healthy upstream.
+    NoHealthyUpstream,
+    /// `UF`: the upstream could not be reached.
+    UpstreamConnectionFailure,
+    /// `UC`: the upstream connection broke.
+    UpstreamConnectionTermination,
+    /// `UT`: the upstream did not answer in time.
+    UpstreamRequestTimeout,
+    /// `SI`: the stream was idle for too long.
+    StreamIdleTimeout,
+    /// `DC`: the client went away.
+    DownstreamConnectionTermination,
+    /// `DPE`: the request was malformed.
+    DownstreamProtocolError,
+}
+
+impl ResponseFlag {
+    /// The short name that the access log shows.
+    pub fn short(self) -> &'static str {
+        match self {
+            Self::UnauthorizedExternalService => "UAEX",
+            Self::RateLimited => "RL",
+            Self::RateLimitServiceError => "RLSE",
+            Self::NoRouteFound => "NR",
+            Self::NoHealthyUpstream => "UH",
+            Self::UpstreamConnectionFailure => "UF",
+            Self::UpstreamConnectionTermination => "UC",
+            Self::UpstreamRequestTimeout => "UT",
+            Self::StreamIdleTimeout => "SI",
+            Self::DownstreamConnectionTermination => "DC",
+            Self::DownstreamProtocolError => "DPE",
+        }
+    }
+}
+
+/// One call to a policy service, for the access log.
+#[derive(Debug, Clone)]
+pub struct PolicyCall {
+    /// The filter's configured name.
+    pub filter: Arc<str>,
+    /// What was asked, e.g. `check`, `request_headers`.
+    pub phase: &'static str,
+    /// How long the answer took.
+    pub latency: Duration,
+    /// gRPC status of the call as a number; 0 is OK.
+    pub status: i32,
+}
+
+/// What is known of one request. Shared by all its layers, request and response side.
+#[derive(Debug)]
+pub struct RequestContext {
+    /// Number of the request in this process, Envoy's stream id.
+    pub id: u64,
+    /// The downstream connection.
+    pub connection: Arc<ConnectionInfo>,
+    /// The client's address after trusted hops are taken into account.
+    pub client_ip: Option<IpAddr>,
+    /// Protocol of the downstream request.
+    pub protocol: http::Version,
+    /// When the request head had arrived, for durations.
+    pub started: Instant,
+    start_time: OnceLock<SystemTime>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    route: Option<Arc<Route>>,
+    routed: bool,
+    route_cleared: bool,
+    metadata: BTreeMap<String, prost_types::Struct>,
+    details: Option<Cow<'static, str>>,
+    flags: Vec<ResponseFlag>,
+    calls: Vec<PolicyCall>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl RequestContext {
+    /// A context for a request that just arrived on `connection`.
+    pub fn new(connection: Arc<ConnectionInfo>, protocol: http::Version) -> Self {
+        Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            client_ip: connection.peer.map(|peer| peer.ip()),
+            connection,
+            protocol,
+            started: Instant::now(),
+            start_time: OnceLock::new(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The context of a request, made and attached when it has none yet.
+    pub fn of<B>(request: &mut http::Request<B>) -> Arc<Self> {
+        if let Some(context) = request.extensions().get::<Arc<Self>>() {
+            return context.clone();
+        }
+        let context = Arc::new(Self::new(Arc::default(), request.version()));
+        request.extensions_mut().insert(context.clone());
+        context
+    }
+
+    /// Wall-clock time of the request's start.
+    pub fn start_time(&self) -> SystemTime {
+        *self
+            .start_time
+            .get_or_init(|| SystemTime::now() - self.started.elapsed())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The route picked for the request.
+    pub fn route(&self) -> Option<Arc<Route>> {
+        self.state().route.clone()
+    }
+
+    /// Whether a router looked for a route and found none: the answer will be 404, and nobody
+    /// needs to be asked. False where there is no router at all.
+    pub fn has_no_route(&self) -> bool {
+        let state = self.state();
+        state.routed && state.route.is_none()
+    }
+
+    /// Sets the route, or that there is none; the proxy's router does.
+    pub fn set_route(&self, route: Option<Arc<Route>>) {
+        let mut state = self.state();
+        state.route = route;
+        state.routed = true;
+        state.route_cleared = false;
+    }
+
+    /// Asks for the route to be picked again, since what it depends on was changed.
+    pub fn clear_route(&self) {
+        self.state().route_cleared = true;
+    }
+
+    /// Whether [`RequestContext::clear_route`] was called since the route was set.
+    pub fn is_route_cleared(&self) -> bool {
+        self.state().route_cleared
+    }
+
+    /// Merges `fields` into the dynamic metadata of `namespace`, top-level key by key.
+    pub fn merge_metadata(&self, namespace: &str, fields: prost_types::Struct) {
+        let mut state = self.state();
+        match state.metadata.get_mut(namespace) {
+            Some(existing) => existing.fields.extend(fields.fields),
+            None => {
+                state.metadata.insert(namespace.to_owned(), fields);
+            }
+        }
+    }
+
+    /// A copy of the dynamic metadata of `namespace`.
+    pub fn metadata(&self, namespace: &str) -> Option<prost_types::Struct> {
+        self.state().metadata.get(namespace).cloned()
+    }
+
+    /// All dynamic metadata, by namespace.
+    pub fn all_metadata(&self) -> BTreeMap<String, prost_types::Struct> {
+        self.state().metadata.clone()
+    }
+
+    /// Says why the answer is what it is (`%RESPONSE_CODE_DETAILS%`); blanks become `_`.
+    pub fn set_details(&self, details: impl Into<Cow<'static, str>>) {
+        let details = details.into();
+        let details = if details.contains(' ') {
+            details.replace(' ', "_").into()
+        } else {
+            details
+        };
+        self.state().details = Some(details);
+    }
+
+    /// The response code details set last.
+    pub fn details(&self) -> Option<Cow<'static, str>> {
+        self.state().details.clone()
+    }
+
+    /// Adds a response flag.
+    pub fn add_flag(&self, flag: ResponseFlag) {
+        let mut state = self.state();
+        if !state.flags.contains(&flag) {
+            state.flags.push(flag);
+        }
+    }
+
+    /// The response flags so far.
+    pub fn flags(&self) -> Vec<ResponseFlag> {
+        self.state().flags.clone()
+    }
+
+    /// Notes a call to a policy service.
+    pub fn record_call(&self, call: PolicyCall) {
+        self.state().calls.push(call);
+    }
+
+    /// The calls made to policy services so far.
+    pub fn calls(&self) -> Vec<PolicyCall> {
+        self.state().calls.clone()
+    }
+}

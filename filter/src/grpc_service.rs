@@ -1,0 +1,149 @@
+//! Which service a policy layer calls: Envoy's `GrpcService`.
+
+use std::time::Duration;
+
+use attache_proto::types;
+use attache_service::config::{ConfigValue, Errors, Located, Node, Schemas, Value, json};
+use attache_service::{config_enum, config_struct};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+config_struct! {
+    /// Envoy's `config.core.v3.GrpcService`.
+    pub struct GrpcService {
+        /// The cluster to call.
+        pub envoy_grpc: EnvoyGrpc,
+        /// Bound on a call; each filter has its own default.
+        pub timeout: Option<Duration>,
+        /// Metadata to send with each call.
+        pub initial_metadata: Vec<Located<MetadataEntry>>,
+    }
+    elsewhere {
+        "google_grpc" => "there is one gRPC client here: name a cluster in `envoy_grpc`",
+        "retry_policy" => "calls to policy services are not retried yet",
+    }
+}
+
+config_struct! {
+    /// Envoy's `GrpcService.EnvoyGrpc`.
+    pub struct EnvoyGrpc {
+        /// Name of a cluster of this configuration.
+        pub cluster_name: Located<String>,
+    }
+    elsewhere {
+        "authority" => "the cluster's name is sent as `:authority`",
+        "retry_policy" => "calls to policy services are not retried yet",
+        "max_receive_message_length" => "messages of up to 16 MiB are accepted",
+        "skip_envoy_headers" => "no `x-envoy-*` headers are sent to policy services",
+    }
+}
+
+config_struct! {
+    /// Envoy's `config.core.v3.HeaderValue`.
+    pub struct MetadataEntry {
+        /// Name; lower-cased.
+        pub key: String,
+        /// Value.
+        pub value: Option<String>,
+    }
+    elsewhere {
+        "raw_value" => "write the value as text in `value`",
+    }
+}
+
+config_enum! {
+    /// Envoy's `config.core.v3.ApiVersion`.
+    pub enum ApiVersion {
+        /// The only one that exists today.
+        V3 = "V3",
+    }
+    elsewhere {
+        "AUTO" => "write `V3`",
+        "V2" => "version 2 of the API is gone from Envoy",
+    }
+}
+
+/// A [`GrpcService`] ready to be called.
+#[derive(Debug, Clone)]
+pub struct ServiceCall {
+    /// The cluster.
+    pub cluster: Located<String>,
+    /// Bound on a call, if one is configured.
+    pub timeout: Option<Duration>,
+    /// Metadata of each call.
+    pub metadata: HeaderMap,
+}
+
+impl ServiceCall {
+    /// Checks names and values of the metadata; faults are reported at their place.
+    pub fn plan(raw: &GrpcService, errors: &mut Errors) -> Self {
+        Self {
+            cluster: raw.envoy_grpc.cluster_name.clone(),
+            timeout: raw.timeout,
+            metadata: plan_metadata(&raw.initial_metadata, errors),
+        }
+    }
+}
+
+/// Call metadata from its entries; faults are reported at their place.
+pub fn plan_metadata(entries: &[Located<MetadataEntry>], errors: &mut Errors) -> HeaderMap {
+    let mut metadata = HeaderMap::new();
+    for entry in entries {
+        let name = HeaderName::from_bytes(entry.value.key.as_bytes());
+        let value = HeaderValue::from_str(entry.value.value.as_deref().unwrap_or_default());
+        match (name, value) {
+            (Ok(name), Ok(value)) => {
+                metadata.append(name, value);
+            }
+            (Err(_), _) => errors.push(
+                entry,
+                format!("`{}` is not a valid metadata name", entry.value.key),
+            ),
+            (_, Err(_)) => errors.push(
+                entry,
+                format!("the value of `{}` is not valid", entry.value.key),
+            ),
+        }
+    }
+    metadata
+}
+
+config_struct! {
+    /// Envoy's `type.v3.HttpStatus`.
+    pub struct HttpStatus {
+        /// The status as a number (`403`) or Envoy's name for it (`Forbidden`).
+        pub code: StatusCode,
+    }
+}
+
+/// An HTTP status in configuration: a number or Envoy's enum name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StatusCode(pub http::StatusCode);
+
+impl ConfigValue for StatusCode {
+    fn decode(node: &Node, errors: &mut Errors) -> Option<Self> {
+        let code = match (&node.value, node.as_str()) {
+            (Value::Int(code), _) => i32::try_from(*code).ok(),
+            (_, Some(name)) => types::StatusCode::from_str_name(name).map(|code| code as i32),
+            _ => None,
+        };
+        let status = code
+            .filter(|code| types::StatusCode::try_from(*code).is_ok())
+            .and_then(|code| u16::try_from(code).ok())
+            .and_then(|code| http::StatusCode::from_u16(code).ok());
+        if status.is_none() {
+            errors.expected(
+                node,
+                "an HTTP status that Envoy lists, such as `403` or `Forbidden`",
+            );
+        }
+        status.map(Self)
+    }
+
+    fn encode(&self) -> Option<json::Value> {
+        Some(self.0.as_u16().into())
+    }
+
+    fn schema(_schemas: &mut Schemas) -> json::Value {
+        json::json!({ "type": ["integer", "string"], "description": "An HTTP status: a number or Envoy's name for it." })
+    }
+}

@@ -1,0 +1,22 @@
+//! What the three policy clients share, so that none of it is written three times.
+//!
+//! A policy client is a `tower` layer: request head and body in, either on to the inner service
+//! or a local answer; on the way back, response head and body out. This crate holds the parts
+//! that do not depend on which policy is asked.
+
+pub mod body;
+pub mod buffer;
+pub mod channels;
+pub mod context;
+pub mod fraction;
+pub mod grpc_service;
+pub mod head;
+pub mod matcher;
+pub mod mutation;
+pub mod reply;
+
+pub use body::{Body, BoxError};
+pub use channels::Channels;
+pub use context::{ConnectionInfo, FilterConfigs, RequestContext, Route};
+pub use head::MessageHead;
+pub use reply::LocalReply;
