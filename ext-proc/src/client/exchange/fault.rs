@@ -1,0 +1,236 @@
+//! What becomes of an exchange when something goes wrong, or the processor answers itself.
+
+use std::{borrow::Cow, time::Instant};
+
+use attache_filter::LocalReply;
+use attache_proto::ext_proc::ImmediateResponse;
+use http::{HeaderMap, StatusCode};
+use tonic::Status;
+
+use super::{Exchange, Outcome, State, Stream};
+use crate::client::{
+    Side,
+    mutation::{self, MutationError, Target},
+};
+
+/// Why a message of the processor is not acceptable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// It does not fit the state of the exchange; the text is Envoy's response code detail.
+    Spurious(&'static str),
+    /// It answers itself where that is disabled.
+    ImmediateDisabled,
+    /// Its header mutation is.
+    Mutation(MutationError),
+    /// It changes the length of a body without its `content-length`.
+    LengthMismatch,
+}
+
+impl Fault {
+    pub(super) const SPURIOUS: Self = Self::Spurious("spurious_message");
+}
+
+impl From<MutationError> for Fault {
+    fn from(error: MutationError) -> Self {
+        Self::Mutation(error)
+    }
+}
+
+const DEADLINE: i32 = 4;
+const INVALID: i32 = 3;
+const ABORTED: i32 = 10;
+const PRECONDITION: i32 = 9;
+const INTERNAL: i32 = 13;
+
+impl Exchange {
+    /// The processor ended the stream with status OK: the rest passes unprocessed.
+    pub(in crate::client) fn closed(&mut self, now: Instant) {
+        if self.stream != Stream::Open {
+            return;
+        }
+        self.stream = Stream::Closed;
+        self.terms.stats.server_half_closed.inc();
+        self.terms.stats.streams_closed.inc();
+        self.end_calls(ABORTED, now);
+        self.pass_through();
+    }
+
+    /// The stream failed, or could not be opened.
+    pub(in crate::client) fn failed(&mut self, status: &Status, now: Instant) {
+        if self.stream == Stream::Closed {
+            return;
+        }
+        self.stream = Stream::Closed;
+        self.terms.stats.streams_failed.inc();
+        self.terms.stats.server_half_closed.inc();
+        let code = status.code() as i32;
+        let message = status.message();
+        let details = format!("ext_proc_error_gRPC_error_{code}{{{message}{{via_upstream}}}}");
+        self.fail(
+            details.into(),
+            self.terms.filter.status_on_error,
+            code,
+            true,
+            now,
+        );
+        if !self.broken {
+            self.terms.stats.streams_closed.inc();
+        }
+    }
+
+    /// A message was not answered in time.
+    pub(super) fn timed_out(&mut self, now: Instant) {
+        self.terms.stats.message_timeouts.inc();
+        let details = "ext_proc_error_per-message_timeout_exceeded";
+        self.fail(
+            details.into(),
+            StatusCode::GATEWAY_TIMEOUT,
+            DEADLINE,
+            true,
+            now,
+        );
+    }
+
+    /// A message was not acceptable.
+    pub(super) fn refuse(&mut self, fault: Fault, now: Instant) {
+        let (details, call_status, can_pass) = match fault {
+            Fault::Spurious(details) => (details, PRECONDITION, true),
+            Fault::ImmediateDisabled => (
+                "unhandled_immediate_response_due_to_config_disabled_it",
+                PRECONDITION,
+                true,
+            ),
+            Fault::Mutation(error) => (error.details(), INVALID, false),
+            Fault::LengthMismatch => (
+                "mismatch_between_content_length_and_the_length_of_the_mutated_body",
+                INTERNAL,
+                false,
+            ),
+        };
+        let stats = &self.terms.stats;
+        match fault {
+            Fault::Spurious(_) | Fault::ImmediateDisabled => stats.spurious_msgs_received.inc(),
+            Fault::Mutation(_) | Fault::LengthMismatch => stats.stream_msgs_received.inc(),
+        };
+        let status = self.terms.filter.status_on_error;
+        self.fail(details.into(), status, call_status, can_pass, now);
+    }
+
+    fn fail(
+        &mut self,
+        details: Cow<'static, str>,
+        status: StatusCode,
+        call_status: i32,
+        can_pass: bool,
+        now: Instant,
+    ) {
+        self.end_calls(call_status, now);
+        if can_pass && self.terms.failure_mode_allow {
+            self.terms.stats.failure_mode_allowed.inc();
+            self.pass_through();
+            return;
+        }
+        self.break_off(LocalReply::new(status, details));
+    }
+
+    /// The processor answers the request itself.
+    pub(super) fn immediate(
+        &mut self,
+        response: ImmediateResponse,
+        now: Instant,
+    ) -> Result<(), Fault> {
+        if self.terms.filter.disable_immediate_response {
+            return Err(Fault::ImmediateDisabled);
+        }
+        self.end_calls(0, now);
+        let code = response
+            .status
+            .and_then(|status| u16::try_from(status.code).ok());
+        let status = code
+            .filter(|code| *code >= 200)
+            .and_then(|code| StatusCode::from_u16(code).ok())
+            .unwrap_or(StatusCode::OK);
+        let mut headers = HeaderMap::new();
+        if let Some(mutation) = &response.headers {
+            let mut rejected = 0;
+            // The reply goes out with what was applied before a fault.
+            let _ = mutation::apply(
+                mutation,
+                &mut headers,
+                Target::Immediate,
+                &self.terms.filter.mutation_rules,
+                &mut rejected,
+            );
+            self.terms.stats.rejected_header_mutations.inc_by(rejected);
+        }
+        self.break_off(LocalReply {
+            status,
+            headers,
+            body: response.body,
+            grpc_status: response.grpc_status.map(|status| status.status),
+            details: response.details.into(),
+        });
+        Ok(())
+    }
+
+    /// A body is larger than the buffer that it must fit in.
+    pub(super) fn too_large(&mut self, side: Side) {
+        let started = self.response.released;
+        match side {
+            Side::Request if !started => {
+                self.request.abandon();
+                let reply =
+                    LocalReply::new(StatusCode::PAYLOAD_TOO_LARGE, "request_payload_too_large");
+                self.context.set_details(reply.details.clone());
+                let reply = reply.with_body("Payload Too Large");
+                self.outcome = Some(Outcome::Refuse(Box::new(reply)));
+            }
+            _ => {
+                let reply = LocalReply::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "response_payload_too_large",
+                );
+                self.complete_with(reply.with_body("Internal Server Error"));
+            }
+        }
+    }
+
+    fn break_off(&mut self, reply: LocalReply) {
+        if !self.response.released {
+            self.terms.stats.immediate_responses_sent.inc();
+        }
+        self.complete_with(reply);
+    }
+
+    /// Ends everything with `reply`, or with a reset when a response has begun.
+    fn complete_with(&mut self, reply: LocalReply) {
+        self.complete = true;
+        self.broken = true;
+        for direction in [&mut self.request, &mut self.response] {
+            direction.deadline = None;
+            direction.state = State::Idle;
+        }
+        self.context.set_details(reply.details.clone());
+        self.outcome = Some(if self.response.released {
+            Outcome::Reset
+        } else {
+            Outcome::Reply(Box::new(reply))
+        });
+    }
+
+    /// Nothing is processed any more: all goes on as it is.
+    fn pass_through(&mut self) {
+        self.complete = true;
+        self.request.pass_through();
+        self.response.pass_through();
+        // A message failed while its stream was healthy: the stream ends here.
+        self.close_if_done();
+    }
+
+    fn end_calls(&mut self, status: i32, now: Instant) {
+        for side in [Side::Request, Side::Response] {
+            self.answered(side, status, now);
+            self.note_body(side, status);
+        }
+    }
+}

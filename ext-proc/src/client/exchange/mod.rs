@@ -1,0 +1,406 @@
+//! One request and its response, as the processor takes part in them: a pure state machine.
+//!
+//! Events come in through the methods ([`Exchange::headers`], [`Exchange::data`],
+//! [`Exchange::reply`], ...). What follows from them is taken out: messages for the processor
+//! from [`Exchange::outbox`], heads and body frames by direction, the deadline to wake up at,
+//! and an [`Outcome`] when the exchange does not go its usual way. Nothing here does I/O.
+
+mod direction;
+mod fault;
+mod reply;
+mod send;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::VecDeque, sync::Arc, time::Instant};
+
+use attache_filter::{LocalReply, RequestContext, reply::ReplyForm};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Version, header};
+use http_body::Frame;
+
+use super::{
+    Side,
+    plan::{BodyMode, Filter, Modes},
+    stats::Stats,
+};
+use direction::{Direction, State, parse_length};
+
+pub(crate) use direction::Head;
+
+/// Framed messages for the processor, in order. One message may be several pieces.
+#[derive(Default)]
+pub(crate) struct Outbox(VecDeque<Bytes>);
+
+impl Outbox {
+    pub(super) fn push(&mut self, piece: Bytes) {
+        self.0.push_back(piece);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        self.0.pop_front()
+    }
+
+    #[cfg(test)]
+    pub(super) fn concat(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.0).into_iter().flatten().collect()
+    }
+}
+
+/// How an exchange ends when it does not run to its end.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The caller gets this answer, which the processor is not shown.
+    Reply(Box<LocalReply>),
+    /// The request is refused; the response phase goes on with this answer.
+    Refuse(Box<LocalReply>),
+    /// The caller has the response head already: the response breaks off.
+    Reset,
+}
+
+/// The life of the gRPC stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Unopened,
+    Open,
+    Closed,
+}
+
+/// What an exchange is subject to: the filter's settings with those of the route on top.
+pub(crate) struct Terms {
+    pub(super) filter: Arc<Filter>,
+    pub(super) stats: Arc<Stats>,
+    pub(super) modes: Modes,
+    pub(super) failure_mode_allow: bool,
+}
+
+pub(crate) struct Exchange {
+    terms: Terms,
+    context: Arc<RequestContext>,
+    form: ReplyForm,
+    /// The request asks for a tunnel.
+    connect: bool,
+    request: Direction,
+    response: Direction,
+    stream: Stream,
+    /// Nothing is sent or honoured any more.
+    complete: bool,
+    config_sent: bool,
+    outbox: Outbox,
+    outcome: Option<Outcome>,
+    /// The exchange was broken off: bodies on their way end with an error.
+    broken: bool,
+}
+
+impl Exchange {
+    pub(super) fn new(terms: Terms, context: Arc<RequestContext>, form: ReplyForm) -> Self {
+        let modes = terms.modes;
+        Self {
+            terms,
+            context,
+            form,
+            connect: false,
+            request: Direction::new(
+                modes.request_headers,
+                modes.request_body,
+                modes.request_trailers,
+            ),
+            response: Direction::new(
+                modes.response_headers,
+                modes.response_body,
+                modes.response_trailers,
+            ),
+            stream: Stream::Unopened,
+            complete: false,
+            config_sent: false,
+            outbox: Outbox::default(),
+            outcome: None,
+            broken: false,
+        }
+    }
+
+    // ---- events
+
+    /// A head arrived; `end` when neither body nor trailers follow.
+    pub(super) fn headers(&mut self, side: Side, head: Head, end: bool, now: Instant) {
+        let upgrade = self.is_upgrade(&head);
+        if let Head::Request(parts) = &head {
+            self.connect = parts.method == http::Method::CONNECT;
+        }
+        let complete = self.complete;
+        let allow_length = self.terms.filter.allow_content_length_header;
+        let direction = self.direction(side);
+        direction.started = true;
+        direction.input_ended = end;
+        direction.no_body = end;
+        direction.end_comes_with_data = head.version() >= Version::HTTP_2;
+        let length = head.as_head().headers().get(header::CONTENT_LENGTH);
+        direction.declared_length = length.and_then(parse_length);
+        direction.head = Some(head);
+        if upgrade {
+            // What follows is not a message body and has no end to wait for.
+            direction.mode = BodyMode::None;
+            direction.send_trailers = false;
+        }
+        if complete {
+            direction.release();
+            return;
+        }
+        let send = direction.send_headers;
+        if send {
+            self.send_headers(side, end && !upgrade, now);
+        }
+        let direction = self.direction(side);
+        let resized = match direction.mode {
+            BodyMode::None => false,
+            BodyMode::Buffered => !send,
+            BodyMode::Streamed => true,
+        };
+        direction.trusts_length = resized && allow_length;
+        if resized
+            && !allow_length
+            && let Some(head) = &mut direction.head
+        {
+            head.as_head_mut()
+                .headers_mut()
+                .remove(header::CONTENT_LENGTH);
+        }
+        if !send {
+            direction.release();
+        }
+        self.close_if_done();
+    }
+
+    /// A piece of a body arrived; `end` when it is the last and no trailers follow.
+    pub(super) fn data(&mut self, side: Side, data: Bytes, end: bool, now: Instant) {
+        let complete = self.complete;
+        let limit = self.terms.filter.buffer_limit;
+        let without_waiting = self.sends_without_waiting();
+        let direction = self.direction(side);
+        direction.input_ended |= end;
+        if direction.body_replaced || direction.abandoned {
+            direction.end_if_complete();
+        } else if complete {
+            direction.let_out(data);
+            direction.end_if_complete();
+        } else {
+            match (direction.state, direction.mode) {
+                (State::Headers | State::Idle, BodyMode::Streamed)
+                    if direction.state == State::Idle || without_waiting =>
+                {
+                    self.send_piece(side, data, end, now);
+                }
+                (State::StreamedBody, _) => self.send_piece(side, data, end, now),
+                (State::Idle, BodyMode::None) => {
+                    direction.let_out(data);
+                    direction.end_if_complete();
+                }
+                (State::Idle, BodyMode::Buffered) => {
+                    direction.hold(data);
+                    if direction.held_bytes > limit {
+                        self.too_large(side);
+                    } else if end {
+                        self.send_whole(side, true, now);
+                    }
+                }
+                (_, mode) => {
+                    direction.hold(data);
+                    if mode == BodyMode::Buffered && direction.held_bytes > limit {
+                        self.too_large(side);
+                    }
+                }
+            }
+        }
+        self.close_if_done();
+    }
+
+    /// The body ended with trailers.
+    pub(super) fn trailers(&mut self, side: Side, trailers: HeaderMap, now: Instant) {
+        let complete = self.complete;
+        let direction = self.direction(side);
+        direction.input_ended = true;
+        if !direction.abandoned {
+            direction.trailers = Some(trailers);
+            if complete {
+                direction.end_if_complete();
+            } else if direction.state == State::Idle {
+                self.note_body(side, 0);
+                let direction = self.peek(side);
+                if direction.mode == BodyMode::Buffered && !direction.held.is_empty() {
+                    self.send_whole(side, false, now);
+                } else {
+                    self.pass_trailers(side, now);
+                }
+            }
+        }
+        self.close_if_done();
+    }
+
+    /// Time has passed: calls that are overdue fail.
+    pub(super) fn tick(&mut self, now: Instant) {
+        let overdue = |d: &Direction| d.deadline.is_some_and(|at| at <= now);
+        if overdue(&self.request) || overdue(&self.response) {
+            self.timed_out(now);
+        }
+        self.close_if_done();
+    }
+
+    // ---- what follows
+
+    pub(super) fn outbox(&mut self) -> &mut Outbox {
+        &mut self.outbox
+    }
+
+    /// Whether the stream to the processor is not needed any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.stream == Stream::Closed
+    }
+
+    /// Whether the processor can neither change nor fail anything any more.
+    pub(super) fn is_done(&self) -> bool {
+        self.stream == Stream::Closed || self.is_finished()
+    }
+
+    /// When [`Exchange::tick`] must be called at the latest.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match (self.request.deadline, self.response.deadline) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The head of a direction, once it may go on.
+    pub(super) fn take_head(&mut self, side: Side) -> Option<Head> {
+        let direction = self.direction(side);
+        if direction.released {
+            direction.head.take()
+        } else {
+            None
+        }
+    }
+
+    /// The next frame of a body that may go on.
+    pub(super) fn next_frame(&mut self, side: Side) -> Option<Frame<Bytes>> {
+        self.direction(side).out.pop_front()
+    }
+
+    /// Whether a body has gone on to its end.
+    pub(super) fn has_ended(&self, side: Side) -> bool {
+        let direction = self.peek(side);
+        direction.ended && direction.out.is_empty()
+    }
+
+    /// Whether a direction goes on exactly as it arrives from here, so that nobody need look.
+    pub(super) fn is_untouched(&self, side: Side) -> bool {
+        let direction = self.peek(side);
+        let others = side == Side::Request || self.is_done();
+        others
+            && (self.complete || direction.is_settled())
+            && !direction.body_replaced
+            && direction.out.is_empty()
+            && (direction.no_body || !direction.ended)
+    }
+
+    /// Whether the message has no body, and was not given one.
+    pub(super) fn is_empty(&self, side: Side) -> bool {
+        self.peek(side).no_body && self.has_ended(side)
+    }
+
+    /// Whether more of the body is wanted now: false pauses the reader.
+    pub(super) fn wants_data(&self, side: Side) -> bool {
+        let direction = self.peek(side);
+        let limit = self.terms.filter.buffer_limit;
+        if direction.input_ended {
+            return false;
+        }
+        match (direction.state, direction.mode) {
+            _ if self.complete || direction.body_replaced => true,
+            (State::Headers, BodyMode::None) | (State::Trailers | State::BufferedBody, _) => false,
+            (_, BodyMode::Streamed) => direction.held_bytes + direction.queued_bytes < limit,
+            (_, BodyMode::None | BodyMode::Buffered) => true,
+        }
+    }
+
+    /// Whether data read now is sent to the processor at once.
+    pub(super) fn streams(&self, side: Side) -> bool {
+        let direction = self.peek(side);
+        self.stream == Stream::Open
+            && direction.mode == BodyMode::Streamed
+            && (direction.state != State::Headers || self.sends_without_waiting())
+    }
+
+    /// Whether [`Exchange::take_outcome`] has something to say.
+    pub(super) fn has_outcome(&self) -> bool {
+        self.outcome.is_some()
+    }
+
+    /// What became of the exchange, if it does not go on as usual.
+    pub(super) fn take_outcome(&mut self) -> Option<Outcome> {
+        self.outcome.take()
+    }
+
+    /// Whether the body of a direction ends with an error.
+    pub(super) fn is_broken(&self, side: Side) -> bool {
+        self.broken || self.peek(side).abandoned
+    }
+
+    /// The form of local replies.
+    pub(super) fn form(&self) -> ReplyForm {
+        self.form
+    }
+
+    // ---- inner workings
+
+    fn direction(&mut self, side: Side) -> &mut Direction {
+        match side {
+            Side::Request => &mut self.request,
+            Side::Response => &mut self.response,
+        }
+    }
+
+    fn peek(&self, side: Side) -> &Direction {
+        match side {
+            Side::Request => &self.request,
+            Side::Response => &self.response,
+        }
+    }
+
+    fn sends_without_waiting(&self) -> bool {
+        self.terms
+            .filter
+            .send_body_without_waiting_for_header_response
+    }
+
+    fn is_upgrade(&self, head: &Head) -> bool {
+        match head {
+            Head::Request(parts) => {
+                parts.method == http::Method::CONNECT || parts.headers.contains_key(header::UPGRADE)
+            }
+            Head::Response(parts) => {
+                parts.status == StatusCode::SWITCHING_PROTOCOLS
+                    || self.connect && parts.status.is_success()
+            }
+        }
+    }
+
+    fn is_finished(&self) -> bool {
+        self.complete || self.request.is_settled() && self.response.is_settled()
+    }
+
+    fn close_if_done(&mut self) {
+        if self.stream == Stream::Open && self.is_finished() {
+            self.stream = Stream::Closed;
+            self.terms.stats.streams_closed.inc();
+        }
+    }
+}
+
+/// The stream ends with the exchange, however that ends.
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if self.stream == Stream::Open {
+            self.terms.stats.streams_closed.inc();
+        }
+    }
+}

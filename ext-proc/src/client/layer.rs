@@ -1,0 +1,261 @@
+//! The tower layer and its service.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use attache_filter::{Body, BoxError, Channels, LocalReply, RequestContext, reply::ReplyForm};
+use attache_service::{Channel, Method, Metrics};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode};
+use http_body::Body as _;
+use tower::{Layer, Service};
+
+use super::{
+    Side,
+    body::Processed,
+    drive::{Interruption, Shared, now},
+    exchange::{Exchange, Head, Outcome, Terms},
+    plan::{Filter, PerRoute},
+    stats::Stats,
+};
+
+const PROCESS: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
+
+/// Shows requests and responses to a processor on their way through a service.
+///
+/// Failures of the processor become responses, as the filter's settings say; errors of the inner
+/// service pass as they are.
+#[derive(Clone)]
+pub struct ExtProcLayer {
+    shared: Arc<Fixed>,
+}
+
+/// What all requests of one layer share.
+struct Fixed {
+    filter: Arc<Filter>,
+    channels: Channels,
+    channel: Option<Channel>,
+    stats: Arc<Stats>,
+    method: Method,
+}
+
+impl ExtProcLayer {
+    /// A layer for `filter`. A cluster that is not among `channels` counts as unreachable.
+    pub fn new(filter: Arc<Filter>, channels: &Channels, metrics: &Metrics) -> Self {
+        let channel = channels.get(&filter.cluster.value).cloned();
+        let stats = Arc::new(Stats::new(metrics, &filter.label()));
+        Self {
+            shared: Arc::new(Fixed {
+                filter,
+                channels: channels.clone(),
+                channel,
+                stats,
+                method: Method::new(PROCESS),
+            }),
+        }
+    }
+}
+
+impl<S> Layer<S> for ExtProcLayer {
+    type Service = ExtProc<S>;
+
+    fn layer(&self, inner: S) -> ExtProc<S> {
+        ExtProc {
+            inner,
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+/// The service of [`ExtProcLayer`].
+#[derive(Clone)]
+pub struct ExtProc<S> {
+    inner: S,
+    shared: Arc<Fixed>,
+}
+
+type ResponseFuture<E> = Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>>;
+
+impl<S, B> Service<Request<B>> for ExtProc<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let mut request = request.map(Body::new);
+        // The clone may not be ready; the one that was polled is.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        match self.shared.begin(&mut request) {
+            None => Box::pin(inner.call(request)),
+            Some((exchange, channel, metadata)) => {
+                let method = self.shared.method.clone();
+                let shared = Shared::new(exchange, channel, method, metadata);
+                Box::pin(run(shared, inner, request))
+            }
+        }
+    }
+}
+
+impl Fixed {
+    /// The exchange of a request; `None` when the processor has no part in it.
+    fn begin(&self, request: &mut Request<Body>) -> Option<(Exchange, Option<Channel>, HeaderMap)> {
+        let context = RequestContext::of(request);
+        let mut modes = self.filter.modes;
+        let mut failure_mode_allow = self.filter.failure_mode_allow;
+        let mut metadata = self.filter.initial_metadata.clone();
+        let mut channel = self.channel.as_ref();
+        let route = context.route();
+        let per_route = route
+            .as_ref()
+            .and_then(|route| route.filters.get::<PerRoute>(&self.filter.name));
+        if let Some(overrides) = per_route {
+            if overrides.disabled {
+                return None;
+            }
+            modes = overrides.modes.unwrap_or(modes);
+            failure_mode_allow = overrides.failure_mode_allow.unwrap_or(failure_mode_allow);
+            if let Some(service) = &overrides.service {
+                channel = self.channels.get(&service.cluster.value);
+                metadata = service.metadata.clone();
+            }
+            for (name, value) in &overrides.initial_metadata {
+                metadata.insert(name, value.clone());
+            }
+        }
+        if modes.is_off() {
+            return None;
+        }
+        let form = ReplyForm::of(request.method(), request.headers());
+        let terms = Terms {
+            filter: self.filter.clone(),
+            stats: self.stats.clone(),
+            modes,
+            failure_mode_allow,
+        };
+        Some((
+            Exchange::new(terms, context, form),
+            channel.cloned(),
+            metadata,
+        ))
+    }
+}
+
+/// What the request phase or the upstream came to.
+enum Answer {
+    /// A response for the response phase.
+    Response(Response<Body>),
+    /// The exchange ended; the caller gets this.
+    Final(Response<Body>),
+}
+
+async fn run<S>(
+    shared: Shared,
+    inner: S,
+    request: Request<Body>,
+) -> Result<Response<Body>, S::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    match ask(&shared, inner, request).await? {
+        Answer::Response(response) => Ok(respond(&shared, response).await),
+        Answer::Final(response) => Ok(response),
+    }
+}
+
+/// The request phase, and the inner service's answer.
+async fn ask<S>(shared: &Shared, mut inner: S, request: Request<Body>) -> Result<Answer, S::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    let (parts, mut body) = request.into_parts();
+    let end = body.is_end_stream();
+    shared.with(|x| x.headers(Side::Request, Head::Request(parts), end, now()));
+    let head = poll_fn(|cx| shared.poll_head(Side::Request, &mut body, cx)).await;
+    let parts = match head {
+        Ok(Head::Request(parts)) => parts,
+        Ok(Head::Response(parts)) => {
+            return Ok(Answer::Final(Response::from_parts(parts, Body::empty())));
+        }
+        Err(interruption) => return Ok(interrupted(shared, interruption, StatusCode::BAD_REQUEST)),
+    };
+    let body = processed(shared, Side::Request, body);
+    let mut response = pin!(inner.call(Request::from_parts(parts, body)));
+    poll_fn(|cx| {
+        // The processor first: what it says while the upstream is waited for acts at once.
+        if let Poll::Ready(outcome) = shared.poll_outcome(cx) {
+            return Poll::Ready(Ok(interrupted(
+                shared,
+                Interruption::Outcome(outcome),
+                StatusCode::INTERNAL_SERVER_ERROR,
+            )));
+        }
+        response
+            .as_mut()
+            .poll(cx)
+            .map(|result| result.map(Answer::Response))
+    })
+    .await
+}
+
+/// The response phase.
+async fn respond(shared: &Shared, response: Response<Body>) -> Response<Body> {
+    let (parts, mut body) = response.into_parts();
+    let end = body.is_end_stream() || shared.with(|x| x.form().head);
+    shared.with(|x| x.headers(Side::Response, Head::Response(parts), end, now()));
+    match poll_fn(|cx| shared.poll_head(Side::Response, &mut body, cx)).await {
+        Ok(Head::Response(parts)) => {
+            Response::from_parts(parts, processed(shared, Side::Response, body))
+        }
+        // A request head cannot come out of the response direction.
+        Ok(Head::Request(_)) => Response::new(Body::empty()),
+        Err(interruption) => match interrupted(shared, interruption, StatusCode::BAD_GATEWAY) {
+            Answer::Response(response) | Answer::Final(response) => response,
+        },
+    }
+}
+
+/// The body that goes on: as it is where the processor has no further part in it.
+fn processed(shared: &Shared, side: Side, body: Body) -> Body {
+    let (untouched, empty) = shared.with(|x| (x.is_untouched(side), x.is_empty(side)));
+    if untouched {
+        body
+    } else {
+        Body::new(Processed::new(shared.clone(), side, body, empty))
+    }
+}
+
+fn interrupted(shared: &Shared, interruption: Interruption, on_body_error: StatusCode) -> Answer {
+    let form = shared.with(|x| x.form());
+    match interruption {
+        Interruption::Outcome(Outcome::Reply(reply)) => Answer::Final(reply.into_response(form)),
+        Interruption::Outcome(Outcome::Refuse(reply)) => {
+            Answer::Response(reply.into_response(form))
+        }
+        // Only after the response head went on, when nobody waits here.
+        Interruption::Outcome(Outcome::Reset) => Answer::Final(
+            LocalReply::new(StatusCode::INTERNAL_SERVER_ERROR, "ext_proc_reset")
+                .into_response(form),
+        ),
+        Interruption::Body(error) => {
+            tracing::debug!(%error, "a body ended early while it was held for the processor");
+            let reply = LocalReply::new(on_body_error, "body_ended_early");
+            Answer::Final(reply.into_response(form))
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! Calls a processor for each request: a `tower` layer that behaves as Envoy's filter does.
+//!
+//! - `config`: the filter's settings as written, Envoy's field names.
+//! - `plan`: the same checked and compiled; shared by all workers.
+//! - `layer`: the tower layer and its service.
+//! - `exchange`: the protocol, a pure state machine: what came in, what goes out.
+//! - `drive`, `body`: what connects an exchange with the gRPC call, the clock and the bodies.
+//! - `encode`, `mutation`: messages out, header mutations in.
+//! - `stats`: Envoy's counters.
+
+pub mod config;
+
+mod body;
+mod drive;
+mod encode;
+mod exchange;
+mod layer;
+mod mutation;
+mod plan;
+mod stats;
+
+#[cfg(test)]
+mod tests;
+
+pub use body::BrokenOff;
+pub use layer::{ExtProc, ExtProcLayer};
+pub use plan::{BodyMode, Filter, Modes, PerRoute, RouteCacheAction};
+
+/// The two directions of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// From the caller to the upstream.
+    Request,
+    /// From the upstream to the caller.
+    Response,
+}

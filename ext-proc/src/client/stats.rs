@@ -1,0 +1,60 @@
+//! Envoy's counters of the filter.
+
+use attache_service::{Metrics, metrics::Counter};
+
+macro_rules! stats {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
+        /// The filter's counters; handles are resolved once, when the layer is built.
+        #[derive(Debug, Clone, Default)]
+        pub(super) struct Stats {
+            $($(#[doc = $doc])+ pub(super) $name: Counter,)*
+        }
+
+        impl Stats {
+            /// The counters of the filter `name`, `attache_ext_proc_*{filter="name"}`.
+            pub(super) fn new(metrics: &Metrics, name: &str) -> Self {
+                let labels = [("filter", name)];
+                Self {
+                    $($name: metrics.counter(
+                        concat!("attache_ext_proc_", stringify!($name)),
+                        concat!($($doc),+).trim(),
+                        &labels,
+                    ),)*
+                }
+            }
+        }
+    };
+}
+
+stats! {
+    /// Streams opened to the processor.
+    streams_started,
+    /// Streams that ended without a failure.
+    streams_closed,
+    /// Streams that ended with a gRPC error.
+    streams_failed,
+    /// Messages sent to the processor.
+    stream_msgs_sent,
+    /// Valid messages received from the processor.
+    stream_msgs_received,
+    /// Messages of the processor that do not fit the state of their stream.
+    spurious_msgs_received,
+    /// Failures let through because of failure_mode_allow.
+    failure_mode_allowed,
+    /// Messages that were not answered in time.
+    message_timeouts,
+    /// Header mutations refused by the rules or as invalid.
+    rejected_header_mutations,
+    /// Requests for a longer message timeout that were granted.
+    override_message_timeout_received,
+    /// Requests for a longer message timeout that were not.
+    override_message_timeout_ignored,
+    /// Wishes to clear the route cache without a header mutation.
+    clear_route_cache_ignored,
+    /// Wishes to clear the route cache that the configuration refuses.
+    clear_route_cache_disabled,
+    /// Answers given to callers by the filter: the processor's or its own errors.
+    immediate_responses_sent,
+    /// Streams that the processor closed first.
+    server_half_closed,
+}
