@@ -1,0 +1,146 @@
+//! The filter's settings as they are written: Envoy's field names and defaults.
+
+use std::collections::BTreeMap;
+
+use attache_filter::{
+    fraction::RuntimeFractionalPercent,
+    grpc_service::{ApiVersion, GrpcService, HttpStatus},
+    matcher::ListStringMatcher,
+    mutation::HeaderMutationRules,
+};
+use attache_service::{config::Located, config_oneof, config_struct};
+
+config_oneof! {
+    /// The auth service to ask.
+    pub enum Services {
+        /// Over gRPC. `timeout` bounds a check; default 200 ms, `0s` is no bound.
+        GrpcService(GrpcService) = "grpc_service",
+    }
+    elsewhere {
+        "http_service" => "auth services over plain HTTP are planned for a later version; use `grpc_service`",
+    }
+}
+
+config_struct! {
+    /// Envoy's `ExtAuthz`: asks an auth service whether a request may pass.
+    pub struct ExtAuthz {
+        /// Version of the protocol: `V3`.
+        pub transport_api_version: Option<ApiVersion>,
+        /// Let requests pass when the auth service fails. Default false.
+        pub failure_mode_allow: Option<bool>,
+        /// Tell the upstream of it with `x-envoy-auth-failure-mode-allowed: true`. Default false.
+        pub failure_mode_allow_header_add: Option<bool>,
+        /// Show the auth service the request body. Default: checks on the head alone.
+        pub with_request_body: Option<Located<BufferSettings>>,
+        /// Pick the route again when the answer changes request headers or query. Default false.
+        pub clear_route_cache: Option<bool>,
+        /// Only when one of these headers or the query is changed.
+        pub clear_route_cache_headers: Vec<String>,
+        /// Status of the reply when the auth service fails. Default 403.
+        pub status_on_error: Option<HttpStatus>,
+        /// Answer 500 when the auth service asks for something malformed. Default false.
+        pub validate_mutations: Option<bool>,
+        /// Which request headers the auth service may change. Default: all.
+        pub decoder_header_mutation_rules: Option<HeaderMutationRules>,
+        /// Answer 500 when response headers exceed 100 after additions. Default false.
+        pub enforce_response_header_limits: Option<bool>,
+        /// Namespaces of dynamic metadata to show to the auth service.
+        pub metadata_context_namespaces: Vec<String>,
+        /// Share of requests that are checked. Default all.
+        pub filter_enabled: Option<RuntimeFractionalPercent>,
+        /// Deny requests that `filter_enabled` leaves unchecked. Default false.
+        pub deny_at_disable: Option<RuntimeFeatureFlag>,
+        /// Show the client's certificate to the auth service. Default false.
+        pub include_peer_certificate: Option<bool>,
+        /// Show facts of the TLS session to the auth service. Default false.
+        pub include_tls_session: Option<bool>,
+        /// A name that tells the statistics of several filters apart.
+        pub stat_prefix: Option<String>,
+        /// Headers to show to the auth service, pseudo-headers included. Default: all.
+        pub allowed_headers: Option<Located<ListStringMatcher>>,
+        /// Headers to hide from the auth service, even when allowed.
+        pub disallowed_headers: Option<Located<ListStringMatcher>>,
+        /// Send headers line by line as bytes instead of joined and as text. Default false.
+        pub encode_raw_headers: Option<bool>,
+        /// Keep dynamic metadata from the auth service. Default true.
+        pub enable_dynamic_metadata_ingestion: Option<bool>,
+        /// Cut bodies of denials to this many bytes. Default 0: not cut.
+        pub max_denied_response_body_bytes: Option<u32>,
+    }
+    envoy_type = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+    oneof {
+        /// The service to ask.
+        pub services: Services,
+    }
+    elsewhere {
+        "shadow_mode" => "planned for a later version",
+        "filter_enabled_metadata" => "planned for a later version; `filter_enabled` takes a share",
+        "typed_metadata_context_namespaces" => "there is no typed dynamic metadata here",
+        "route_metadata_context_namespaces" => "routes have no metadata here",
+        "route_typed_metadata_context_namespaces" => "routes have no metadata here",
+        "bootstrap_metadata_labels_key" => "there is no node metadata here",
+        "charge_cluster_response_stats" => "denials are not counted as responses of the auth service's cluster",
+        "filter_metadata" => "there is no filter state here",
+        "emit_filter_state_stats" => "there is no filter state here; the access log has latency and status of each check",
+        "emit_client_span" => "checks have no trace spans of their own yet",
+    }
+}
+
+config_struct! {
+    /// Envoy's `ExtAuthz.BufferSettings`: how much of the body the auth service sees.
+    pub struct BufferSettings {
+        /// Most bytes of the body; a larger one is answered with 413. Greater than 0.
+        pub max_request_bytes: Located<u32>,
+        /// Show only the beginning of larger bodies instead. Default false.
+        pub allow_partial_message: Option<bool>,
+        /// Send the body as bytes, not as text. Default false.
+        pub pack_as_bytes: Option<bool>,
+    }
+}
+
+config_struct! {
+    /// Envoy's `RuntimeFeatureFlag`.
+    pub struct RuntimeFeatureFlag {
+        /// The flag.
+        pub default_value: bool,
+        /// The name that Envoy requires. There is no runtime layer here: the default holds.
+        pub runtime_key: String,
+    }
+}
+
+config_oneof! {
+    /// What a route changes.
+    pub enum PerRouteOverride {
+        /// Whether requests go unchecked.
+        Disabled(bool) = "disabled",
+        /// How requests are checked.
+        CheckSettings(Box<CheckSettings>) = "check_settings",
+    }
+}
+
+config_struct! {
+    /// Envoy's `ExtAuthzPerRoute`: settings of one route or virtual host.
+    pub struct ExtAuthzPerRoute {}
+    envoy_type = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute";
+    oneof {
+        /// One of the two.
+        pub settings: PerRouteOverride,
+    }
+}
+
+config_struct! {
+    /// Envoy's `CheckSettings`.
+    pub struct CheckSettings {
+        /// Told to the auth service; merged with those of the virtual host.
+        pub context_extensions: BTreeMap<String, String>,
+        /// Check on the head alone although the filter buffers bodies. Default false.
+        pub disable_request_body_buffering: Option<Located<bool>>,
+        /// Buffering of this route instead of the filter's.
+        pub with_request_body: Option<Located<BufferSettings>>,
+    }
+    elsewhere {
+        "grpc_service" => "planned for a later version; until then a route uses the filter's service",
+        "http_service" => "planned for a later version; until then a route uses the filter's service",
+        "emit_client_span" => "checks have no trace spans of their own yet",
+    }
+}
