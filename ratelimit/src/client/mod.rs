@@ -1,0 +1,23 @@
+//! The layer that asks a rate limit service before a request goes on: Envoy's
+//! `envoy.filters.http.ratelimit`.
+//!
+//! - [`raw`]: the configuration, field for field Envoy's.
+//! - [`filter`]: the same checked and compiled: [`Filter`], [`PerRoute`].
+//! - [`action`]: from a request to the entries of a descriptor.
+//! - [`request`]: the call's message.
+//! - [`answer`]: what a service's answer does to request and response.
+//! - [`ratelimit_headers`]: the `x-ratelimit-*` headers.
+//! - [`layer`]: the tower layer.
+
+pub mod action;
+pub mod answer;
+pub mod filter;
+pub mod headers;
+pub mod layer;
+pub mod ratelimit_headers;
+pub mod raw;
+pub mod request;
+
+pub use filter::{Filter, PerRoute};
+pub use layer::{RateLimitLayer, RateLimitService};
+pub use raw::{RateLimit, RateLimitPerRoute};
