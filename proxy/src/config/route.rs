@@ -1,0 +1,237 @@
+//! `routes` and `virtual_hosts`, as written: field for field Envoy's `config.route.v3`.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use attache_filter::{
+    grpc_service::StatusCode,
+    matcher::{HeaderMatcher, RegexMatcher},
+};
+use attache_service::{
+    config::{Located, Node},
+    config_enum, config_oneof, config_struct,
+};
+
+config_struct! {
+    /// Routes for some hosts.
+    pub struct VirtualHost {
+        /// Name for logs and errors.
+        pub name: String,
+        /// `example.com`, `*.example.com`, `example.*` or `*`; ports are ignored.
+        pub domains: Vec<Located<String>>,
+        /// In order: the first that matches is taken.
+        pub routes: Vec<Route>,
+    }
+    elsewhere {
+        "typed_per_filter_config" => "not supported yet on virtual hosts: write it on the routes",
+        "rate_limits" => "write `rate_limits` in the filter or in the route's `typed_per_filter_config`",
+        "retry_policy" => "retries are not supported yet",
+        "request_headers_to_add" => "header changes by routes are not supported yet",
+        "request_headers_to_remove" => "header changes by routes are not supported yet",
+        "response_headers_to_add" => "header changes by routes are not supported yet",
+        "response_headers_to_remove" => "header changes by routes are not supported yet",
+        "require_tls" => "write a `redirect` with `https_redirect`",
+        "cors" => "CORS is the work of a processor",
+    }
+}
+
+config_struct! {
+    /// Which requests, and what is done with them.
+    pub struct Route {
+        /// Name for logs.
+        pub name: Option<String>,
+        /// Which requests.
+        pub r#match: RouteMatch,
+        /// Settings of filters for this route, by filter name: Envoy's `ExtProcPerRoute`,
+        /// `ExtAuthzPerRoute` and `RateLimitPerRoute`.
+        pub typed_per_filter_config: BTreeMap<String, Node>,
+    }
+    oneof {
+        /// What is done with them.
+        pub action: Step,
+    }
+    elsewhere {
+        "metadata" => "route metadata is not supported yet",
+        "request_headers_to_add" => "header changes by routes are not supported yet",
+        "request_headers_to_remove" => "header changes by routes are not supported yet",
+        "response_headers_to_add" => "header changes by routes are not supported yet",
+        "response_headers_to_remove" => "header changes by routes are not supported yet",
+        "decorator" => "tracing is not supported yet",
+        "tracing" => "tracing is not supported yet",
+        "per_request_buffer_limit_bytes" => "not supported yet: the limit is 1 MiB",
+        "request_body_buffer_limit" => "not supported yet: the limit is 1 MiB",
+        "stat_prefix" => "there are no statistics by route",
+    }
+}
+
+config_struct! {
+    /// Which requests a route is for.
+    pub struct RouteMatch {
+        /// All of these must match.
+        pub headers: Vec<HeaderMatcher>,
+    }
+    oneof {
+        /// Test of the path, without the query.
+        pub path: Located<PathMatch>,
+    }
+    elsewhere {
+        "query_parameters" => "not supported yet; match `:path` in `headers`",
+        "case_sensitive" => "not supported yet: paths are compared with regard to case",
+        "runtime_fraction" => "there is no runtime layer",
+        "grpc" => "match `content-type` in `headers`",
+        "tls_context" => "not supported yet",
+        "dynamic_metadata" => "not supported yet",
+        "filter_state" => "there is no filter state here",
+        "cookies" => "match `cookie` in `headers`",
+    }
+}
+
+config_oneof! {
+    /// Test of a path, without the query.
+    pub enum PathMatch {
+        /// The path starts with this.
+        Prefix(String) = "prefix",
+        /// The path is this.
+        Path(String) = "path",
+        /// The path is this, or goes on with a slash.
+        PathSeparatedPrefix(String) = "path_separated_prefix",
+        /// The whole path matches.
+        SafeRegex(RegexMatcher) = "safe_regex",
+    }
+    elsewhere {
+        "connect_matcher" => "CONNECT is not supported",
+        "path_match_policy" => "path templates are not supported",
+    }
+}
+
+config_oneof! {
+    /// What is done with a request.
+    pub enum Step {
+        /// It goes to a cluster.
+        Route(RouteAction) = "route",
+        /// It is answered with a redirect.
+        Redirect(Redirect) = "redirect",
+        /// It is answered here.
+        DirectResponse(DirectResponse) = "direct_response",
+    }
+    elsewhere {
+        "non_forwarding_action" => "for gRPC clients only",
+        "filter_action" => "not supported",
+    }
+}
+
+config_struct! {
+    /// Where and how a request goes on.
+    pub struct RouteAction {
+        /// The cluster.
+        pub cluster: Located<String>,
+        /// From the end of the request to the end of the response. Default 15s; 0s is forever.
+        pub timeout: Option<Duration>,
+        /// Longest silence of a stream. Default 5m; 0s is forever.
+        pub idle_timeout: Option<Duration>,
+        /// Replaces the part of the path that matched.
+        pub prefix_rewrite: Option<Located<String>>,
+        /// Replaces the host.
+        pub host_rewrite_literal: Option<Located<String>>,
+    }
+    elsewhere {
+        "weighted_clusters" => "not supported yet: name one `cluster`",
+        "cluster_header" => "not supported yet: name a `cluster`",
+        "retry_policy" => "retries are not supported yet",
+        "rate_limits" => "write `rate_limits` in the filter or in the route's `typed_per_filter_config`",
+        "regex_rewrite" => "not supported yet; `prefix_rewrite` is",
+        "auto_host_rewrite" => "not supported yet; `host_rewrite_literal` is",
+        "host_rewrite_header" => "not supported yet; `host_rewrite_literal` is",
+        "hash_policy" => "hashing is not supported yet",
+        "request_mirror_policies" => "mirroring is not supported yet",
+        "upgrade_configs" => "write `upgrades` on the listener",
+        "max_stream_duration" => "not supported yet; `timeout` bounds the whole exchange",
+        "cors" => "CORS is the work of a processor",
+        "metadata_match" => "endpoints have no metadata",
+        "priority" => "there are no priorities",
+        "internal_redirect_policy" => "not supported yet",
+        "hedge_policy" => "not supported",
+        "append_x_forwarded_host" => "not supported yet",
+    }
+}
+
+config_struct! {
+    /// A redirect. What is not written stays as it was asked for.
+    pub struct Redirect {
+        /// The new host.
+        pub host_redirect: Option<String>,
+        /// The new port.
+        pub port_redirect: Option<u16>,
+        /// The status. Default `MOVED_PERMANENTLY`.
+        pub response_code: Option<RedirectCode>,
+        /// Leave the query out. Default false.
+        pub strip_query: Option<bool>,
+    }
+    oneof {
+        /// The new scheme.
+        pub scheme: Option<SchemeChange>,
+        /// The new path.
+        pub path: Option<PathRewrite>,
+    }
+}
+
+config_oneof! {
+    /// The new scheme of a redirect.
+    pub enum SchemeChange {
+        /// `https`.
+        HttpsRedirect(bool) = "https_redirect",
+        /// This one.
+        SchemeRedirect(String) = "scheme_redirect",
+    }
+}
+
+config_oneof! {
+    /// The new path of a redirect.
+    pub enum PathRewrite {
+        /// This one; it may carry a query.
+        PathRedirect(String) = "path_redirect",
+        /// Replaces the part of the path that matched.
+        PrefixRewrite(String) = "prefix_rewrite",
+    }
+    elsewhere {
+        "regex_rewrite" => "not supported yet; `prefix_rewrite` is",
+    }
+}
+
+config_enum! {
+    /// The status of a redirect.
+    pub enum RedirectCode {
+        /// 301.
+        MovedPermanently = "MOVED_PERMANENTLY",
+        /// 302.
+        Found = "FOUND",
+        /// 303.
+        SeeOther = "SEE_OTHER",
+        /// 307.
+        TemporaryRedirect = "TEMPORARY_REDIRECT",
+        /// 308.
+        PermanentRedirect = "PERMANENT_REDIRECT",
+    }
+}
+
+config_struct! {
+    /// A fixed answer.
+    pub struct DirectResponse {
+        /// Its status.
+        pub status: StatusCode,
+        /// Its body.
+        pub body: Option<Body>,
+    }
+}
+
+config_struct! {
+    /// A text in the configuration (Envoy's `DataSource`).
+    pub struct Body {
+        /// The text.
+        pub inline_string: String,
+    }
+    elsewhere {
+        "filename" => "not supported yet; write `inline_string`",
+        "inline_bytes" => "not supported yet; write `inline_string`",
+        "environment_variable" => "write `inline_string: ${NAME}`",
+    }
+}

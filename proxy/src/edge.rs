@@ -1,0 +1,200 @@
+//! One request from its arrival to its response: check, route, policies, upstream.
+
+use std::{convert::Infallible, sync::Arc};
+
+use attache_filter::{
+    Body, ConnectionInfo, LocalReply, RequestContext, context::ResponseFlag, head::Scheme,
+    reply::ReplyForm,
+};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri::PathAndQuery,
+};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use crate::{
+    access_log::{AccessLog, Record},
+    activity::Activity,
+    body::{Active, ClientBody, Counted, ReplyBody},
+    filters::Stack,
+    hygiene::{self, Admitted, Peer},
+    path::Normalized,
+    plan::ListenerPlan,
+    router::{Answered, Picked, Received, Router, local},
+    stats::ListenerStats,
+    unread,
+};
+
+/// What a listener does with requests, in one worker, under one plan.
+pub(crate) struct Edge {
+    pub(crate) plan: Arc<ListenerPlan>,
+    pub(crate) router: Arc<Router>,
+    /// The policies around the router; nothing when the listener has none.
+    pub(crate) stack: Option<Stack>,
+    pub(crate) log: Option<AccessLog>,
+    pub(crate) stats: ListenerStats,
+}
+
+/// The downstream connection that a request came in on.
+pub(crate) struct Downstream {
+    pub(crate) info: Arc<ConnectionInfo>,
+    pub(crate) peer: Peer,
+    pub(crate) activity: Arc<Activity>,
+}
+
+impl Edge {
+    /// Answers one request.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        downstream: Arc<Downstream>,
+        request: Request<Incoming>,
+    ) -> Result<Response<ClientBody>, Infallible> {
+        let active = Active::new(&downstream.activity);
+        let (mut parts, body) = request.into_parts();
+        let mut context = RequestContext::new(downstream.info.clone(), parts.version);
+        let admitted = self.admit(&mut parts, &downstream.peer);
+        if let Ok(admitted) = &admitted {
+            context.client_ip = admitted.client_ip;
+        }
+        let context = Arc::new(context);
+        let mut record = self
+            .log
+            .as_ref()
+            .map(|log| Record::new(log, &context, &parts));
+        let mut body = Body::from(body);
+        if let Some(record) = &record {
+            let bytes = record.bytes_in.clone();
+            body = Body::new(Counted { body, bytes });
+        }
+        let mut lender = None;
+        if parts.version < Version::HTTP_2 && !body.is_end_stream() {
+            let (lent, by) = unread::lend(body);
+            body = lent;
+            // To read on would ask the client for a body that nobody wants.
+            let held_back = parts.headers.contains_key(header::EXPECT);
+            lender = Some((by, held_back));
+        }
+        let mut response = match admitted {
+            Ok(_) => {
+                let received = Box::new(Received { parts, body });
+                self.answer(&downstream, context, received).await
+            }
+            Err(refusal) => {
+                drop(body);
+                refusal.reply(&context, &parts)
+            }
+        };
+        if let Some((lender, held_back)) = lender
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            && !lender.finish(!held_back).await
+        {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        self.stats.count(response.status());
+        if let Some(record) = &mut record {
+            record.status = Some(response.status());
+            record.answered = response.extensions().get::<Answered>().cloned();
+        }
+        Ok(response.map(|body| ClientBody::new(body, record, active)))
+    }
+
+    fn admit(&self, parts: &mut request::Parts, peer: &Peer) -> Result<Admitted, Refusal> {
+        let plan = &self.plan;
+        // hyper sees to it in HTTP/1.1 only.
+        if parts.headers.len() > plan.limits.max_headers {
+            return Err(Refusal::Refused(hygiene::Refused {
+                status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                details: "too_many_headers",
+            }));
+        }
+        let admitted =
+            hygiene::admit(parts, peer, &plan.forward, &plan.upgrades).map_err(Refusal::Refused)?;
+        let Some(target) = parts.uri.path_and_query() else {
+            return Ok(admitted);
+        };
+        match plan.path.apply(target) {
+            Normalized::Same => {}
+            Normalized::Changed(target) => set_target(parts, target),
+            Normalized::Redirect(target) => return Err(Refusal::Redirect(target)),
+            Normalized::Refused => {
+                return Err(Refusal::Refused(hygiene::Refused {
+                    status: StatusCode::BAD_REQUEST,
+                    details: "path_normalization_failed",
+                }));
+            }
+        }
+        Ok(admitted)
+    }
+
+    async fn answer(
+        &self,
+        downstream: &Downstream,
+        context: Arc<RequestContext>,
+        received: Box<Received>,
+    ) -> Response<ReplyBody> {
+        let entry = self.router.pick(&received.parts, &context);
+        let Some(stack) = &self.stack else {
+            return self.router.answer(entry, context, received).await;
+        };
+        let Received { mut parts, body } = *received;
+        parts.extensions.insert(match downstream.peer.tls {
+            true => Scheme::Https,
+            false => Scheme::Http,
+        });
+        parts.extensions.insert(context);
+        parts.extensions.insert(Picked(entry));
+        let answered = stack.handle(Request::from_parts(parts, body)).await;
+        let response = answered.unwrap_or_else(|never| match never {});
+        response.map(ReplyBody::Local)
+    }
+}
+
+fn set_target(parts: &mut request::Parts, target: PathAndQuery) {
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.path_and_query = Some(target);
+    // The other parts are those of a valid URI.
+    parts.uri = Uri::from_parts(uri).unwrap_or_default();
+}
+
+/// A request that is not let in.
+enum Refusal {
+    Refused(hygiene::Refused),
+    Redirect(PathAndQuery),
+}
+
+impl Refusal {
+    fn reply(self, context: &RequestContext, parts: &request::Parts) -> Response<ReplyBody> {
+        let form = ReplyForm::of(&parts.method, &parts.headers);
+        match self {
+            Self::Refused(refused) => {
+                context.add_flag(ResponseFlag::DownstreamProtocolError);
+                let mut reply = LocalReply::new(refused.status, refused.details);
+                // In HTTP/2 the stream ends, and the connection goes on.
+                if parts.version < Version::HTTP_2 {
+                    reply
+                        .headers
+                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                local(
+                    context,
+                    ReplyForm {
+                        grpc: false,
+                        ..form
+                    },
+                    reply,
+                )
+            }
+            Self::Redirect(target) => {
+                let mut reply = LocalReply::new(
+                    StatusCode::TEMPORARY_REDIRECT,
+                    "path_normalization_redirect",
+                );
+                if let Ok(location) = HeaderValue::from_str(target.as_str()) {
+                    reply.headers.insert(header::LOCATION, location);
+                }
+                local(context, form, reply)
+            }
+        }
+    }
+}

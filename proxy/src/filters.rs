@@ -1,0 +1,135 @@
+//! The stack of policies of a listener, read top to bottom: the first named is the outermost.
+//!
+//! This is the one place that knows which policies there are.
+
+use std::{collections::HashMap, convert::Infallible, fmt, pin::Pin, sync::Arc};
+
+use attache_filter::{Body, Channels};
+use attache_service::Metrics;
+use http::{Request, Response};
+use tower::Service;
+
+/// What a policy's service returns.
+pub type PolicyFuture =
+    Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send + 'static>>;
+
+/// A policy that can stand in a listener's stack.
+pub trait Policy: fmt::Debug + Send + Sync {
+    /// Wraps `inner`. Called once per worker and listener.
+    fn layer(&self, inner: Stack, site: &Site<'_>) -> Stack;
+    /// The clusters it calls.
+    fn clusters(&self) -> Vec<String>;
+}
+
+/// Where a policy's layer stands: in one worker's stack of one listener.
+#[derive(Clone, Copy)]
+pub struct Site<'s> {
+    /// The worker's channels to policy services.
+    pub channels: &'s Channels,
+    /// The process's metrics.
+    pub metrics: &'s Metrics,
+    /// Bytes of one body that a layer may hold back (`per_connection_buffer_limit_bytes`).
+    pub buffer_limit: usize,
+}
+
+/// All configured policies, by name.
+#[derive(Debug, Default, Clone)]
+pub struct FilterPlans(HashMap<Arc<str>, Arc<dyn Policy>>);
+
+impl FilterPlans {
+    /// Adds the policy `name`.
+    pub fn insert(&mut self, name: impl Into<Arc<str>>, policy: Arc<dyn Policy>) {
+        self.0.insert(name.into(), policy);
+    }
+
+    /// The policy `name`.
+    pub fn get(&self, name: &str) -> Option<&Arc<dyn Policy>> {
+        self.0.get(name)
+    }
+
+    /// Every cluster that some policy calls.
+    pub fn clusters(&self) -> impl Iterator<Item = String> {
+        self.0.values().flat_map(|policy| policy.clusters())
+    }
+
+    /// The stack of the policies `names` around `innermost`; nothing when there are none.
+    pub(crate) fn stack(
+        &self,
+        names: &[Arc<str>],
+        innermost: Stack,
+        site: &Site<'_>,
+    ) -> Option<Stack> {
+        if names.is_empty() {
+            return None;
+        }
+        let policies = names.iter().rev().filter_map(|name| self.get(name));
+        Some(policies.fold(innermost, |inner, policy| policy.layer(inner, site)))
+    }
+}
+
+/// A stack of policies, or the innermost service. Cheap to clone.
+#[derive(Clone)]
+pub struct Stack(Arc<dyn Handle>);
+
+trait Handle: Send + Sync {
+    fn call(&self, request: Request<Body>) -> PolicyFuture;
+}
+
+struct Cloned<S>(S);
+
+impl<S> Handle for Cloned<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future = PolicyFuture>
+        + Clone
+        + Send
+        + Sync,
+{
+    fn call(&self, request: Request<Body>) -> PolicyFuture {
+        self.0.clone().call(request)
+    }
+}
+
+impl Stack {
+    /// From a service that is always ready and already boxes its future.
+    pub fn new<S>(service: S) -> Self
+    where
+        S: Service<
+                Request<Body>,
+                Response = Response<Body>,
+                Error = Infallible,
+                Future = PolicyFuture,
+            > + Clone
+            + Send
+            + Sync
+            + 'static,
+    {
+        Self(Arc::new(Cloned(service)))
+    }
+
+    pub(crate) fn handle(&self, request: Request<Body>) -> PolicyFuture {
+        self.0.call(request)
+    }
+}
+
+impl Service<Request<Body>> for Stack {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = PolicyFuture;
+
+    fn poll_ready(
+        &mut self,
+        _cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<(), Infallible>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> PolicyFuture {
+        self.handle(request)
+    }
+}
+
+impl fmt::Debug for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Stack")
+    }
+}

@@ -1,0 +1,136 @@
+//! The three policies as filters of the proxy: the one place that names all of them.
+
+use std::sync::Arc;
+
+use attache_ext_authz::client::{self as ext_authz, ExtAuthzLayer, ExtAuthzPerRoute};
+use attache_ext_proc::client::{self as ext_proc, ExtProcLayer, config::ExtProcPerRoute};
+use attache_filter::FilterConfigs;
+use attache_ratelimit::client::{self as ratelimit, RateLimitLayer, RateLimitPerRoute};
+use attache_service::config::{ConfigValue, Errors, Located, Node, json};
+use tower::Layer;
+
+use crate::{
+    config::Policy as Raw,
+    filters::{Policy, Site, Stack},
+};
+
+/// A policy's settings, checked and compiled.
+#[derive(Debug, Clone)]
+pub(crate) enum Planned {
+    Ratelimit(Arc<ratelimit::Filter>),
+    ExtAuthz(Arc<ext_authz::Filter>),
+    ExtProc(Arc<ext_proc::Filter>),
+}
+
+impl Planned {
+    /// Plans the settings of the filter `name`; `None` only after an error was added.
+    pub(crate) fn new(name: &str, raw: &Raw, errors: &mut Errors) -> Option<Self> {
+        Some(match raw {
+            Raw::Ratelimit(raw) => {
+                Self::Ratelimit(Arc::new(ratelimit::Filter::plan(name, raw, errors)?))
+            }
+            Raw::ExtAuthz(raw) => {
+                Self::ExtAuthz(Arc::new(ext_authz::Filter::plan(name, raw, errors)?))
+            }
+            Raw::ExtProc(raw) => {
+                Self::ExtProc(Arc::new(ext_proc::Filter::plan(name, raw, errors)?))
+            }
+        })
+    }
+
+    /// The clusters that the filter calls, as named in the configuration.
+    pub(crate) fn clusters(&self) -> Vec<Located<String>> {
+        match self {
+            Self::Ratelimit(filter) => filter.clusters(),
+            Self::ExtAuthz(filter) => filter.clusters(),
+            Self::ExtProc(filter) => filter.clusters(),
+        }
+    }
+
+    /// Plans the filter's settings for one route into `configs`, and names the clusters that
+    /// they bring in.
+    pub(crate) fn per_route(
+        &self,
+        name: &str,
+        node: &Node,
+        configs: &mut FilterConfigs,
+        errors: &mut Errors,
+    ) -> Vec<Located<String>> {
+        match self {
+            Self::Ratelimit(_) => {
+                if let Some(raw) = RateLimitPerRoute::decode(node, errors)
+                    && let Some(plan) = ratelimit::PerRoute::plan(&raw, errors)
+                {
+                    configs.insert(name, plan);
+                }
+                Vec::new()
+            }
+            Self::ExtAuthz(_) => {
+                if let Some(raw) = ExtAuthzPerRoute::decode(node, errors)
+                    && let Some(plan) = ext_authz::PerRoute::plan(&raw, errors)
+                {
+                    configs.insert(name, plan);
+                }
+                Vec::new()
+            }
+            Self::ExtProc(_) => {
+                let plan = ExtProcPerRoute::decode(node, errors)
+                    .and_then(|raw| ext_proc::PerRoute::plan(&raw, errors));
+                let clusters = plan
+                    .as_ref()
+                    .map(ext_proc::PerRoute::clusters)
+                    .unwrap_or_default();
+                if let Some(plan) = plan {
+                    configs.insert(name, plan);
+                }
+                clusters
+            }
+        }
+    }
+
+    pub(crate) fn as_policy(&self) -> Arc<dyn Policy> {
+        Arc::new(self.clone())
+    }
+}
+
+impl Policy for Planned {
+    fn layer(&self, inner: Stack, site: &Site<'_>) -> Stack {
+        let Site {
+            channels,
+            metrics,
+            buffer_limit,
+        } = *site;
+        match self {
+            Self::Ratelimit(filter) => {
+                Stack::new(RateLimitLayer::new(filter.clone(), channels, metrics).layer(inner))
+            }
+            Self::ExtAuthz(filter) => {
+                Stack::new(ExtAuthzLayer::new(filter.clone(), channels, metrics).layer(inner))
+            }
+            Self::ExtProc(filter) => {
+                let mut filter = filter.clone();
+                if filter.buffer_limit != buffer_limit {
+                    Arc::make_mut(&mut filter).buffer_limit = buffer_limit;
+                }
+                Stack::new(ExtProcLayer::new(filter, channels, metrics).layer(inner))
+            }
+        }
+    }
+
+    fn clusters(&self) -> Vec<String> {
+        Self::clusters(self)
+            .into_iter()
+            .map(Located::into_inner)
+            .collect()
+    }
+}
+
+/// A route's settings for a filter of the kind of `policy`, in Envoy's JSON with `@type`.
+pub(crate) fn encode_per_route(policy: &Raw, node: &Node) -> Option<json::Value> {
+    let mut errors = Errors::new();
+    match policy {
+        Raw::Ratelimit(_) => RateLimitPerRoute::decode(node, &mut errors)?.encode_typed(),
+        Raw::ExtAuthz(_) => ExtAuthzPerRoute::decode(node, &mut errors)?.encode_typed(),
+        Raw::ExtProc(_) => ExtProcPerRoute::decode(node, &mut errors)?.encode_typed(),
+    }
+}

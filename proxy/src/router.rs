@@ -1,0 +1,433 @@
+//! The innermost service: does what the route says. Behind all policies.
+
+use std::{convert::Infallible, pin::pin, sync::Arc, task::Poll};
+
+use attache_filter::{
+    Body, LocalReply, RequestContext,
+    context::ResponseFlag,
+    head::{self, Scheme},
+    reply::ReplyForm,
+};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
+    uri::{Authority, PathAndQuery},
+};
+use tokio::time::Instant;
+use tower::Service;
+
+use crate::{
+    body::ReplyBody,
+    filters::{PolicyFuture, Stack},
+    hygiene,
+    plan::Protocol,
+    route::{Action, DirectResponse, Forward, Redirect, RouteEntry, RouteTable},
+    tunnel,
+    upstream::{
+        Cluster, Limits, UploadBody, UpstreamBody, UpstreamError, Waited, exchange, within,
+    },
+};
+
+const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
+const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
+const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
+
+/// Routes and upstreams of one worker.
+pub(crate) struct Router {
+    pub(crate) routes: Arc<RouteTable>,
+    pub(crate) clusters: Vec<Cluster>,
+    /// Some listener logs accesses: say which endpoint answered.
+    pub(crate) notes_upstream: bool,
+}
+
+/// A request on its way to the upstream. Boxed by those who pass it on: the steps of its way are
+/// futures within futures, each with room for what it is given.
+pub(crate) struct Received {
+    pub(crate) parts: request::Parts,
+    pub(crate) body: Body,
+}
+
+/// The route that was picked before the policies ran; an extension of the request.
+#[derive(Clone)]
+pub(crate) struct Picked(pub(crate) Option<Arc<RouteEntry>>);
+
+/// Which endpoint answered and how fast, for the access log; an extension of the response.
+#[derive(Debug, Clone)]
+pub(crate) struct Answered {
+    pub(crate) endpoint: String,
+    pub(crate) after: std::time::Duration,
+}
+
+impl Router {
+    /// Picks the route and tells the context.
+    pub(crate) fn pick(
+        &self,
+        parts: &request::Parts,
+        context: &RequestContext,
+    ) -> Option<Arc<RouteEntry>> {
+        let entry = self.routes.pick(parts).cloned();
+        context.set_route(entry.as_ref().map(|entry| entry.route.clone()));
+        entry
+    }
+
+    /// Answers a request as `entry` says.
+    pub(crate) async fn answer(
+        &self,
+        entry: Option<Arc<RouteEntry>>,
+        context: Arc<RequestContext>,
+        received: Box<Received>,
+    ) -> Response<ReplyBody> {
+        let form = ReplyForm::of(&received.parts.method, &received.parts.headers);
+        let Some(entry) = entry else {
+            context.add_flag(ResponseFlag::NoRouteFound);
+            return local(
+                &context,
+                form,
+                LocalReply::new(StatusCode::NOT_FOUND, "route_not_found"),
+            );
+        };
+        match &entry.action {
+            Action::Forward(forward) => {
+                self.forward(&entry, forward, &context, form, received)
+                    .await
+            }
+            Action::Direct(direct) => direct_response(direct, &context, form),
+            Action::Redirect(to) => redirect(to, &entry, &received.parts, &context, form),
+        }
+    }
+
+    async fn forward(
+        &self,
+        entry: &RouteEntry,
+        forward: &Forward,
+        context: &Arc<RequestContext>,
+        form: ReplyForm,
+        mut received: Box<Received>,
+    ) -> Response<ReplyBody> {
+        let endpoint = self
+            .clusters
+            .get(forward.cluster)
+            .and_then(|cluster| Some((cluster, cluster.pick()?)));
+        let Some((cluster, endpoint)) = endpoint else {
+            context.add_flag(ResponseFlag::NoHealthyUpstream);
+            return unavailable(
+                context,
+                form,
+                "no_healthy_upstream",
+                "no upstream is available",
+            );
+        };
+        prepare(&mut received.parts, entry, forward, cluster, context);
+        let upgrading = received.parts.headers.contains_key(header::UPGRADE);
+        let Received { mut parts, body } = *received;
+        let (body, upload) = UploadBody::new(body);
+        if upload.is_none() {
+            say_empty(&mut parts);
+        }
+        let mut request = Request::from_parts(parts, body);
+        let downstream = upgrading.then(|| hyper::upgrade::on(&mut request));
+        let limits = Limits {
+            started: Instant::from_std(context.started),
+            timeout: forward.timeout,
+            idle: forward.idle_timeout,
+        };
+        let exchange = pin!(exchange(endpoint, &mut request));
+        let waited = within(exchange, limits, upload.as_deref()).await;
+        let (mut response, lease) = match waited {
+            Waited::Done(Ok(answer)) => answer,
+            Waited::Done(Err(error)) => {
+                cluster.stats.failed.inc();
+                return failed(&error, context, form);
+            }
+            Waited::Timeout => {
+                cluster.stats.failed.inc();
+                context.add_flag(ResponseFlag::UpstreamRequestTimeout);
+                let reply = LocalReply::new(StatusCode::GATEWAY_TIMEOUT, "response_timeout");
+                return local(
+                    context,
+                    form,
+                    reply.with_body("the upstream did not answer in time"),
+                );
+            }
+            Waited::Idle => {
+                context.add_flag(ResponseFlag::StreamIdleTimeout);
+                let complete = upload.is_none_or(|upload| upload.done().is_some());
+                let status = match complete {
+                    true => StatusCode::GATEWAY_TIMEOUT,
+                    false => StatusCode::REQUEST_TIMEOUT,
+                };
+                let reply = LocalReply::new(status, "stream_idle_timeout");
+                return local(
+                    context,
+                    form,
+                    reply.with_body("the stream was silent for too long"),
+                );
+            }
+        };
+        let after = context.started.elapsed();
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        if switched {
+            let Some(downstream) = downstream else {
+                context.add_flag(ResponseFlag::UpstreamConnectionTermination);
+                return unavailable(
+                    context,
+                    form,
+                    "upstream_reset_before_response_started{protocol_error}",
+                    "the upstream broke the protocol",
+                );
+            };
+            let upstream = hyper::upgrade::on(&mut response);
+            tokio::spawn(tunnel::run(downstream, upstream, forward.idle_timeout));
+        }
+        context.set_details("via_upstream");
+        *response.version_mut() = Version::HTTP_11;
+        let headers = response.headers_mut();
+        hygiene::clean_response(headers, switched);
+        if !switched {
+            headers.insert(SERVICE_TIME, millis(after.as_millis()));
+        }
+        if upgrading && !switched {
+            // What the client sent behind its request may not be HTTP.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        let deadline = limits.deadline(upload.as_deref());
+        if self.notes_upstream {
+            response.extensions_mut().insert(Answered {
+                endpoint: endpoint.name(),
+                after,
+            });
+        }
+        cluster.stats.count(response.status());
+        response.map(|incoming| {
+            ReplyBody::Upstream(UpstreamBody::new(
+                incoming,
+                lease,
+                upload,
+                deadline,
+                forward.idle_timeout,
+                context.clone(),
+            ))
+        })
+    }
+}
+
+/// Turns a request into what the upstream shall see.
+fn prepare(
+    parts: &mut request::Parts,
+    entry: &RouteEntry,
+    forward: &Forward,
+    cluster: &Cluster,
+    context: &RequestContext,
+) {
+    if let Some(expected) = forward.expected_ms() {
+        parts.headers.insert(EXPECTED_TIMEOUT, expected.clone());
+    }
+    let rewritten = parts
+        .uri
+        .path_and_query()
+        .and_then(|target| forward.rewritten(&entry.matches, target));
+    if rewritten.is_some()
+        && let Some(old) = parts.uri.path_and_query()
+        && let Ok(old) = HeaderValue::from_str(old.as_str())
+    {
+        parts.headers.insert(ORIGINAL_PATH, old);
+    }
+    if forward.host_rewrite.is_some()
+        && let Some(old) = head::authority(parts)
+        && let Ok(old) = HeaderValue::from_str(old)
+    {
+        parts.headers.insert(ORIGINAL_HOST, old);
+    }
+    match cluster.plan.protocol {
+        Protocol::Http1 => {
+            let host = forward.host_rewrite.clone().or_else(|| {
+                let authority = parts.uri.authority()?;
+                HeaderValue::from_str(authority.as_str()).ok()
+            });
+            if let Some(host) = host {
+                parts.headers.insert(header::HOST, host);
+            }
+            if rewritten.is_some() || parts.uri.authority().is_some() {
+                let target = rewritten.or_else(|| parts.uri.path_and_query().cloned());
+                parts.uri = target.map_or_else(|| Uri::from_static("/"), Uri::from);
+            }
+            parts.version = Version::HTTP_11;
+        }
+        Protocol::Http2 => {
+            let host = parts.headers.remove(header::HOST);
+            let host = forward.host_rewrite.as_ref().or(host.as_ref());
+            let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+            let mut uri = std::mem::take(&mut parts.uri).into_parts();
+            uri.authority = authority
+                .or(uri.authority)
+                .or_else(|| Authority::try_from(&*cluster.plan.name).ok());
+            uri.scheme = Some(match scheme(parts, context) {
+                "https" => http::uri::Scheme::HTTPS,
+                _ => http::uri::Scheme::HTTP,
+            });
+            uri.path_and_query = rewritten
+                .or(uri.path_and_query)
+                .or_else(|| Some(PathAndQuery::from_static("/")));
+            parts.uri = Uri::from_parts(uri).unwrap_or_default();
+            parts.version = Version::HTTP_2;
+            parts.headers.remove(header::CONNECTION);
+            parts.headers.remove(header::UPGRADE);
+        }
+    }
+}
+
+/// RFC 9110 §8.6: methods that usually carry content say so when there is none.
+fn say_empty(parts: &mut request::Parts) {
+    let usually = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
+    if usually && parts.version == Version::HTTP_11 {
+        parts
+            .headers
+            .entry(header::CONTENT_LENGTH)
+            .or_insert(HeaderValue::from_static("0"));
+    }
+}
+
+fn scheme(parts: &request::Parts, context: &RequestContext) -> &'static str {
+    match parts.extensions.get::<Scheme>() {
+        Some(Scheme::Https) => "https",
+        Some(Scheme::Http) => "http",
+        None if context.connection.tls.is_some() => "https",
+        None => "http",
+    }
+}
+
+fn millis(millis: u128) -> HeaderValue {
+    const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let small = usize::try_from(millis).ok().and_then(|i| SMALL.get(i));
+    match small {
+        Some(text) => HeaderValue::from_static(text),
+        None => HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)),
+    }
+}
+
+fn direct_response(
+    direct: &DirectResponse,
+    context: &RequestContext,
+    form: ReplyForm,
+) -> Response<ReplyBody> {
+    let reply = LocalReply::new(direct.status, "direct_response");
+    local(context, form, reply.with_body(direct.body.clone()))
+}
+
+fn redirect(
+    to: &Redirect,
+    entry: &RouteEntry,
+    parts: &request::Parts,
+    context: &RequestContext,
+    form: ReplyForm,
+) -> Response<ReplyBody> {
+    let mut reply = LocalReply::new(to.status, "direct_response");
+    match to.location(&entry.matches, parts, scheme(parts, context)) {
+        Some(location) => {
+            reply.headers.insert(header::LOCATION, location);
+        }
+        None => reply.status = StatusCode::BAD_REQUEST,
+    }
+    local(context, form, reply)
+}
+
+fn failed(error: &UpstreamError, context: &RequestContext, form: ReplyForm) -> Response<ReplyBody> {
+    tracing::debug!(%error, "no answer from the upstream");
+    use ResponseFlag::{
+        DownstreamProtocolError, UpstreamConnectionFailure, UpstreamConnectionTermination,
+    };
+    let (status, flag, details, body) = match error {
+        UpstreamError::Connect(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            UpstreamConnectionFailure,
+            "upstream_reset_before_response_started{remote_connection_failure}",
+            "the upstream cannot be reached",
+        ),
+        UpstreamError::ConnectTimeout(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            UpstreamConnectionFailure,
+            "upstream_reset_before_response_started{connection_timeout}",
+            "the upstream cannot be reached",
+        ),
+        UpstreamError::Reset(error) if error.is_parse() => (
+            StatusCode::BAD_GATEWAY,
+            UpstreamConnectionTermination,
+            "upstream_reset_before_response_started{protocol_error}",
+            "the upstream broke the protocol",
+        ),
+        // The request ended the exchange: its body broke off or is not what it says.
+        UpstreamError::Reset(error) if error.is_user() => (
+            StatusCode::BAD_REQUEST,
+            DownstreamProtocolError,
+            "http1.codec_error",
+            "the request body is malformed",
+        ),
+        UpstreamError::Reset(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            UpstreamConnectionTermination,
+            "upstream_reset_before_response_started{connection_termination}",
+            "the upstream ended the connection before it answered",
+        ),
+    };
+    context.add_flag(flag);
+    local(
+        context,
+        form,
+        LocalReply::new(status, details).with_body(body),
+    )
+}
+
+fn unavailable(
+    context: &RequestContext,
+    form: ReplyForm,
+    details: &'static str,
+    body: &'static str,
+) -> Response<ReplyBody> {
+    let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, details);
+    local(context, form, reply.with_body(body))
+}
+
+/// A reply of our own, its details noted.
+pub(crate) fn local(
+    context: &RequestContext,
+    form: ReplyForm,
+    reply: LocalReply,
+) -> Response<ReplyBody> {
+    context.set_details(reply.details.clone());
+    reply.into_response(form).map(ReplyBody::Local)
+}
+
+/// The router as the innermost service of a policy stack.
+#[derive(Clone)]
+pub(crate) struct Innermost(pub(crate) Arc<Router>);
+
+impl Innermost {
+    pub(crate) fn stack(self) -> Stack {
+        Stack::new(self)
+    }
+}
+
+impl Service<Request<Body>> for Innermost {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = PolicyFuture;
+
+    fn poll_ready(&mut self, _cx: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> PolicyFuture {
+        let router = self.0.clone();
+        let context = RequestContext::of(&mut request);
+        let (mut parts, body) = request.into_parts();
+        Box::pin(async move {
+            let entry = match parts.extensions.remove::<Picked>() {
+                Some(Picked(entry)) if !context.is_route_cleared() => entry,
+                _ => router.pick(&parts, &context),
+            };
+            let received = Box::new(Received { parts, body });
+            let response = router.answer(entry, context, received).await;
+            Ok(response.map(Body::new))
+        })
+    }
+}

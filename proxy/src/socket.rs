@@ -1,0 +1,148 @@
+//! The byte stream of a downstream connection, as hyper reads and writes it.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use crate::{activity::Activity, framing::Framing};
+
+/// What an HTTP/2 client sends first (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// No request line contains it, so hyper answers 400 and closes.
+const POISON: u8 = 0;
+
+/// A stream with the bytes that were read ahead, and its activity noted.
+pub(crate) struct Socket<IO> {
+    io: IO,
+    ahead: Bytes,
+    activity: Arc<Activity>,
+    /// Present in HTTP/1.1.
+    framing: Option<Framing>,
+}
+
+/// Reads as little as tells HTTP/2 from HTTP/1.1: the two differ in the first bytes.
+pub(crate) async fn detect<IO: AsyncRead + Unpin>(io: &mut IO) -> io::Result<(bool, Bytes)> {
+    let mut ahead = Vec::with_capacity(4096);
+    loop {
+        if io.read_buf(&mut ahead).await? == 0 {
+            return Ok((false, ahead.into()));
+        }
+        if ahead.len() >= PREFACE.len() {
+            return Ok((ahead.starts_with(PREFACE), ahead.into()));
+        }
+        if !PREFACE.starts_with(&ahead) {
+            return Ok((false, ahead.into()));
+        }
+    }
+}
+
+impl<IO> Socket<IO> {
+    pub(crate) fn http1(io: IO, ahead: Bytes, activity: Arc<Activity>) -> Self {
+        Self {
+            io,
+            ahead,
+            activity,
+            framing: Some(Framing::default()),
+        }
+    }
+
+    pub(crate) fn http2(io: IO, ahead: Bytes, activity: Arc<Activity>) -> Self {
+        Self {
+            io,
+            ahead,
+            activity,
+            framing: None,
+        }
+    }
+
+    fn arrived(&mut self, bytes: &mut [u8]) {
+        self.activity.moves.fetch_add(1, Ordering::Relaxed);
+        let Some(framing) = &mut self.framing else {
+            return;
+        };
+        if let Err((fault, at)) = framing.feed(bytes) {
+            tracing::debug!(?fault, "request refused");
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = POISON;
+            }
+        }
+        let inside = framing.is_inside_head();
+        self.activity.in_head.store(inside, Ordering::Relaxed);
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Socket<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        if this.ahead.is_empty() {
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        } else {
+            let count = this.ahead.len().min(buf.remaining());
+            buf.put_slice(this.ahead.get(..count).unwrap_or_default());
+            this.ahead.advance(count);
+        }
+        if let Some(bytes) = buf.filled_mut().get_mut(before..)
+            && !bytes.is_empty()
+        {
+            this.arrived(bytes);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> Socket<IO> {
+    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &polled {
+            Poll::Pending => self.activity.blocked.store(true, Ordering::Relaxed),
+            Poll::Ready(_) => {
+                self.activity.moves.fetch_add(1, Ordering::Relaxed);
+                self.activity.blocked.store(false, Ordering::Relaxed);
+            }
+        }
+        polled
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,101 @@
+//! Counters of the proxy. Handles are resolved when a worker is set up.
+
+use attache_service::{
+    Metrics,
+    metrics::{Counter, Gauge},
+};
+use http::StatusCode;
+
+const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// Counts by class of status code.
+#[derive(Debug, Clone)]
+struct ByClass([Counter; 6]);
+
+impl ByClass {
+    fn new(metrics: &Metrics, name: &str, help: &str, label: (&str, &str)) -> Self {
+        Self(CLASSES.map(|class| metrics.counter(name, help, &[label, ("code_class", class)])))
+    }
+
+    fn count(&self, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100);
+        let [other, ..] = &self.0;
+        self.0.get(class).unwrap_or(other).inc();
+    }
+}
+
+/// What is counted of one listener.
+#[derive(Debug, Clone)]
+pub(crate) struct ListenerStats {
+    requests: ByClass,
+    /// Connections open now.
+    pub(crate) connections: Gauge,
+    /// Connections closed at once, being over the limit.
+    pub(crate) refused: Counter,
+    /// Connections ended for a protocol error or a timeout.
+    pub(crate) broken: Counter,
+}
+
+impl ListenerStats {
+    pub(crate) fn new(listener: &str, metrics: &Metrics) -> Self {
+        let label = ("listener", listener);
+        Self {
+            requests: ByClass::new(
+                metrics,
+                "attache_downstream_requests",
+                "Requests answered, by listener and class of status code.",
+                label,
+            ),
+            connections: metrics.gauge(
+                "attache_downstream_connections",
+                "Client connections open now.",
+                &[label],
+            ),
+            refused: metrics.counter(
+                "attache_downstream_connections_refused",
+                "Client connections closed at once for `max_connections`.",
+                &[label],
+            ),
+            broken: metrics.counter(
+                "attache_downstream_connections_broken",
+                "Client connections ended by a protocol error or a timeout.",
+                &[label],
+            ),
+        }
+    }
+
+    pub(crate) fn count(&self, status: StatusCode) {
+        self.requests.count(status);
+    }
+}
+
+/// What is counted of one cluster.
+#[derive(Debug, Clone)]
+pub(crate) struct ClusterStats {
+    requests: ByClass,
+    /// Requests that got no response.
+    pub(crate) failed: Counter,
+}
+
+impl ClusterStats {
+    pub(crate) fn new(cluster: &str, metrics: &Metrics) -> Self {
+        let label = ("cluster", cluster);
+        Self {
+            requests: ByClass::new(
+                metrics,
+                "attache_upstream_requests",
+                "Responses of upstreams, by cluster and class of status code.",
+                label,
+            ),
+            failed: metrics.counter(
+                "attache_upstream_failures",
+                "Requests that an upstream did not answer: no connection, reset, timeout.",
+                &[label],
+            ),
+        }
+    }
+
+    pub(crate) fn count(&self, status: StatusCode) {
+        self.requests.count(status);
+    }
+}

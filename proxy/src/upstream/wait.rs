@@ -1,0 +1,161 @@
+//! Waiting for the head of a response, within the route's limits.
+
+use std::{pin::Pin, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+
+use super::Upload;
+
+/// The limits of one exchange.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// When the request head had arrived.
+    pub(crate) started: Instant,
+    /// From the end of the request to the end of the response.
+    pub(crate) timeout: Option<Duration>,
+    /// Longest silence.
+    pub(crate) idle: Option<Duration>,
+}
+
+/// How the wait ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Waited<T> {
+    /// With this.
+    Done(T),
+    /// The route's timeout passed.
+    Timeout,
+    /// Nothing moved for the idle timeout.
+    Idle,
+}
+
+impl Limits {
+    /// When the whole response must be here, once the request is complete.
+    pub(crate) fn deadline(&self, upload: Option<&Upload>) -> Option<Instant> {
+        let complete = match upload {
+            None => self.started,
+            Some(upload) => upload.done()?,
+        };
+        Some(complete + self.timeout?)
+    }
+}
+
+/// Runs `future` within `limits`.
+///
+/// Without a request body there is one timer for all of it. With one, the timer looks at what
+/// the upload did meanwhile when it fires, so that frames need not touch it.
+pub(crate) async fn within<F: Future>(
+    mut future: Pin<&mut F>,
+    limits: Limits,
+    upload: Option<&Upload>,
+) -> Waited<F::Output> {
+    let mut moved_at = limits.started;
+    let mut frames = 0;
+    loop {
+        let deadline = limits.deadline(upload);
+        let earliest = match (upload, limits.timeout) {
+            (Some(upload), timeout) => {
+                let now = Instant::now();
+                if upload.frames() != frames {
+                    frames = upload.frames();
+                    moved_at = upload.done().unwrap_or(now);
+                }
+                // While the request is not complete, the timeout has not begun to run.
+                deadline.or_else(|| timeout.map(|timeout| now + timeout))
+            }
+            (None, _) => deadline,
+        };
+        let silent = limits.idle.map(|idle| moved_at + idle);
+        let next = match (earliest, silent) {
+            (Some(a), Some(b)) => a.min(b),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => return Waited::Done(future.await),
+        };
+        if let Ok(done) = timeout_at(next, future.as_mut()).await {
+            return Waited::Done(done);
+        }
+        let now = Instant::now();
+        if limits
+            .deadline(upload)
+            .is_some_and(|deadline| deadline <= now)
+        {
+            return Waited::Timeout;
+        }
+        let moved = upload.is_some_and(|upload| upload.frames() != frames);
+        if !moved && silent.is_some_and(|silent| silent <= now) {
+            return Waited::Idle;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+
+    fn limits(timeout: u64, idle: u64) -> Limits {
+        let some = |seconds| (seconds > 0).then(|| Duration::from_secs(seconds));
+        Limits {
+            started: Instant::now(),
+            timeout: some(timeout),
+            idle: some(idle),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_shorter_limit_ends_the_wait() {
+        for (timeout, idle, wanted, after) in [
+            (15, 300, Waited::Timeout, 15),
+            (0, 300, Waited::Idle, 300),
+            (15, 0, Waited::Timeout, 15),
+            (15, 5, Waited::Idle, 5),
+        ] {
+            let limits = limits(timeout, idle);
+            let waited = within(pin!(std::future::pending::<()>()), limits, None).await;
+            assert_eq!(waited, wanted, "{timeout} {idle}");
+            let took = limits.started.elapsed();
+            let after = Duration::from_secs(after);
+            assert!(
+                took >= after && took < after + Duration::from_millis(50),
+                "{took:?}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_timeout_begins_when_the_request_is_complete() {
+        use http_body_util::BodyExt;
+        let chunks = |count: usize| {
+            futures_util::stream::unfold(count, |left| async move {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                let frame = http_body::Frame::data(bytes::Bytes::from_static(b"x"));
+                (left > 0).then(|| (Ok::<_, attache_filter::BoxError>(frame), left - 1))
+            })
+        };
+        // Uploads for 20 s, then waits: the idle timeout of 6 s sees progress, the timeout of
+        // 5 s begins at the end.
+        let body = http_body_util::StreamBody::new(chunks(4));
+        let (body, upload) = crate::upstream::UploadBody::new(attache_filter::Body::new(body));
+        let limits = limits(5, 6);
+        let exchange = async {
+            let _ = body.collect().await;
+            std::future::pending::<()>().await;
+        };
+        let waited = within(pin!(exchange), limits, upload.as_deref()).await;
+        assert_eq!(waited, Waited::Timeout);
+        let took = limits.started.elapsed().as_secs_f64();
+        assert!((25.0..25.1).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_done_in_time_is_given_back() {
+        assert_eq!(
+            within(pin!(std::future::ready(7)), limits(1, 1), None).await,
+            Waited::Done(7)
+        );
+        assert_eq!(
+            within(pin!(std::future::ready(7)), limits(0, 0), None).await,
+            Waited::Done(7)
+        );
+    }
+}
