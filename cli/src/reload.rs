@@ -1,0 +1,81 @@
+//! What makes a configuration be read again: a changed file, or SIGHUP.
+
+use std::{future::Future, path::PathBuf};
+
+use attache_service::config::reload::Watch;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Changes of watched files, and SIGHUP.
+pub(crate) struct Changes {
+    paths: Vec<PathBuf>,
+    watch: Option<Watch>,
+    hangup: Option<Signal>,
+}
+
+impl Changes {
+    /// Watches these files and folders. Where the system refuses, SIGHUP still works.
+    ///
+    /// From here on SIGHUP no longer ends the process.
+    pub(crate) fn of(mut paths: Vec<PathBuf>) -> Self {
+        paths.sort_unstable();
+        Self {
+            watch: watch(&paths),
+            paths,
+            hangup: signal(SignalKind::hangup()).ok(),
+        }
+    }
+
+    /// Watches these instead. The same ones are watched on: a change since the last look at them
+    /// is not forgotten.
+    pub(crate) fn watch(&mut self, mut paths: Vec<PathBuf>) {
+        paths.sort_unstable();
+        if paths != self.paths {
+            self.watch = watch(&paths);
+            self.paths = paths;
+        }
+    }
+
+    /// Waits for the next change.
+    pub(crate) async fn next(&mut self) {
+        let watch = async {
+            match &mut self.watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let hangup = async {
+            match &mut self.hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = watch => {}
+            _ = hangup => {}
+        }
+    }
+}
+
+fn watch(paths: &[PathBuf]) -> Option<Watch> {
+    match Watch::new(paths) {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            tracing::warn!(%error, "cannot watch the configuration: only SIGHUP reloads it");
+            None
+        }
+    }
+}
+
+/// A task that ends with the handle.
+pub(crate) struct Task(tokio::task::JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Spawns a task that lives as long as the handle.
+pub(crate) fn abort_on_drop(future: impl Future<Output = ()> + Send + 'static) -> Task {
+    Task(tokio::spawn(future))
+}

@@ -1,0 +1,272 @@
+//! `attache run` and `attache check`.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use attache_ext_authz::policy::AuthService;
+use attache_proxy::{Config, Plan, Proxy, Running};
+use attache_ratelimit::Rules;
+use attache_service::{
+    Metrics, Shutdown,
+    admin::{Admin, BoundAdmin, ConfigDump, Readiness},
+    config::{Document, Errors},
+    metrics::Counter,
+    telemetry,
+};
+use tokio::runtime::Runtime;
+
+use crate::{
+    Failure,
+    args::{CheckArgs, LogArgs, LogFormat, RunArgs},
+    embedded::Embedded,
+    output,
+    reload::{Changes, abort_on_drop},
+};
+
+/// Starts logging as the command line says.
+pub(crate) fn start_logging(log: &LogArgs) -> Result<(), Failure> {
+    let format = match log.log_format {
+        LogFormat::Text => telemetry::LogFormat::Text,
+        LogFormat::Json => telemetry::LogFormat::Json,
+    };
+    telemetry::init(format, Some(&log.log))
+        .map_err(|error| Failure::Usage(format!("--log: {error}")))
+}
+
+/// The runtime of what is not on a request's path: signals, reloads, the admin page.
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::run)
+}
+
+/// Runs a proxy from a file.
+pub(crate) fn run(args: &RunArgs, log: &LogArgs) -> Result<(), Failure> {
+    start_logging(log)?;
+    let metrics = Metrics::default();
+    metrics.describe_process();
+    runtime()?.block_on(async {
+        let shutdown = Shutdown::on_signals().map_err(Failure::run)?;
+        let embedded = Embedded::new(metrics.clone());
+        let document = Document::load(&args.file)?;
+        let (config, mut plan) = Config::read(&document, &embedded)?;
+        adjust(&mut plan, args);
+        let source = Source::new(args.file.clone(), embedded);
+        let proxy = start(config, plan, &document, metrics).await?;
+        proxy.serve(source, Some(args), shutdown).await
+    })
+}
+
+fn adjust(plan: &mut Plan, args: &RunArgs) {
+    if let Some(workers) = args.workers {
+        plan.workers = workers.get();
+    }
+    plan.drain_timeout = Duration::from_secs(args.drain_seconds);
+}
+
+/// A proxy that runs, with its admin page.
+pub(crate) struct RunningProxy {
+    running: Running,
+    admin: Option<BoundAdmin>,
+    readiness: Readiness,
+    refused: Counter,
+    text: Arc<ArcSwap<String>>,
+}
+
+/// Where the configuration comes from, to read it again.
+pub(crate) struct Source {
+    file: PathBuf,
+    embedded: Embedded,
+    changes: Changes,
+}
+
+/// Starts the workers and binds the admin page.
+pub(crate) async fn start(
+    config: Config,
+    plan: Plan,
+    document: &Document,
+    metrics: Metrics,
+) -> Result<RunningProxy, Failure> {
+    let text = Arc::new(ArcSwap::from_pointee(document.source().text().to_owned()));
+    let readiness = Readiness::default();
+    let admin = match &config.admin {
+        None => None,
+        Some(address) => {
+            let shown = text.clone();
+            let admin = Admin::new(readiness.clone(), metrics.clone()).config(move || ConfigDump {
+                content_type: "text/plain; charset=utf-8",
+                text: shown.load().to_string(),
+            });
+            Some(admin.bind(&address.value).await.map_err(Failure::run)?)
+        }
+    };
+    let refused = metrics.counter(
+        "attache_config_reloads",
+        "Configurations taken over while running.",
+        &[("result", "failed")],
+    );
+    let running = Proxy::start(plan, metrics).await.map_err(Failure::run)?;
+    for (listener, address) in config.listeners.iter().zip(running.addresses()) {
+        tracing::info!(listener = %listener.name.value, %address, "listening");
+    }
+    Ok(RunningProxy {
+        running,
+        refused,
+        admin,
+        readiness,
+        text,
+    })
+}
+
+impl RunningProxy {
+    /// Where the admin page is.
+    pub(crate) fn admin_address(&self) -> Option<String> {
+        self.admin.as_ref().map(|admin| admin.address().to_string())
+    }
+
+    /// Serves until `shutdown`, then drains.
+    pub(crate) async fn serve(
+        self,
+        mut source: Source,
+        args: Option<&RunArgs>,
+        shutdown: Shutdown,
+    ) -> Result<(), Failure> {
+        let admin_shutdown = Shutdown::new();
+        let _admin = self.admin.map(|admin| {
+            tracing::info!(address = %admin.address(), "admin page");
+            abort_on_drop(admin.serve(admin_shutdown.clone()))
+        });
+        loop {
+            tokio::select! {
+                () = shutdown.recv() => break,
+                () = source.changes.next() => {
+                    match reload(&source, args, &self.running).await {
+                        Ok(document) => {
+                            self.text.store(Arc::new(document.source().text().to_owned()));
+                            source.watch_again();
+                            tracing::info!("configuration reloaded");
+                        }
+                        Err(failure) => {
+                            // The proxy counts what only it can find out.
+                            if matches!(failure, Failure::Config(_)) {
+                                self.refused.inc();
+                            }
+                            tracing::error!("the new configuration is refused, the old one goes on:\n{failure}");
+                        }
+                    }
+                }
+            }
+        }
+        // Load balancers see it first, so that nothing new comes while the rest finishes.
+        let draining = self.readiness.condition("drain", "draining");
+        draining.fail("draining");
+        let stopper = self.running.stopper();
+        let immediate = abort_on_drop(async move {
+            shutdown.recv_immediate().await;
+            stopper.trigger_immediate();
+        });
+        self.running.shutdown().await;
+        drop(immediate);
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+impl Source {
+    /// Watches a configuration that was just read: what changes from now on is noticed, also
+    /// while the proxy is still starting.
+    pub(crate) fn new(file: PathBuf, embedded: Embedded) -> Self {
+        let changes = Changes::of(watched(&file, &embedded));
+        Self {
+            file,
+            embedded,
+            changes,
+        }
+    }
+
+    /// A new configuration may be made of other files.
+    fn watch_again(&mut self) {
+        self.changes.watch(watched(&self.file, &self.embedded));
+    }
+}
+
+fn watched(file: &Path, embedded: &Embedded) -> Vec<PathBuf> {
+    let mut files = vec![file.to_path_buf()];
+    files.extend(embedded.files());
+    files
+}
+
+async fn reload(
+    source: &Source,
+    args: Option<&RunArgs>,
+    running: &Running,
+) -> Result<Document, Failure> {
+    let document = Document::load(&source.file)?;
+    // Reading reloads the embedded services where they are, so what is not valid as a whole must
+    // not get that far: these services are only for a look.
+    Config::read(&document, &Embedded::new(Metrics::default()))?;
+    let (_, mut plan) = Config::read(&document, &source.embedded)?;
+    if let Some(args) = args {
+        adjust(&mut plan, args);
+    }
+    running.reload(plan).await.map_err(Failure::run)?;
+    Ok(document)
+}
+
+/// Validates files and folders; all mistakes of all of them are reported.
+pub(crate) fn check(args: &CheckArgs) -> Result<(), Failure> {
+    let mut errors = Errors::new();
+    for path in &args.paths {
+        match check_one(path) {
+            Ok(kind) => output(&format!("{}: valid {kind}\n", path.display()))?,
+            Err(more) => errors.append(more),
+        }
+    }
+    errors.into_result(Some(())).map_err(Failure::Config)
+}
+
+/// What a file that is meant for `attache run` may begin with, by mistake too.
+const PROXY_KEYS: [&str; 9] = [
+    "listeners",
+    "filters",
+    "routes",
+    "virtual_hosts",
+    "clusters",
+    "admin",
+    "workers",
+    "static_resources",
+    "dynamic_resources",
+];
+
+fn check_one(path: &Path) -> Result<&'static str, Errors> {
+    let metrics = Metrics::default();
+    if path.is_dir() {
+        Rules::load(path)?;
+        return Ok("rate limit rules");
+    }
+    let document = Document::load(path)?;
+    let root = document.root();
+    let has = |key| root.get(key).is_some();
+    if has("domain") {
+        Rules::load(path)?;
+        Ok("rate limit rules")
+    } else if has("identity") || has("rules") {
+        AuthService::load(path, &metrics)?;
+        Ok("auth service configuration")
+    } else if !PROXY_KEYS.into_iter().any(has) {
+        let mut errors = document.errors();
+        errors.push(
+            root,
+            "this is no configuration: expected `listeners` (a proxy), `identity` (an auth service) or `domain` (rate limits)",
+        );
+        Err(errors)
+    } else {
+        Config::read(&document, &Embedded::new(metrics))?;
+        Ok("proxy configuration")
+    }
+}

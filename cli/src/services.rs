@@ -1,0 +1,201 @@
+//! The services on their own: `attache ext-authz` and `attache ratelimit`.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use attache_ext_authz::{policy::AuthService, server as ext_authz_server};
+use attache_ratelimit::{
+    RateLimitServer,
+    server::{Settings, StoreSettings},
+    store::redis::RedisSettings,
+};
+use attache_service::{
+    Address, Host, Metrics, Shutdown,
+    admin::{Admin, ConfigDump, Readiness},
+    config::Errors,
+    metrics::Counter,
+    tls::{ServerFiles, ServerTls, TlsVersion},
+};
+use tonic::service::Routes;
+
+use crate::{
+    Failure,
+    args::{ExtAuthzArgs, LogArgs, RatelimitArgs, ServiceArgs},
+    reload::{Changes, abort_on_drop},
+    run::{runtime, start_logging},
+};
+
+/// A ready-made service, as far as serving it is concerned.
+trait Served: Send + 'static {
+    /// Its gRPC name.
+    const NAME: &'static str;
+    fn routes(&self) -> Routes;
+    fn reload(&self) -> Result<(), Errors>;
+    /// The files and folders whose change means a reload.
+    fn watched(&self) -> Vec<PathBuf>;
+}
+
+impl Served for AuthService {
+    const NAME: &'static str = "envoy.service.auth.v3.Authorization";
+
+    fn routes(&self) -> Routes {
+        ext_authz_server::routes(self.clone())
+    }
+
+    fn reload(&self) -> Result<(), Errors> {
+        Self::reload(self)
+    }
+
+    fn watched(&self) -> Vec<PathBuf> {
+        self.files()
+    }
+}
+
+impl Served for RateLimitServer {
+    const NAME: &'static str = "envoy.service.ratelimit.v3.RateLimitService";
+
+    fn routes(&self) -> Routes {
+        Self::routes(self)
+    }
+
+    fn reload(&self) -> Result<(), Errors> {
+        Self::reload(self)
+    }
+
+    fn watched(&self) -> Vec<PathBuf> {
+        vec![self.path().to_path_buf()]
+    }
+}
+
+/// Runs the auth service.
+pub(crate) fn ext_authz(args: &ExtAuthzArgs, log: &LogArgs) -> Result<(), Failure> {
+    start_logging(log)?;
+    let metrics = Metrics::default();
+    let service = AuthService::load(&args.config, &metrics)?;
+    runtime()?.block_on(serve(service, &args.listen, &args.service, metrics))
+}
+
+/// Runs the rate limit service.
+pub(crate) fn ratelimit(args: &RatelimitArgs, log: &LogArgs) -> Result<(), Failure> {
+    start_logging(log)?;
+    let metrics = Metrics::default();
+    let store = match args.store.as_str() {
+        "memory" => StoreSettings::default(),
+        url if url.contains(':') => StoreSettings::Redis(RedisSettings::new(url)),
+        other => {
+            return Err(Failure::Usage(format!(
+                "--store: `{other}` is neither `memory` nor a URL such as `redis://host:6379`"
+            )));
+        }
+    };
+    let settings = Settings {
+        rules: args.config.clone(),
+        store,
+    };
+    runtime()?.block_on(async {
+        let service = settings.open(&metrics).await.map_err(|error| match error {
+            attache_ratelimit::server::SettingsError::Rules(errors) => Failure::Config(errors),
+            error => Failure::Usage(format!("--store: {error}")),
+        })?;
+        serve(service, &args.listen, &args.service, metrics).await
+    })
+}
+
+async fn serve<S: Served>(
+    service: S,
+    listen: &Address,
+    args: &ServiceArgs,
+    metrics: Metrics,
+) -> Result<(), Failure> {
+    metrics.describe_process();
+    let shutdown = Shutdown::on_signals().map_err(Failure::run)?;
+    let changes = Changes::of(service.watched());
+    let workers = args.workers.map_or_else(cores, NonZeroUsize::get);
+    let mut host = Host::new(service.routes())
+        .named(S::NAME)
+        .workers(workers)
+        .metrics(&metrics);
+    if let Some(tls) = tls(args)? {
+        host = host.tls(tls);
+    }
+    let readiness = Readiness::default();
+    let admin = match &args.admin {
+        None => None,
+        Some(address) => {
+            let files = service.watched();
+            let admin = Admin::new(readiness.clone(), metrics.clone()).config(move || ConfigDump {
+                content_type: "text/plain; charset=utf-8",
+                text: files
+                    .iter()
+                    .map(|file| format!("{}\n", file.display()))
+                    .collect(),
+            });
+            Some(admin.bind(address).await.map_err(Failure::run)?)
+        }
+    };
+    let bound = host.bind(listen).await.map_err(Failure::run)?;
+    let admin_shutdown = Shutdown::new();
+    let _admin = admin.map(|admin| {
+        tracing::info!(address = %admin.address(), "admin page");
+        abort_on_drop(admin.serve(admin_shutdown.clone()))
+    });
+    let reloads = |result| {
+        let help = "Configurations taken over while running.";
+        metrics.counter("attache_config_reloads", help, &[("result", result)])
+    };
+    let _reload = abort_on_drop(reload_on_change(
+        service,
+        changes,
+        reloads("ok"),
+        reloads("failed"),
+    ));
+    let draining = shutdown.clone();
+    let _drain = abort_on_drop(async move {
+        draining.recv().await;
+        readiness.condition("drain", "draining").fail("draining");
+    });
+    bound.serve(shutdown).await.map_err(Failure::run)?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Reloads when a watched file changes or on SIGHUP; the old configuration stays on a mistake.
+async fn reload_on_change<S: Served>(
+    service: S,
+    mut changes: Changes,
+    good: Counter,
+    bad: Counter,
+) {
+    loop {
+        changes.next().await;
+        match service.reload() {
+            Ok(()) => {
+                good.inc();
+                changes.watch(service.watched());
+                tracing::info!("configuration reloaded");
+            }
+            Err(errors) => {
+                bad.inc();
+                tracing::error!("the new configuration is refused, the old one goes on:\n{errors}");
+            }
+        }
+    }
+}
+
+fn tls(args: &ServiceArgs) -> Result<Option<ServerTls>, Failure> {
+    let (Some(certificate), Some(private_key)) = (&args.tls_cert, &args.tls_key) else {
+        return Ok(None);
+    };
+    let files = ServerFiles {
+        certificate: certificate.clone(),
+        private_key: private_key.clone(),
+        client_ca: args.client_ca.clone(),
+        min_version: TlsVersion::default(),
+        alpn: vec!["h2".to_owned()],
+    };
+    ServerTls::load(files).map(Some).map_err(Failure::run)
+}
+
+/// One worker per core.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
