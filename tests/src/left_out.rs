@@ -1,0 +1,34 @@
+//! Which suites of the workspace cannot run here, in one line.
+//!
+//! The suites look for their programs themselves, and say so where they are; the output of a
+//! test that passes is not shown, though, so one place tells for all.
+
+use std::path::{Path, PathBuf};
+
+use crate::envoy;
+
+/// The line, when something is missing.
+pub fn line() -> Option<String> {
+    let mut suites = Vec::new();
+    if envoy::program().is_none() {
+        suites.push("what is compared with Envoy (scenarios, services, wire types)");
+    }
+    if redis().is_none() {
+        suites.push("rate limits in Redis");
+    }
+    let line = format!("skipped: {} (run cargo xtask test)", suites.join(", and "));
+    (!suites.is_empty()).then_some(line)
+}
+
+/// Redis: what `ATTACHE_REDIS` names, else what the workspace has, else the system's.
+fn redis() -> Option<PathBuf> {
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools/redis-server");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let system = std::env::split_paths(&path).map(|folder| folder.join("redis-server"));
+    std::env::var_os("ATTACHE_REDIS")
+        .map(PathBuf::from)
+        .into_iter()
+        .chain([tools])
+        .chain(system)
+        .find(|program| program.is_file())
+}
