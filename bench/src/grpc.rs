@@ -1,0 +1,154 @@
+//! Load for a gRPC service: many calls at a time on one HTTP/2 connection, as
+//! a proxy's worker makes them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
+use bytes::{BufMut, Bytes, BytesMut};
+use h2::client::SendRequest;
+use http::{HeaderMap, Request};
+use prost::Message;
+use tokio::net::TcpStream;
+
+use crate::cpu::Process;
+use crate::samples::Samples;
+use crate::window::{Clients, Gate, Measured, Window};
+
+/// Window of a stream, and of the connection: never the bottleneck.
+const WINDOW: u32 = 1 << 20;
+
+/// A unary call, and how to tell that its answer is right.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    /// `/package.Service/Method`.
+    path: &'static str,
+    /// The request in its frame.
+    framed: Bytes,
+    check: fn(&[u8]) -> anyhow::Result<()>,
+}
+
+impl Call {
+    /// A call of `path`; `check` looks at the encoded answer.
+    pub(crate) fn new(
+        path: &'static str,
+        request: &impl Message,
+        check: fn(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Call> {
+        let mut framed = BytesMut::new();
+        framed.put_u8(0);
+        framed.put_u32(u32::try_from(request.encoded_len())?);
+        request.encode(&mut framed)?;
+        Ok(Call {
+            path,
+            framed: framed.freeze(),
+            check,
+        })
+    }
+
+    /// Makes the call once.
+    pub(crate) async fn probe(&self, target: SocketAddr) -> anyhow::Result<()> {
+        let client = connect(target).await?;
+        self.once(client, &self.request(target)?).await
+    }
+
+    /// Makes the call `streams` at a time through the window.
+    pub(crate) async fn run(
+        &self,
+        target: SocketAddr,
+        streams: u32,
+        window: &Window,
+        processes: &[Process],
+    ) -> anyhow::Result<Measured> {
+        let gate = window.gate();
+        let client = connect(target).await?;
+        let call = Arc::new(self.clone());
+        let mut clients = Clients::new();
+        for _ in 0..streams {
+            let request = self.request(target)?;
+            let (call, client, gate) = (call.clone(), client.clone(), gate.clone());
+            clients.spawn(async move { call.repeat(client, &request, &gate).await });
+        }
+        window.measure(clients, &gate, processes).await
+    }
+
+    async fn repeat(
+        &self,
+        client: SendRequest<Bytes>,
+        request: &Request<()>,
+        gate: &Gate,
+    ) -> anyhow::Result<Samples> {
+        let mut samples = Samples::default();
+        let mut start = Instant::now();
+        while gate.open() {
+            self.once(client.clone(), request).await?;
+            let now = Instant::now();
+            if gate.counts() {
+                samples.add(now - start);
+            }
+            start = now;
+        }
+        Ok(samples)
+    }
+
+    async fn once(&self, client: SendRequest<Bytes>, request: &Request<()>) -> anyhow::Result<()> {
+        let mut client = client.ready().await.context("the connection is gone")?;
+        let (response, mut send) = client.send_request(request.clone(), false)?;
+        send.send_data(self.framed.clone(), true)?;
+        let response = response.await.context("no response")?;
+        ensure!(response.status() == 200, "status {}", response.status());
+        let (head, mut body) = response.into_parts();
+        let mut message = Bytes::new();
+        while let Some(piece) = body.data().await {
+            let piece = piece?;
+            body.flow_control().release_capacity(piece.len())?;
+            message = if message.is_empty() {
+                piece
+            } else {
+                [message, piece].concat().into()
+            };
+        }
+        let trailers = body.trailers().await?.unwrap_or(head.headers);
+        succeeded(&trailers)?;
+        match message.get(..5) {
+            Some(&[0, a, b, c, d])
+                if u32::from_be_bytes([a, b, c, d]) as usize == message.len() - 5 => {}
+            _ => bail!("not one message: {} bytes", message.len()),
+        }
+        (self.check)(message.get(5..).unwrap_or_default())
+    }
+
+    fn request(&self, target: SocketAddr) -> anyhow::Result<Request<()>> {
+        Request::post(format!("http://{target}{}", self.path))
+            .header("te", "trailers")
+            .header("content-type", "application/grpc")
+            .header("grpc-timeout", "5000m")
+            .body(())
+            .context("a bad request")
+    }
+}
+
+async fn connect(target: SocketAddr) -> anyhow::Result<SendRequest<Bytes>> {
+    let stream = TcpStream::connect(target)
+        .await
+        .with_context(|| format!("cannot connect to {target}"))?;
+    stream.set_nodelay(true)?;
+    let (client, connection) = h2::client::Builder::new()
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .handshake(stream)
+        .await
+        .context("no HTTP/2")?;
+    // Its failure shows in every call on it.
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn succeeded(trailers: &HeaderMap) -> anyhow::Result<()> {
+    match trailers.get("grpc-status") {
+        Some(status) if status == "0" => Ok(()),
+        Some(status) => bail!("grpc-status {status:?}: {:?}", trailers.get("grpc-message")),
+        None => bail!("no grpc-status"),
+    }
+}

@@ -1,0 +1,150 @@
+//! Side-by-side measurements: real Envoy and our proxy before the same origin
+//! and the same policy services; our policy services beside one that does
+//! nothing. `bench/README.md` says what is measured and how.
+
+mod calls;
+mod child;
+mod config;
+mod cpu;
+mod envoy;
+mod filters;
+mod grpc;
+mod load;
+mod origin;
+mod ours;
+mod proxies;
+mod response;
+mod row;
+mod samples;
+mod serve;
+mod services;
+mod table;
+mod window;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Measures Envoy and Attaché side by side.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the comparison and print its tables.
+    Run(config::Run),
+    /// Load one HTTP/1.1 server, as `run` does, and print what it and we cost.
+    Load(config::Load),
+    /// Serve as the origin: `/small` and `/large`.
+    Origin(Listen),
+    /// Serve ext_authz: always OK, sets one request header.
+    SvcAuthz(Listen),
+    /// Serve rate limits: always OK, sets one response header.
+    SvcRatelimit(Listen),
+    /// Serve ext_proc: sets one header each way; capitals for the response body.
+    SvcExtProc(Listen),
+}
+
+/// A server that prints `listening ADDRESS` and ends with its standard input.
+#[derive(clap::Args)]
+struct Listen {
+    /// Address to listen on; port 0 takes any free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("attache-bench: {why:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start a runtime")?;
+    let done = runtime.block_on(async {
+        match command {
+            Command::Run(run) => tokio::select! {
+                done = run_all(&run) => done,
+                stopped = stopped() => stopped,
+            },
+            Command::Load(target) => load_one(&target).await,
+            Command::Origin(at) => origin::serve(at.listen).await,
+            Command::SvcAuthz(at) => services::authz::serve(at.listen).await,
+            Command::SvcRatelimit(at) => services::ratelimit::serve(at.listen).await,
+            Command::SvcExtProc(at) => services::ext_proc::serve(at.listen).await,
+        }
+    });
+    // A blocked read of standard input must not keep a server alive.
+    runtime.shutdown_timeout(Duration::ZERO);
+    done
+}
+
+async fn run_all(run: &config::Run) -> anyhow::Result<()> {
+    println!("{}", machine());
+    if run.part != Some(config::Part::Services) {
+        table::print_proxies(&proxies::measure(run).await?);
+    }
+    if run.part != Some(config::Part::Proxies) {
+        table::print_calls(&calls::measure(run).await?);
+    }
+    Ok(())
+}
+
+/// Waits to be told to stop. Giving up the run then ends its processes.
+async fn stopped() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    bail!("stopped before the end")
+}
+
+async fn load_one(target: &config::Load) -> anyhow::Result<()> {
+    let (path, body) = if target.large {
+        (row::LARGE_PATH, row::large_body())
+    } else {
+        (row::SMALL_PATH, row::small_body())
+    };
+    let expected = response::Expected {
+        status: 200,
+        headers: Vec::new(),
+        body,
+    };
+    let load = load::Load {
+        target: target.target,
+        connections: target.connections,
+        window: window::Window {
+            warm_up: Duration::from_secs(1),
+            seconds: target.seconds,
+            most: u64::MAX,
+        },
+    };
+    let measured = load.run(path, expected, &[]).await?;
+    println!("{}", table::one_line(&measured));
+    Ok(())
+}
+
+/// The machine, for whoever reads the figures later.
+fn machine() -> String {
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("?");
+    format!("{cores} cores, load before the run {load}")
+}

@@ -1,0 +1,82 @@
+//! Attaché: how its proxy and services are configured and started.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Map, Value, json};
+
+use crate::filters;
+use crate::proxies::Backends;
+use crate::row::Row;
+
+/// The command that runs the proxy of `program` with `config`, one worker.
+pub(crate) fn command(program: &Path, config: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
+        .arg("run")
+        .arg(config)
+        .args(["--workers", "1", "--log", "error"]);
+    command
+}
+
+/// The proxy's configuration for a row: YAML, in its JSON form.
+pub(crate) fn config(row: Row, listen: SocketAddr, backends: &Backends) -> Value {
+    let filters = filters::of(row);
+    let mut clusters = vec![json!({
+        "name": "origin",
+        "endpoints": [backends.origin.to_string()],
+        "lb_policy": "ROUND_ROBIN",
+        "connect_timeout": "1s",
+    })];
+    let mut bodies = Map::new();
+    let names: Vec<&str> = filters.iter().map(|filter| filter.name).collect();
+    for filter in filters {
+        clusters.push(json!({
+            "name": filter.name,
+            "endpoints": [backends.of(filter.name).to_string()],
+            "lb_policy": "ROUND_ROBIN",
+            "connect_timeout": "1s",
+            "http2": {},
+        }));
+        bodies.insert(filter.name.to_owned(), json!({ filter.kind: filter.body }));
+    }
+    json!({
+        "listeners": [{ "name": "bench", "address": listen.to_string(), "filters": names }],
+        "filters": bodies,
+        "routes": [{
+            "match": { "prefix": "/" },
+            "route": { "cluster": "origin", "timeout": "30s" },
+        }],
+        "clusters": clusters,
+    })
+}
+
+/// The command that runs the auth service, its configuration in `folder`.
+pub(crate) fn auth(program: &Path, listen: SocketAddr, folder: &Path) -> anyhow::Result<Command> {
+    let file = folder.join("auth.yaml");
+    std::fs::write(&file, include_str!("../config/auth.yaml"))?;
+    Ok(service(program, "ext-authz", &file, listen))
+}
+
+/// The command that runs the rate-limit service, its rules in `folder`.
+pub(crate) fn limits(program: &Path, listen: SocketAddr, folder: &Path) -> anyhow::Result<Command> {
+    let rules = folder.join("limits");
+    std::fs::create_dir_all(&rules)?;
+    std::fs::write(
+        rules.join("bench.yaml"),
+        include_str!("../config/limits.yaml"),
+    )?;
+    Ok(service(program, "ratelimit", &rules, listen))
+}
+
+fn service(program: &Path, name: &str, config: &Path, listen: SocketAddr) -> Command {
+    let mut command = Command::new(program);
+    command
+        .arg(name)
+        .arg("--config")
+        .arg(config)
+        .args(["--listen", &listen.to_string(), "--workers", "1"])
+        .args(["--log", "error"]);
+    command
+}

@@ -1,0 +1,130 @@
+//! The rows of the comparison: which filters a proxy runs, what is asked of
+//! it, and what every single answer must look like.
+
+use clap::ValueEnum;
+
+use crate::response::Expected;
+
+/// What the auth service sets on the request.
+pub(crate) const AUTH_HEADER: &str = "x-auth-user";
+/// What the rate-limit service sets on the response.
+pub(crate) const LIMITS_HEADER: &str = "x-limits";
+/// What the processor sets on the request.
+pub(crate) const PROC_REQUEST_HEADER: &str = "x-proc-request";
+/// What the processor sets on the response.
+pub(crate) const PROC_RESPONSE_HEADER: &str = "x-proc-response";
+/// Where the origin tells what it saw of the above.
+pub(crate) const SAW_HEADER: &str = "x-origin-saw";
+
+/// The path of the small body.
+pub(crate) const SMALL_PATH: &str = "/small";
+/// The path of the large body.
+pub(crate) const LARGE_PATH: &str = "/large";
+
+/// One row of the comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Row {
+    /// Proxying alone
+    Plain,
+    /// External authorization over gRPC
+    ExtAuthz,
+    /// Rate limit
+    RateLimit,
+    /// External processing of the headers, both ways
+    ExtProc,
+    /// External processing of headers and of a streamed 64 KiB response body
+    ExtProcBody,
+    /// Authorization, rate limit and header processing together
+    All,
+}
+
+impl Row {
+    /// The row's name in the table.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Row::Plain => "plain",
+            Row::ExtAuthz => "ext_authz",
+            Row::RateLimit => "rate limit",
+            Row::ExtProc => "ext_proc, headers",
+            Row::ExtProcBody => "ext_proc, 64 KiB body",
+            Row::All => "all three",
+        }
+    }
+
+    /// Whether the proxy asks the auth service.
+    pub(crate) fn auth(self) -> bool {
+        matches!(self, Row::ExtAuthz | Row::All)
+    }
+
+    /// Whether the proxy asks the rate-limit service.
+    pub(crate) fn limits(self) -> bool {
+        matches!(self, Row::RateLimit | Row::All)
+    }
+
+    /// Whether the proxy asks the processor.
+    pub(crate) fn processed(self) -> bool {
+        matches!(self, Row::ExtProc | Row::ExtProcBody | Row::All)
+    }
+
+    /// Whether the processor gets the response body too.
+    pub(crate) fn body(self) -> bool {
+        self == Row::ExtProcBody
+    }
+
+    /// What is asked for.
+    pub(crate) fn path(self) -> &'static str {
+        if self.body() { LARGE_PATH } else { SMALL_PATH }
+    }
+
+    /// What every answer must be.
+    pub(crate) fn expected(self) -> Expected {
+        let mut headers = vec![(SAW_HEADER, saw(self.auth(), self.processed()))];
+        if self.limits() {
+            headers.push((LIMITS_HEADER, "ok"));
+        }
+        if self.processed() {
+            headers.push((PROC_RESPONSE_HEADER, "1"));
+        }
+        let body = if self.body() {
+            large_body().to_ascii_uppercase()
+        } else {
+            small_body()
+        };
+        Expected {
+            status: 200,
+            headers,
+            body,
+        }
+    }
+}
+
+/// What the origin says that it saw.
+pub(crate) fn saw(auth: bool, processed: bool) -> &'static str {
+    match (auth, processed) {
+        (false, false) => "-",
+        (false, true) => "proc",
+        (true, false) => "auth",
+        (true, true) => "auth+proc",
+    }
+}
+
+/// 256 bytes.
+pub(crate) fn small_body() -> Vec<u8> {
+    body(256)
+}
+
+/// 64 KiB.
+pub(crate) fn large_body() -> Vec<u8> {
+    body(64 * 1024)
+}
+
+/// Small letters in an order that repeats late, so that a chunk lost, doubled
+/// or out of place shows.
+fn body(length: usize) -> Vec<u8> {
+    let mut state = 1_u32;
+    let letters = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        b'a' + (state >> 24) as u8 % 26
+    });
+    letters.take(length).collect()
+}

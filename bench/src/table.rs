@@ -1,0 +1,137 @@
+//! The tables, as text that reads well in a terminal and in a document.
+
+use crate::calls::CallResult;
+use crate::config::Proxy;
+use crate::proxies::RowResult;
+use crate::samples::median;
+use crate::window::Measured;
+
+/// The figures of one line: medians over the rounds.
+struct Line {
+    rate: f64,
+    p50: f64,
+    p99: f64,
+    cpu: f64,
+    /// The CPU time of the best round: what others on the machine disturbed least.
+    least: f64,
+    services: f64,
+    answers: u64,
+}
+
+impl Line {
+    fn of(rounds: &[Measured]) -> Line {
+        let cpu = |round: &Measured| round.cpu.first().copied().unwrap_or_default();
+        let over = |figure: fn(&Measured) -> f64| median(rounds.iter().map(figure));
+        Line {
+            rate: over(|round| round.rate),
+            p50: over(|round| round.p50),
+            p99: over(|round| round.p99),
+            cpu: over(cpu),
+            least: rounds.iter().map(cpu).fold(f64::INFINITY, f64::min),
+            services: over(|round| round.cpu.iter().skip(1).sum()),
+            answers: rounds.iter().map(|round| round.requests).sum(),
+        }
+    }
+}
+
+/// Prints the comparison of the proxies.
+pub(crate) fn print_proxies(results: &[RowResult]) {
+    println!("\nProxies, one worker each, taking turns (medians of the rounds):\n");
+    println!(
+        "{:<21} {:<6} {:>10} {:>8} {:>8} {:>10} {:>8} {:>11} {:>9}",
+        "row",
+        "proxy",
+        "requests/s",
+        "p50 µs",
+        "p99 µs",
+        "CPU µs/req",
+        "(least)",
+        "services µs",
+        "answers"
+    );
+    for result in results {
+        let lines: Vec<(Proxy, Line)> = result
+            .proxies
+            .iter()
+            .map(|(proxy, rounds)| (*proxy, Line::of(rounds)))
+            .collect();
+        for (proxy, line) in &lines {
+            println!(
+                "{:<21} {proxy:<6} {:>10.0} {:>8.0} {:>8.0} {:>10.1} {:>8.1} {:>11.1} {:>9}",
+                result.row.title(),
+                line.rate,
+                line.p50,
+                line.p99,
+                line.cpu,
+                line.least,
+                line.services,
+                line.answers
+            );
+        }
+        if let [(Proxy::Envoy, envoy), (Proxy::Ours, ours)] = lines.as_slice() {
+            println!(
+                "{:<21} {:<6} {:>10.2} {:>8.2} {:>8.2} {:>10.2} {:>8.2}",
+                "",
+                "ratio",
+                ours.rate / envoy.rate,
+                ours.p50 / envoy.p50,
+                ours.p99 / envoy.p99,
+                ours.cpu / envoy.cpu,
+                ours.least / envoy.least
+            );
+        }
+    }
+    let own = results
+        .iter()
+        .flat_map(|result| &result.proxies)
+        .flat_map(|(_, rounds)| rounds)
+        .map(|round| round.own_cpu);
+    println!(
+        "\nCPU µs/req is the proxy's, (least) in its best round, services µs that of the policy services together; \
+         ratio is ours / Envoy.\nEvery answer was the expected one: status, headers of \
+         the policies, each byte of the body.\nThe load itself cost {:.1} µs per request.",
+        median(own)
+    );
+}
+
+/// Prints what calls cost our services.
+pub(crate) fn print_calls(results: &[CallResult]) {
+    println!("\nPolicy services, one worker each, unary calls on one connection:\n");
+    println!(
+        "{:<12} {:<12} {:>10} {:>8} {:>8} {:>12} {:>8} {:>9}",
+        "service", "which", "calls/s", "p50 µs", "p99 µs", "CPU µs/call", "(least)", "answers"
+    );
+    for result in results {
+        let idle = Line::of(&result.idle);
+        print_call(result.title, "do-nothing", &idle);
+        if !result.ours.is_empty() {
+            let ours = Line::of(&result.ours);
+            print_call(result.title, "ours", &ours);
+            println!(
+                "{:<12} {:<12} {:>10.2} {:>8.2} {:>8.2} {:>12.2} {:>8.2}",
+                "",
+                "ratio",
+                ours.rate / idle.rate,
+                ours.p50 / idle.p50,
+                ours.p99 / idle.p99,
+                ours.cpu / idle.cpu,
+                ours.least / idle.least
+            );
+        }
+    }
+}
+
+fn print_call(title: &str, which: &str, line: &Line) {
+    println!(
+        "{title:<12} {which:<12} {:>10.0} {:>8.0} {:>8.0} {:>12.1} {:>8.1} {:>9}",
+        line.rate, line.p50, line.p99, line.cpu, line.least, line.answers
+    );
+}
+
+/// One measurement in one line.
+pub(crate) fn one_line(measured: &Measured) -> String {
+    format!(
+        "{} answers, {:.0}/s, p50 {:.0} µs, p99 {:.0} µs; this program: {:.1} CPU µs per request",
+        measured.requests, measured.rate, measured.p50, measured.p99, measured.own_cpu
+    )
+}

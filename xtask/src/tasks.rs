@@ -1,0 +1,113 @@
+//! The tasks themselves.
+
+use std::process::Command;
+
+use crate::tools::Tools;
+use crate::{envoy, process, workspace};
+
+/// `cargo xtask tools`
+pub(crate) fn tools() -> Result<(), String> {
+    Tools::install().map(|_| ())
+}
+
+/// `cargo xtask test`
+pub(crate) fn test(args: &[String]) -> Result<(), String> {
+    let tools = Tools::install()?;
+    let mut cargo = process::cargo();
+    cargo.current_dir(workspace::root()).arg("test");
+    if !names_packages(args) {
+        cargo.arg("--workspace");
+    }
+    // One failure must not hide the next.
+    if !args.iter().any(|arg| arg == "--no-fail-fast") {
+        cargo.arg("--no-fail-fast");
+    }
+    process::run(
+        cargo
+            .args(args)
+            .env("ATTACHE_ENVOY", &tools.envoy)
+            .env("ATTACHE_REDIS", &tools.redis)
+            .env("ATTACHE_REQUIRE_ALL", "1"),
+    )
+}
+
+/// `cargo xtask bench`
+pub(crate) fn bench(args: &[String]) -> Result<(), String> {
+    let asks_help = args.iter().any(|arg| arg == "--help" || arg == "-h");
+    let wants_envoy = !asks_help && !only_ours(args);
+    let envoy = if wants_envoy {
+        Some(envoy::ENVOY.install()?)
+    } else {
+        None
+    };
+    let mut build = process::cargo();
+    build
+        .current_dir(workspace::root())
+        .args(["build", "--release", "-p", "attache-bench"]);
+    if !asks_help && !only_envoy(args) {
+        build.args(["-p", "attache"]);
+    }
+    process::run(&mut build)?;
+    let release = workspace::target().join("release");
+    let mut bench = Command::new(release.join("attache-bench"));
+    bench.arg("run").args(args);
+    bench.env("ATTACHE_BIN", release.join("attache"));
+    if let Some(envoy) = envoy {
+        bench.env("ATTACHE_ENVOY", envoy);
+    }
+    process::run(&mut bench)
+}
+
+/// `cargo xtask ci`
+pub(crate) fn ci() -> Result<(), String> {
+    process::run(
+        Command::new("bash")
+            .current_dir(workspace::root())
+            .arg(".ci/run"),
+    )
+}
+
+/// Whether the arguments for `cargo test` choose packages themselves.
+fn names_packages(args: &[String]) -> bool {
+    args.iter().take_while(|arg| *arg != "--").any(|arg| {
+        arg.starts_with("-p") || arg.starts_with("--package") || arg == "--manifest-path"
+    })
+}
+
+fn only_envoy(args: &[String]) -> bool {
+    only(args, "envoy")
+}
+
+fn only_ours(args: &[String]) -> bool {
+    only(args, "ours")
+}
+
+/// Whether the arguments for the benchmark say `--only <proxy>`.
+fn only(args: &[String], proxy: &str) -> bool {
+    args.windows(2).any(|pair| pair == ["--only", proxy])
+        || args.iter().any(|arg| *arg == format!("--only={proxy}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(line: &str) -> Vec<String> {
+        line.split(' ').map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_chosen_package_takes_the_place_of_the_workspace() {
+        assert!(names_packages(&words("-p attache-tests")));
+        assert!(names_packages(&words("--package=attache-tests")));
+        assert!(!names_packages(&words("streaming")));
+        assert!(!names_packages(&words("-- -p")));
+    }
+
+    #[test]
+    fn one_proxy_may_be_chosen_in_both_spellings() {
+        assert!(only_ours(&words("--quick --only ours")));
+        assert!(only_envoy(&words("--only=envoy")));
+        assert!(!only_ours(&words("--quick")));
+    }
+}
