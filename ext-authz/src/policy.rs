@@ -31,6 +31,7 @@
 //!
 //! - An `allow` rule that names no `identity` never lets anonymous requests pass; a `deny` rule
 //!   that names none holds for everybody, known or not.
+//! - A `deny` rule without a `response` answers 403, to callers without an identity too.
 //! - A credential that is there and wrong makes the request unidentified, not anonymous.
 //! - Paths are compared decoded and without their query. One that proxies and applications
 //!   read in different ways (`..`, `//`, `\`, `%2F`, `;`, double encoding) is refused with 400

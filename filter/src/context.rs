@@ -250,11 +250,6 @@ impl RequestContext {
         self.state().metadata.get(namespace).cloned()
     }
 
-    /// All dynamic metadata, by namespace.
-    pub fn all_metadata(&self) -> BTreeMap<String, prost_types::Struct> {
-        self.state().metadata.clone()
-    }
-
     /// Says why the answer is what it is (`%RESPONSE_CODE_DETAILS%`); blanks become `_`.
     pub fn set_details(&self, details: impl Into<Cow<'static, str>>) {
         let details = details.into();

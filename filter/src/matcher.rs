@@ -443,4 +443,33 @@ mod tests {
             assert_eq!(matcher.matches(&parts), expected, "{matcher:?}");
         }
     }
+
+    #[test]
+    fn networks_hold_their_addresses_and_faults_are_located() {
+        use attache_service::config::Document;
+        let plan = |text: &str| {
+            let (range, mut errors) = Document::parse("c.yaml", text)
+                .unwrap()
+                .decode_partly::<CidrRange>();
+            let network = range.and_then(|range| range.plan(&mut errors));
+            (network, errors.to_string())
+        };
+        let (network, _) = plan("{ address_prefix: 10.1.0.0, prefix_len: 16 }");
+        let network = network.unwrap();
+        assert!(network.contains(&"10.1.255.9".parse::<IpAddr>().unwrap()));
+        assert!(!network.contains(&"10.2.0.1".parse::<IpAddr>().unwrap()));
+        for (text, fault) in [
+            (
+                "{ address_prefix: ten, prefix_len: 8 }",
+                "c.yaml:1:19: `ten` is not an IP address",
+            ),
+            (
+                "{ address_prefix: 10.0.0.0, prefix_len: 33 }",
+                "`prefix_len: 33` is too long",
+            ),
+        ] {
+            let (network, errors) = plan(text);
+            assert!(network.is_none() && errors.contains(fault), "{errors}");
+        }
+    }
 }

@@ -46,7 +46,7 @@ config_struct! {
         /// Where requests go, and the policy services.
         pub clusters: Vec<Cluster>,
         /// Where the admin page listens; loopback only. None when left out.
-        pub admin: Option<Located<ListenAddress>>,
+        pub admin: Option<Located<Address>>,
         /// Worker threads, each with its own connections. Default: one per core.
         pub workers: Option<Located<usize>>,
     }
@@ -57,9 +57,6 @@ config_struct! {
         "layered_runtime" => "there is no runtime layer: change the value and reload",
     }
 }
-
-/// An [`Address`] in a configuration file.
-pub type ListenAddress = Address;
 
 /// Services of this process that clusters may name with `embedded`.
 pub trait EmbeddedServices {
