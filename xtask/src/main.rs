@@ -25,6 +25,8 @@ Tasks:
   tools          Only install the tools, and print where they are
   bench [ARGS]   Build for release and run the benchmarks; ARGS go to
                  attache-bench (`cargo xtask bench --help` lists them)
+  fuzz [SECONDS] Give both ends of the External Processing wire random messages
+                 for that long each, 120 seconds unless told otherwise
   deny           Check licences, bans and sources of all dependencies
   ci             Run what continuous integration runs: `bash .ci/run`
   help           Print this text
@@ -44,6 +46,7 @@ fn main() -> ExitCode {
         Some("test") => tasks::test(&rest),
         Some("tools") => tasks::tools(),
         Some("bench") => tasks::bench(&rest),
+        Some("fuzz") => tasks::fuzz(&rest),
         Some("deny") => deny::check(),
         Some("ci") => tasks::ci(),
         None | Some("help" | "--help" | "-h") => {
