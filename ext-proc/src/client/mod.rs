@@ -5,16 +5,21 @@
 //! - `layer`: the tower layer and its service.
 //! - `exchange`: the protocol, a pure state machine: what came in, what goes out.
 //! - `drive`, `body`: what connects an exchange with the gRPC call, the clock and the bodies.
+//! - `linger`: the streams of observing processors after their exchanges.
 //! - `encode`, `mutation`: messages out, header mutations in.
+//! - `attributes`, `metadata`: what is told beside the message, and dynamic metadata in.
 //! - `stats`: Envoy's counters.
 
 pub mod config;
 
+mod attributes;
 mod body;
 mod drive;
 mod encode;
 mod exchange;
 mod layer;
+mod linger;
+mod metadata;
 mod mutation;
 mod plan;
 mod stats;
