@@ -151,6 +151,7 @@ impl Fixed {
                 .as_ref()
                 .and_then(|route| route.request_buffer_limit)
                 .unwrap_or(self.filter.buffer_limit),
+            extras: self.filter.extras(per_route),
         };
         Some((
             Exchange::new(terms, context, form, now()),
@@ -202,6 +203,7 @@ where
         }
         Err(interruption) => return Ok(interrupted(shared, interruption, StatusCode::BAD_REQUEST)),
     };
+    shared.with(|x| x.request_goes_on(&parts));
     let body = processed(shared, Side::Request, body);
     let mut response = pin!(inner.call(Request::from_parts(parts, body)));
     poll_fn(|cx| {

@@ -30,7 +30,8 @@ use http::{HeaderMap, StatusCode, Version, header};
 use http_body::Frame;
 
 use super::{
-    Side,
+    Side, attributes,
+    extras::Extras,
     plan::{BodyMode, Filter, Modes},
     stats::Stats,
 };
@@ -113,6 +114,7 @@ pub(crate) struct Terms {
     pub(super) failure_mode_allow: bool,
     /// Bytes of a request body held at most; the filter's own limit holds for responses.
     pub(super) request_limit: usize,
+    pub(super) extras: Extras,
 }
 
 impl Terms {
@@ -360,6 +362,11 @@ impl Exchange {
         } else {
             None
         }
+    }
+
+    /// The request head goes on like this.
+    pub(super) fn request_goes_on(&self, parts: &http::request::Parts) {
+        attributes::request_goes_on(&self.terms, parts);
     }
 
     /// The next frame of a body that may go on.
