@@ -133,17 +133,42 @@ impl ResponseFlag {
     }
 }
 
-/// One call to a policy service, for the access log.
+/// The calls of one kind to a policy service, for the access log. Most kinds have one call; the
+/// pieces of a streamed body are summed up.
 #[derive(Debug, Clone)]
 pub struct PolicyCall {
     /// The filter's configured name.
     pub filter: Arc<str>,
     /// What was asked, e.g. `check`, `request_headers`.
     pub phase: &'static str,
-    /// How long the answer took.
+    /// How many calls these are.
+    pub count: u32,
+    /// How long the answers took, all together.
     pub latency: Duration,
-    /// gRPC status of the call as a number; 0 is OK.
+    /// How long the slowest answer took.
+    pub max_latency: Duration,
+    /// gRPC status of the last call as a number; 0 is OK.
     pub status: i32,
+    /// Bytes of the messages sent, gRPC framing included; 0 where nobody counts.
+    pub sent_bytes: u64,
+    /// Bytes of the messages received, gRPC framing included; 0 where nobody counts.
+    pub received_bytes: u64,
+}
+
+impl PolicyCall {
+    /// One call that took `latency`, of unknown size.
+    pub fn one(filter: Arc<str>, phase: &'static str, latency: Duration, status: i32) -> Self {
+        Self {
+            filter,
+            phase,
+            count: 1,
+            latency,
+            max_latency: latency,
+            status,
+            sent_bytes: 0,
+            received_bytes: 0,
+        }
+    }
 }
 
 /// What is known of one request. Shared by all its layers, request and response side.
