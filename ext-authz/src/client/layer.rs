@@ -182,12 +182,13 @@ impl Shared {
         let asked = Instant::now();
         let answered = self.ask(message.as_ref()).await;
         let latency = asked.elapsed();
-        context.record_call(PolicyCall {
-            filter: filter.name.clone(),
-            phase: "check",
+        let status = answered.as_ref().err().map_or(0, |s| s.code() as i32);
+        context.record_call(PolicyCall::one(
+            filter.name.clone(),
+            "check",
             latency,
-            status: answered.as_ref().err().map_or(0, |s| s.code() as i32),
-        });
+            status,
+        ));
         let request = Request::from_parts(parts, body);
         let answer = match answered {
             Ok(response) => answer::read(response, filter.reading),

@@ -30,12 +30,12 @@ config_enum! {
         Streamed = "STREAMED",
         /// The whole body is sent at once.
         Buffered = "BUFFERED",
+        /// The body up to the buffer limit is sent at once; the rest passes unseen.
+        BufferedPartial = "BUFFERED_PARTIAL",
+        /// Each piece is sent as it arrives; what comes back need not match it piece by piece.
+        FullDuplexStreamed = "FULL_DUPLEX_STREAMED",
         /// As `NONE`: Envoy accepts it and does no more either.
         Grpc = "GRPC",
-    }
-    elsewhere {
-        "BUFFERED_PARTIAL" => "not supported yet",
-        "FULL_DUPLEX_STREAMED" => "not supported yet",
     }
 }
 
@@ -88,7 +88,7 @@ config_struct! {
         /// Let traffic pass when the processor fails. Default false.
         pub failure_mode_allow: Option<bool>,
         /// What the processor is shown. Default: headers of both directions.
-        pub processing_mode: Option<ProcessingMode>,
+        pub processing_mode: Option<Located<ProcessingMode>>,
         /// Bound on the answer to one message, up to an hour. Default 200 ms.
         pub message_timeout: Option<Located<Duration>>,
         /// Added to the label of the filter's metrics.
@@ -103,11 +103,16 @@ config_struct! {
         /// Which headers the processor is shown. Default: all.
         pub forward_rules: Option<HeaderForwardingRules>,
         /// Let the processor change the mode of a request. Default false.
-        pub allow_mode_override: Option<Located<bool>>,
+        pub allow_mode_override: Option<bool>,
+        /// The modes that it may change to. Default: all.
+        pub allowed_override_modes: Vec<ProcessingMode>,
         /// Treat immediate responses as errors. Default false.
         pub disable_immediate_response: Option<bool>,
         /// Process without waiting for answers. Default false.
-        pub observability_mode: Option<Located<bool>>,
+        pub observability_mode: Option<bool>,
+        /// How long the stream to an observing processor stays open when its exchange has
+        /// ended. Default 5 s.
+        pub deferred_close_timeout: Option<Located<Duration>>,
         /// When the route is picked again.
         pub route_cache_action: Option<RouteCacheActionName>,
         /// Send pieces of a STREAMED body before the headers are answered. Default false.
@@ -125,8 +130,6 @@ config_struct! {
         "response_attributes" => "not supported yet",
         "filter_metadata" => "not supported yet",
         "metadata_options" => "not supported yet",
-        "deferred_close_timeout" => "not supported yet, as `observability_mode` is not",
-        "allowed_override_modes" => "not supported yet, as `allow_mode_override` is not",
         "on_processing_response" => "is an extension of Envoy's own process",
         "processing_request_modifier" => "is an extension of Envoy's own process",
         "emit_client_span" => "there is no tracing of policy calls yet",

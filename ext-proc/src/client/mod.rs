@@ -6,15 +6,18 @@
 //! - `exchange`: the protocol, a pure state machine: what came in, what goes out.
 //! - `drive`, `body`: what connects an exchange with the gRPC call, the clock and the bodies.
 //! - `encode`, `mutation`: messages out, header mutations in.
+//! - `attributes`, `metadata`: what is told beside the message, and dynamic metadata in.
 //! - `stats`: Envoy's counters.
 
 pub mod config;
 
+mod attributes;
 mod body;
 mod drive;
 mod encode;
 mod exchange;
 mod layer;
+mod metadata;
 mod mutation;
 mod plan;
 mod stats;

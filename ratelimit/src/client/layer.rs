@@ -242,15 +242,13 @@ impl Inner {
         let filter = &*self.filter;
         let started = Instant::now();
         let result = self.call(&question.message).await;
-        context.record_call(PolicyCall {
-            filter: self.name.clone(),
-            phase: "should_rate_limit",
-            latency: started.elapsed(),
-            status: result
-                .as_ref()
-                .err()
-                .map_or(0, |status| status.code().into()),
-        });
+        let status = result.as_ref().err();
+        context.record_call(PolicyCall::one(
+            self.name.clone(),
+            "should_rate_limit",
+            started.elapsed(),
+            status.map_or(0, |status| status.code().into()),
+        ));
         let mut answer = match result {
             Ok(answer) => answer,
             Err(status) => return self.fail(&status, context),

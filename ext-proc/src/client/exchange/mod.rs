@@ -153,9 +153,8 @@ impl Exchange {
         }
         let direction = self.direction(side);
         let resized = match direction.mode {
-            BodyMode::None => false,
             BodyMode::Buffered => !send,
-            BodyMode::Streamed => true,
+            mode => mode.resizes(),
         };
         direction.trusts_length = resized && allow_length;
         if resized
@@ -318,7 +317,7 @@ impl Exchange {
             _ if self.complete || direction.body_replaced => true,
             (State::Headers, BodyMode::None) | (State::Trailers | State::BufferedBody, _) => false,
             (_, BodyMode::Streamed) => direction.held_bytes + direction.queued_bytes < limit,
-            (_, BodyMode::None | BodyMode::Buffered) => true,
+            _ => true,
         }
     }
 

@@ -132,7 +132,7 @@ impl Exchange {
                     direction.release();
                     self.send_chunk(side, held, false, now);
                 }
-                BodyMode::None => self.pass_trailers(side, now),
+                _ => self.pass_trailers(side, now),
             }
         }
         Ok(())

@@ -12,6 +12,7 @@ use super::{
 use crate::client::{
     Side,
     encode::{self, Envelope},
+    metadata,
 };
 
 impl Exchange {
@@ -19,6 +20,8 @@ impl Exchange {
         let first = !std::mem::replace(&mut self.config_sent, true);
         Envelope {
             protocol_config: first.then(|| (self.terms.modes, self.sends_without_waiting())),
+            metadata: metadata::forward(&self.terms, &self.context),
+            ..Envelope::default()
         }
     }
 
@@ -26,7 +29,7 @@ impl Exchange {
         let envelope = self.envelope();
         if let Some(head) = &self.peek(side).head {
             let forward = &self.terms.filter.forward;
-            let message = encode::headers(side, head.as_head(), end, forward, envelope);
+            let message = encode::headers(side, head.as_head(), end, forward, &envelope);
             self.outbox.push(message);
             self.direction(side).state = State::Headers;
             self.sent(side, Phase::Headers, now);
@@ -52,7 +55,7 @@ impl Exchange {
             side,
             std::iter::once(&data),
             end,
-            envelope,
+            &envelope,
             &mut self.outbox,
         );
         let direction = self.direction(side);
@@ -71,7 +74,7 @@ impl Exchange {
             Side::Request => &self.request.held,
             Side::Response => &self.response.held,
         };
-        encode::body(side, held.iter(), end, envelope, &mut self.outbox);
+        encode::body(side, held.iter(), end, &envelope, &mut self.outbox);
         self.direction(side).state = State::BufferedBody;
         self.sent(side, Phase::Body, now);
     }
@@ -86,7 +89,7 @@ impl Exchange {
         let envelope = self.envelope();
         if let Some(trailers) = &self.peek(side).trailers {
             let forward = &self.terms.filter.forward;
-            let message = encode::trailers(side, trailers, forward, envelope);
+            let message = encode::trailers(side, trailers, forward, &envelope);
             self.outbox.push(message);
             self.direction(side).state = State::Trailers;
             self.sent(side, Phase::Trailers, now);
@@ -145,11 +148,8 @@ impl Exchange {
             (Side::Response, Phase::Body) => "response_body",
             (Side::Response, Phase::Trailers) => "response_trailers",
         };
-        self.context.record_call(PolicyCall {
-            filter: self.terms.filter.name.clone(),
-            phase,
-            latency,
-            status,
-        });
+        let filter = self.terms.filter.name.clone();
+        self.context
+            .record_call(PolicyCall::one(filter, phase, latency, status));
     }
 }
