@@ -83,6 +83,24 @@ impl Stage {
         );
         (count > 0).then_some(line)
     }
+
+    /// What only Envoy can show, and what no scenario shows, in one line each.
+    fn left_out(&self) -> Vec<String> {
+        let only: Vec<_> = (self.scenarios.iter())
+            .filter_map(|s| Some(format!("{}: {}", s.title(), s.envoy_only.as_ref()?)))
+            .collect();
+        let left: Vec<_> = (Scenario::left_out().unwrap_or_default().iter())
+            .map(|left| format!("{} {}: {}", left.spec, left.what, left.reason))
+            .collect();
+        let line = |words: &str, list: Vec<String>| {
+            (!list.is_empty()).then(|| format!("{words}: {}", list.join("; ")))
+        };
+        let lines = [
+            line("through Envoy only", only),
+            line("shown by no scenario", left),
+        ];
+        lines.into_iter().flatten().collect()
+    }
 }
 
 fn main() -> ExitCode {
@@ -114,8 +132,10 @@ fn main() -> ExitCode {
     };
     let trials = titles.into_iter().enumerate().map(trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Some(line) = stage.not_yet().filter(|_| !arguments.list) {
-        println!("{line}");
+    if !arguments.list {
+        for line in stage.not_yet().into_iter().chain(stage.left_out()) {
+            println!("{line}");
+        }
     }
     // Envoy ends here, with the last hold on the stage.
     drop(stage);
