@@ -147,6 +147,7 @@ impl Fixed {
             stats: self.stats.clone(),
             modes,
             failure_mode_allow,
+            extras: self.filter.extras(per_route),
         };
         Some((
             Exchange::new(terms, context, form),
@@ -194,6 +195,7 @@ where
         }
         Err(interruption) => return Ok(interrupted(shared, interruption, StatusCode::BAD_REQUEST)),
     };
+    shared.with(|x| x.request_goes_on(&parts));
     let body = processed(shared, Side::Request, body);
     let mut response = pin!(inner.call(Request::from_parts(parts, body)));
     poll_fn(|cx| {

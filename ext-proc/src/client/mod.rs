@@ -6,7 +6,7 @@
 //! - `exchange`: the protocol, a pure state machine: what came in, what goes out.
 //! - `drive`, `body`: what connects an exchange with the gRPC call, the clock and the bodies.
 //! - `encode`, `mutation`: messages out, header mutations in.
-//! - `attributes`, `metadata`: what is told beside the message, and dynamic metadata in.
+//! - `attributes`, `metadata`, `extras`: what is told beside the message, and dynamic metadata in.
 //! - `stats`: Envoy's counters.
 
 pub mod config;
@@ -16,6 +16,7 @@ mod body;
 mod drive;
 mod encode;
 mod exchange;
+mod extras;
 mod layer;
 mod metadata;
 mod mutation;
@@ -25,8 +26,10 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+pub use attributes::ShownAttributes;
 pub use body::BrokenOff;
 pub use layer::{ExtProc, ExtProcLayer};
+pub use metadata::{MetadataRules, Namespaces};
 pub use plan::{BodyMode, Filter, Modes, PerRoute, RouteCacheAction};
 
 /// The two directions of an exchange.

@@ -21,7 +21,8 @@ use http::{HeaderMap, StatusCode, Version, header};
 use http_body::Frame;
 
 use super::{
-    Side,
+    Side, attributes,
+    extras::Extras,
     plan::{BodyMode, Filter, Modes},
     stats::Stats,
 };
@@ -73,6 +74,7 @@ pub(crate) struct Terms {
     pub(super) stats: Arc<Stats>,
     pub(super) modes: Modes,
     pub(super) failure_mode_allow: bool,
+    pub(super) extras: Extras,
 }
 
 pub(crate) struct Exchange {
@@ -277,6 +279,11 @@ impl Exchange {
         } else {
             None
         }
+    }
+
+    /// The request head goes on like this.
+    pub(super) fn request_goes_on(&self, parts: &http::request::Parts) {
+        attributes::request_goes_on(&self.terms, parts);
     }
 
     /// The next frame of a body that may go on.

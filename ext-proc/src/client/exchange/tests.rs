@@ -18,6 +18,7 @@ use prost::Message as _;
 use super::{Exchange, Head, Outcome, Terms};
 use crate::client::{
     Side,
+    extras::Extras,
     plan::{BodyMode, Filter, Modes},
     stats::Stats,
 };
@@ -36,6 +37,7 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
         failure_mode_allow: filter.failure_mode_allow,
         filter: Arc::new(filter),
         stats: Arc::new(Stats::default()),
+        extras: Extras::default(),
     };
     let context = Arc::new(RequestContext::new(Arc::default(), http::Version::HTTP_11));
     let form = ReplyForm {
