@@ -247,6 +247,21 @@ impl Exchange {
         self.close_if_done();
     }
 
+    /// There is no request to show: a layer further outside has answered.
+    pub(super) fn skip_request(&mut self) {
+        self.request.started = true;
+        self.request.input_ended = true;
+        self.request.released = true;
+    }
+
+    /// The head of a request that does not go on, as far as it is still here.
+    pub(super) fn reclaim_request(&mut self) -> Option<http::request::Parts> {
+        match self.request.head.take() {
+            Some(Head::Request(parts)) => Some(parts),
+            _ => None,
+        }
+    }
+
     // ---- what follows
 
     pub(super) fn outbox(&mut self) -> &mut Outbox {
