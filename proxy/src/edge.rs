@@ -20,7 +20,7 @@ use crate::{
     hygiene::{self, Admitted, Peer},
     path::Normalized,
     plan::ListenerPlan,
-    router::{Answered, Picked, Received, Router, local},
+    router::{Answered, Picked, Received, Router},
     stats::ListenerStats,
     unread,
 };
@@ -81,7 +81,8 @@ impl Edge {
             }
             Err(refusal) => {
                 drop(body);
-                refusal.reply(&context, &parts)
+                // Boxed: refusals are rare, and others need not carry their state.
+                Box::pin(self.refuse(refusal, context, parts)).await
             }
         };
         if let Some((lender, held_back)) = lender
@@ -127,6 +128,38 @@ impl Edge {
         Ok(admitted)
     }
 
+    /// Answers a request that is not let in. The policies do not see it, but the answer passes
+    /// their response phase.
+    async fn refuse(
+        &self,
+        refusal: Refusal,
+        context: Arc<RequestContext>,
+        parts: request::Parts,
+    ) -> Response<ReplyBody> {
+        // In HTTP/2 the stream ends, and the connection goes on.
+        let closes = matches!(refusal, Refusal::Refused(_)) && parts.version < Version::HTTP_2;
+        let reply = refusal.reply(&context, &parts);
+        let mut response = match &self.stack {
+            None => reply.map(ReplyBody::Local),
+            Some(stack) => {
+                context.take_replies_inward();
+                let mut request = Request::from_parts(parts, Body::empty());
+                request.extensions_mut().insert(context.clone());
+                let answered = match context.hand_inward(reply) {
+                    Ok(()) => stack.handle(request).await,
+                    Err(reply) => Ok(*reply),
+                };
+                let response = answered.unwrap_or_else(|never| match never {});
+                response.map(ReplyBody::Local)
+            }
+        };
+        if closes {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
+    }
+
     async fn answer(
         &self,
         downstream: &Downstream,
@@ -137,6 +170,7 @@ impl Edge {
         let Some(stack) = &self.stack else {
             return self.router.answer(entry, context, received).await;
         };
+        context.take_replies_inward();
         let Received { mut parts, body } = *received;
         parts.extensions.insert(match downstream.peer.tls {
             true => Scheme::Https,
@@ -164,26 +198,16 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn reply(self, context: &RequestContext, parts: &request::Parts) -> Response<ReplyBody> {
+    fn reply(self, context: &RequestContext, parts: &request::Parts) -> Response<Body> {
         let form = ReplyForm::of(&parts.method, &parts.headers);
-        match self {
+        let (reply, form) = match self {
             Self::Refused(refused) => {
                 context.add_flag(ResponseFlag::DownstreamProtocolError);
-                let mut reply = LocalReply::new(refused.status, refused.details);
-                // In HTTP/2 the stream ends, and the connection goes on.
-                if parts.version < Version::HTTP_2 {
-                    reply
-                        .headers
-                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                local(
-                    context,
-                    ReplyForm {
-                        grpc: false,
-                        ..form
-                    },
-                    reply,
-                )
+                let form = ReplyForm {
+                    grpc: false,
+                    ..form
+                };
+                (LocalReply::new(refused.status, refused.details), form)
             }
             Self::Redirect(target) => {
                 let mut reply = LocalReply::new(
@@ -193,8 +217,10 @@ impl Refusal {
                 if let Ok(location) = HeaderValue::from_str(target.as_str()) {
                     reply.headers.insert(header::LOCATION, location);
                 }
-                local(context, form, reply)
+                (reply, form)
             }
-        }
+        };
+        context.set_details(reply.details.clone());
+        reply.into_response(form)
     }
 }

@@ -52,18 +52,23 @@ impl FilterPlans {
         self.0.values().flat_map(|policy| policy.clusters())
     }
 
-    /// The stack of the policies `names` around `innermost`; nothing when there are none.
+    /// The stack of the policies `names` around `innermost`, with what `between` puts between
+    /// two policies; nothing when there are none.
     pub(crate) fn stack(
         &self,
         names: &[Arc<str>],
         innermost: Stack,
+        between: impl Fn(Stack) -> Stack,
         site: &Site<'_>,
     ) -> Option<Stack> {
-        if names.is_empty() {
-            return None;
-        }
         let policies = names.iter().rev().filter_map(|name| self.get(name));
-        Some(policies.fold(innermost, |inner, policy| policy.layer(inner, site)))
+        policies.fold(None, |inner, policy| {
+            let inner = match inner {
+                Some(inner) => between(inner),
+                None => innermost.clone(),
+            };
+            Some(policy.layer(inner, site))
+        })
     }
 }
 
@@ -71,7 +76,8 @@ impl FilterPlans {
 #[derive(Clone)]
 pub struct Stack(Arc<dyn Handle>);
 
-trait Handle: Send + Sync {
+/// What a stack is made of.
+pub(crate) trait Handle: Send + Sync {
     fn call(&self, request: Request<Body>) -> PolicyFuture;
 }
 
@@ -104,6 +110,10 @@ impl Stack {
             + 'static,
     {
         Self(Arc::new(Cloned(service)))
+    }
+
+    pub(crate) fn of(handle: impl Handle + 'static) -> Self {
+        Self(Arc::new(handle))
     }
 
     pub(crate) fn handle(&self, request: Request<Body>) -> PolicyFuture {

@@ -1,6 +1,6 @@
 //! The innermost service: does what the route says. Behind all policies.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, task::Poll};
+use std::{convert::Infallible, future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use attache_filter::{
     Body, LocalReply, RequestContext,
@@ -17,7 +17,7 @@ use tower::Service;
 
 use crate::{
     body::ReplyBody,
-    filters::{PolicyFuture, Stack},
+    filters::{Handle, PolicyFuture, Stack},
     hygiene,
     plan::Protocol,
     route::{Action, DirectResponse, Forward, Redirect, RouteEntry, RouteTable},
@@ -47,7 +47,8 @@ pub(crate) struct Received {
     pub(crate) body: Body,
 }
 
-/// The route that was picked before the policies ran; an extension of the request.
+/// The route that was picked for the request on its way through the policies; an extension of
+/// the request.
 #[derive(Clone)]
 pub(crate) struct Picked(pub(crate) Option<Arc<RouteEntry>>);
 
@@ -388,13 +389,30 @@ fn unavailable(
 }
 
 /// A reply of our own, its details noted.
-pub(crate) fn local(
-    context: &RequestContext,
-    form: ReplyForm,
-    reply: LocalReply,
-) -> Response<ReplyBody> {
+fn local(context: &RequestContext, form: ReplyForm, reply: LocalReply) -> Response<ReplyBody> {
     context.set_details(reply.details.clone());
     reply.into_response(form).map(ReplyBody::Local)
+}
+
+/// Between two policies: picks the route again when the one outside changed what it depends on,
+/// so that those inside go by the settings of the new one.
+pub(crate) struct Rerouted {
+    pub(crate) router: Arc<Router>,
+    pub(crate) inner: Stack,
+}
+
+impl Handle for Rerouted {
+    fn call(&self, mut request: Request<Body>) -> PolicyFuture {
+        let context = request.extensions().get::<Arc<RequestContext>>();
+        if let Some(context) = context.filter(|context| context.is_route_cleared()) {
+            let context = context.clone();
+            let (mut parts, body) = request.into_parts();
+            let entry = self.router.pick(&parts, &context);
+            parts.extensions.insert(Picked(entry));
+            request = Request::from_parts(parts, body);
+        }
+        self.inner.handle(request)
+    }
 }
 
 /// The router as the innermost service of a policy stack.
@@ -426,8 +444,17 @@ impl Service<Request<Body>> for Innermost {
                 _ => router.pick(&parts, &context),
             };
             let received = Box::new(Received { parts, body });
-            let response = router.answer(entry, context, received).await;
-            Ok(response.map(Body::new))
+            let mut answer = pin!(router.answer(entry, context.clone(), received));
+            let response = poll_fn(|cx| {
+                // A layer answers: at once, or while the upstream is waited for.
+                if let Some(reply) = context.take_reply() {
+                    return Poll::Ready(reply);
+                }
+                answer.as_mut().poll(cx).map(|r| r.map(Body::new))
+            })
+            .await;
+            context.begin_response();
+            Ok(response)
         })
     }
 }

@@ -481,7 +481,7 @@ impl Builder<'_> {
             route: Arc::new(RouteInfo {
                 name: raw.name.clone().unwrap_or_default(),
                 cluster,
-                request_buffer_limit: None,
+                buffer_limit: None,
                 filters,
             }),
         })
