@@ -323,3 +323,17 @@ impl fmt::Display for Code {
         f.write_str(self.name())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_book_has_every_finding_as_it_is() {
+        let book = include_str!("../../../docs/src/probe.md");
+        for code in Code::ALL {
+            let row = format!("| `{code}` | {} | {} |", code.severity(), code.effect());
+            assert!(book.lines().any(|line| line == row), "missing: {row}");
+        }
+    }
+}
