@@ -2,6 +2,7 @@
 //!
 //! - [`server`]: write a processor, for Attaché's proxy, Envoy, or what is built on it.
 //! - [`client`]: a `tower` layer that shows requests and responses to a processor.
+//! - [`json`]: the messages as JSON, both ways.
 //! - [`testing`]: try a processor without a proxy and without a socket.
 //!
 //! A processor, whole:
@@ -56,5 +57,6 @@
 //! ```
 
 pub mod client;
+pub mod json;
 pub mod server;
 pub mod testing;

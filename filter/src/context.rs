@@ -11,10 +11,14 @@ use std::{
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
+
+use http::Response;
+
+use crate::Body;
 
 /// The downstream connection that a request came in on.
 #[derive(Debug, Clone, Default)]
@@ -49,6 +53,9 @@ pub struct Route {
     pub name: String,
     /// The cluster that the request goes to, if it goes anywhere.
     pub cluster: Option<Arc<str>>,
+    /// Bytes of one body that a layer may hold back on this route, when that is more than the
+    /// layer is set to (Envoy's `request_body_buffer_limit`, for either direction).
+    pub buffer_limit: Option<usize>,
     /// `typed_per_filter_config` of the route, planned.
     pub filters: FilterConfigs,
 }
@@ -126,17 +133,42 @@ impl ResponseFlag {
     }
 }
 
-/// One call to a policy service, for the access log.
+/// The calls of one kind to a policy service, for the access log. Most kinds have one call; the
+/// pieces of a streamed body are summed up.
 #[derive(Debug, Clone)]
 pub struct PolicyCall {
     /// The filter's configured name.
     pub filter: Arc<str>,
     /// What was asked, e.g. `check`, `request_headers`.
     pub phase: &'static str,
-    /// How long the answer took.
+    /// How many calls these are.
+    pub count: u32,
+    /// How long the answers took, all together.
     pub latency: Duration,
-    /// gRPC status of the call as a number; 0 is OK.
+    /// How long the slowest answer took.
+    pub max_latency: Duration,
+    /// gRPC status of the last call as a number; 0 is OK.
     pub status: i32,
+    /// Bytes of the messages sent, gRPC framing included; 0 where nobody counts.
+    pub sent_bytes: u64,
+    /// Bytes of the messages received, gRPC framing included; 0 where nobody counts.
+    pub received_bytes: u64,
+}
+
+impl PolicyCall {
+    /// One call that took `latency`, of unknown size.
+    pub fn one(filter: Arc<str>, phase: &'static str, latency: Duration, status: i32) -> Self {
+        Self {
+            filter,
+            phase,
+            count: 1,
+            latency,
+            max_latency: latency,
+            status,
+            sent_bytes: 0,
+            received_bytes: 0,
+        }
+    }
 }
 
 /// What is known of one request. Shared by all its layers, request and response side.
@@ -153,15 +185,31 @@ pub struct RequestContext {
     /// When the request head had arrived, for durations.
     pub started: Instant,
     start_time: OnceLock<SystemTime>,
+    upstream: OnceLock<SocketAddr>,
+    marks: AtomicU8,
     state: Mutex<State>,
 }
+
+/// The route is to be picked again.
+const ROUTE_CLEARED: u8 = 1;
+/// The innermost service takes part in replies of layers.
+const REPLIES_INWARD: u8 = 1 << 1;
+/// A layer has made the response already.
+const ANSWERED: u8 = 1 << 2;
+/// The bytes of a tunnel are the bodies of its request and response.
+const TUNNELS_IN_BODY: u8 = 1 << 3;
+/// The innermost service has given its response.
+const RESPONDED: u8 = 1 << 4;
+/// The response was made by a layer in its response phase.
+const DIRECT: u8 = 1 << 5;
 
 #[derive(Debug, Default)]
 struct State {
     route: Option<Arc<Route>>,
     routed: bool,
-    route_cleared: bool,
+    reply: Option<Box<Response<Body>>>,
     metadata: BTreeMap<String, prost_types::Struct>,
+    typed_metadata: BTreeMap<String, prost_types::Any>,
     details: Option<Cow<'static, str>>,
     flags: Vec<ResponseFlag>,
     calls: Vec<PolicyCall>,
@@ -179,6 +227,8 @@ impl RequestContext {
             protocol,
             started: Instant::now(),
             start_time: OnceLock::new(),
+            upstream: OnceLock::new(),
+            marks: AtomicU8::new(0),
             state: Mutex::default(),
         }
     }
@@ -198,6 +248,16 @@ impl RequestContext {
         *self
             .start_time
             .get_or_init(|| SystemTime::now() - self.started.elapsed())
+    }
+
+    /// The endpoint that the request was sent to, once it was.
+    pub fn upstream(&self) -> Option<SocketAddr> {
+        self.upstream.get().copied()
+    }
+
+    /// Notes the endpoint that the request is sent to; the first one stays.
+    pub fn set_upstream(&self, endpoint: SocketAddr) {
+        let _ = self.upstream.set(endpoint);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -221,17 +281,97 @@ impl RequestContext {
         let mut state = self.state();
         state.route = route;
         state.routed = true;
-        state.route_cleared = false;
+        drop(state);
+        self.marks.fetch_and(!ROUTE_CLEARED, Ordering::Relaxed);
     }
 
     /// Asks for the route to be picked again, since what it depends on was changed.
     pub fn clear_route(&self) {
-        self.state().route_cleared = true;
+        self.mark(ROUTE_CLEARED);
     }
 
     /// Whether [`RequestContext::clear_route`] was called since the route was set.
     pub fn is_route_cleared(&self) -> bool {
-        self.state().route_cleared
+        self.is_marked(ROUTE_CLEARED)
+    }
+
+    /// Says that the innermost service returns replies that layers hand to it with
+    /// [`RequestContext::hand_inward`]; the proxy's router does.
+    pub fn take_replies_inward(&self) {
+        self.mark(REPLIES_INWARD);
+    }
+
+    /// Hands a response that a layer has made to the layers further inside: the inner service
+    /// returns it after those have had their say (Envoy: local replies pass the response phase
+    /// of all filters). While an answer is on its way, a later one is dropped.
+    ///
+    /// # Errors
+    /// Gives `response` back where no innermost service takes it: there is none that does, or
+    /// it has given its own response already.
+    pub fn hand_inward(&self, response: Response<Body>) -> Result<(), Box<Response<Body>>> {
+        let response = Box::new(response);
+        if self.is_marked(RESPONDED) {
+            self.answer_direct();
+            return Err(response);
+        }
+        if !self.is_marked(REPLIES_INWARD) {
+            return Err(response);
+        }
+        self.state().reply.get_or_insert(response);
+        self.mark(ANSWERED);
+        Ok(())
+    }
+
+    /// Whether a layer further outside has made the response: the request is not for anybody to
+    /// see or judge any more.
+    pub fn is_answered(&self) -> bool {
+        self.is_marked(ANSWERED)
+    }
+
+    /// The response that a layer handed inward; the innermost service takes it.
+    pub fn take_reply(&self) -> Option<Response<Body>> {
+        if !self.is_answered() {
+            return None;
+        }
+        self.state().reply.take().map(|reply| *reply)
+    }
+
+    /// Says that the innermost service has its response: what layers answer from now on goes
+    /// straight out.
+    pub fn begin_response(&self) {
+        self.mark(RESPONDED);
+    }
+
+    /// Says that a layer puts an answer of its own in the place of a response. The layers
+    /// further outside pass such an answer on as it is, as Envoy does.
+    pub fn answer_direct(&self) {
+        self.mark(DIRECT);
+    }
+
+    /// Whether the response is an answer that layers pass on as it is.
+    pub fn is_direct(&self) -> bool {
+        self.is_marked(DIRECT)
+    }
+
+    /// Says that what goes through the tunnel that this request asks for (`Upgrade`, `CONNECT`)
+    /// passes the layers as bodies of request and response; the proxy does.
+    pub fn tunnel_in_body(&self) {
+        self.mark(TUNNELS_IN_BODY);
+    }
+
+    /// Whether the bytes of the tunnel that this request asks for are the bodies of its request
+    /// and of the response that opens it. Such bodies end with the tunnel. Otherwise a tunnel is
+    /// not for layers to see.
+    pub fn tunnels_in_body(&self) -> bool {
+        self.is_marked(TUNNELS_IN_BODY)
+    }
+
+    fn mark(&self, mark: u8) {
+        self.marks.fetch_or(mark, Ordering::Relaxed);
+    }
+
+    fn is_marked(&self, mark: u8) -> bool {
+        self.marks.load(Ordering::Relaxed) & mark != 0
     }
 
     /// Merges `fields` into the dynamic metadata of `namespace`, top-level key by key.
@@ -248,6 +388,23 @@ impl RequestContext {
     /// A copy of the dynamic metadata of `namespace`.
     pub fn metadata(&self, namespace: &str) -> Option<prost_types::Struct> {
         self.state().metadata.get(namespace).cloned()
+    }
+
+    /// Whether there is any dynamic metadata, typed or not.
+    pub fn has_metadata(&self) -> bool {
+        let state = self.state();
+        !state.metadata.is_empty() || !state.typed_metadata.is_empty()
+    }
+
+    /// Sets the typed dynamic metadata of `namespace`.
+    pub fn set_typed_metadata(&self, namespace: &str, value: prost_types::Any) {
+        let mut state = self.state();
+        state.typed_metadata.insert(namespace.to_owned(), value);
+    }
+
+    /// A copy of the typed dynamic metadata of `namespace`.
+    pub fn typed_metadata(&self, namespace: &str) -> Option<prost_types::Any> {
+        self.state().typed_metadata.get(namespace).cloned()
     }
 
     /// Says why the answer is what it is (`%RESPONSE_CODE_DETAILS%`); blanks become `_`.

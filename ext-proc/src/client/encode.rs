@@ -19,23 +19,30 @@ const fn tag(field: u8, wire_type: u8) -> u8 {
     (field << 3) | wire_type
 }
 
-/// An empty `metadata_context`, which Envoy sends with every message.
-const METADATA_CONTEXT: [u8; 2] = [tag(8, LEN), 0];
-
 /// What stands around the payload of a message.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Envelope {
     /// The effective modes, on the first message of a stream only.
     pub(super) protocol_config: Option<(Modes, bool)>,
+    /// Answers will be ignored.
+    pub(super) observability: bool,
+    /// The encoded `Metadata` of `metadata_context`, which Envoy sends with every message, even
+    /// when it is empty.
+    pub(super) metadata: Bytes,
+    /// The encoded entries of `attributes`, each with its tag.
+    pub(super) attributes: Bytes,
 }
 
 impl Envelope {
-    fn len(self) -> usize {
-        METADATA_CONTEXT.len() + self.protocol_config().map_or(0, |(_, length)| 2 + length)
+    fn len(&self) -> usize {
+        let metadata = self.metadata.len();
+        let metadata = 1 + encoded_len_varint(metadata as u64) + metadata;
+        let config = self.protocol_config().map_or(0, |(_, length)| 2 + length);
+        metadata + self.attributes.len() + config + if self.observability { 2 } else { 0 }
     }
 
     /// `ProtocolConfiguration`: at most three fields of two bytes each.
-    fn protocol_config(self) -> Option<([u8; 6], usize)> {
+    fn protocol_config(&self) -> Option<([u8; 6], usize)> {
         let (modes, without_waiting) = self.protocol_config?;
         let mut bytes = [0; 6];
         let mut length = 0;
@@ -54,8 +61,14 @@ impl Envelope {
         Some((bytes, length))
     }
 
-    fn write(self, buffer: &mut BytesMut) {
-        buffer.put_slice(&METADATA_CONTEXT);
+    fn write(&self, buffer: &mut BytesMut) {
+        buffer.put_u8(tag(8, LEN));
+        encode_varint(self.metadata.len() as u64, buffer);
+        buffer.put_slice(&self.metadata);
+        buffer.put_slice(&self.attributes);
+        if self.observability {
+            buffer.put_slice(&[tag(10, VARINT), 1]);
+        }
         if let Some((bytes, length)) = self.protocol_config() {
             buffer.put_u8(tag(11, LEN));
             buffer.put_u8(length as u8);
@@ -69,6 +82,9 @@ fn wire_mode(mode: BodyMode) -> u8 {
         BodyMode::None => 0,
         BodyMode::Streamed => 1,
         BodyMode::Buffered => 2,
+        BodyMode::BufferedPartial => 3,
+        BodyMode::FullDuplexStreamed => 4,
+        BodyMode::Grpc => 5,
     }
 }
 
@@ -78,7 +94,7 @@ pub(super) fn headers(
     head: &dyn MessageHead,
     end_of_stream: bool,
     forward: &ForwardedHeaders,
-    envelope: Envelope,
+    envelope: &Envelope,
 ) -> Bytes {
     let field = match side {
         Side::Request => 2,
@@ -99,7 +115,7 @@ pub(super) fn trailers(
     side: Side,
     trailers: &dyn MessageHead,
     forward: &ForwardedHeaders,
-    envelope: Envelope,
+    envelope: &Envelope,
 ) -> Bytes {
     let field = match side {
         Side::Request => 6,
@@ -117,7 +133,7 @@ pub(super) fn body<'a>(
     side: Side,
     chunks: impl Iterator<Item = &'a Bytes> + Clone,
     end_of_stream: bool,
-    envelope: Envelope,
+    envelope: &Envelope,
     outbox: &mut Outbox,
 ) {
     let field = match side {
@@ -151,12 +167,12 @@ pub(super) fn body<'a>(
 }
 
 /// The gRPC frame header, the envelope, and the start of the payload.
-fn begin(field: u8, inner: usize, envelope: Envelope) -> BytesMut {
+fn begin(field: u8, inner: usize, envelope: &Envelope) -> BytesMut {
     begin_with(field, inner, 0, envelope)
 }
 
 /// The same, where `later` bytes of the payload will not be written into this buffer.
-fn begin_with(field: u8, inner: usize, later: usize, envelope: Envelope) -> BytesMut {
+fn begin_with(field: u8, inner: usize, later: usize, envelope: &Envelope) -> BytesMut {
     let message = envelope.len() + 1 + encoded_len_varint(inner as u64) + inner;
     let mut buffer = BytesMut::with_capacity(5 + message - later);
     buffer.put_u8(0);
@@ -253,7 +269,7 @@ mod tests {
             &request(),
             true,
             &ForwardedHeaders::default(),
-            Envelope::default(),
+            &Envelope::default(),
         );
         let message = decode(&wire);
         assert!(message.metadata_context.is_some());
@@ -296,13 +312,14 @@ mod tests {
         };
         let envelope = Envelope {
             protocol_config: Some((modes, true)),
+            ..Envelope::default()
         };
         let wire = headers(
             Side::Response,
             &http::HeaderMap::new(),
             false,
             &ForwardedHeaders::default(),
-            envelope,
+            &envelope,
         );
         let config = decode(&wire).protocol_config.unwrap();
         assert_eq!(
@@ -316,9 +333,10 @@ mod tests {
     fn a_first_message_with_default_modes_still_has_a_protocol_config() {
         let envelope = Envelope {
             protocol_config: Some((Modes::default(), false)),
+            ..Envelope::default()
         };
         let map = http::HeaderMap::new();
-        let wire = trailers(Side::Request, &map, &ForwardedHeaders::default(), envelope);
+        let wire = trailers(Side::Request, &map, &ForwardedHeaders::default(), &envelope);
         assert_eq!(decode(&wire).protocol_config, Some(Default::default()));
     }
 
@@ -330,7 +348,7 @@ mod tests {
         ) {
             let chunks: Vec<Bytes> = sizes.iter().map(|n| Bytes::from(vec![7u8; *n])).collect();
             let mut outbox = Outbox::default();
-            body(Side::Response, chunks.iter(), end, Envelope::default(), &mut outbox);
+            body(Side::Response, chunks.iter(), end, &Envelope::default(), &mut outbox);
             let message = decode(&outbox.concat());
             let Some(processing_request::Request::ResponseBody(body)) = message.request else {
                 panic!("{message:?}");

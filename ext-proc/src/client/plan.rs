@@ -7,13 +7,18 @@ use attache_filter::{
     matcher::{ForwardedHeaders, TextMatchers},
     mutation::MutationRules,
 };
+use attache_proto::ext_proc_filter as wire;
 use attache_service::config::{Errors, Located};
 use http::{HeaderMap, StatusCode};
 
 use super::config::{
     BodySendMode, ExtProcPerRoute, ExternalProcessor, HeaderForwardingRules, HeaderSendMode,
-    PerRouteOverride, ProcessingMode, RouteCacheActionName,
+    MetadataOptions, PerRouteOverride, ProcessingMode, RouteCacheActionName,
 };
+use super::{attributes::ShownAttributes, extras::Extras, metadata::MetadataRules};
+
+/// Envoy's default bound on the silence of an HTTP stream.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Longest timeout that Envoy accepts.
 const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -28,6 +33,22 @@ pub enum BodyMode {
     Streamed,
     /// All of it at once.
     Buffered,
+    /// Its beginning at once, as far as the buffer goes; the rest passes unseen.
+    BufferedPartial,
+    /// Each piece as it arrives; the processor gives back a body of its own.
+    FullDuplexStreamed,
+    /// Nothing: as in Envoy, which has the name only.
+    Grpc,
+}
+
+impl BodyMode {
+    /// Whether the length of the body may change after its head went on.
+    pub(super) fn resizes(self) -> bool {
+        matches!(
+            self,
+            Self::Streamed | Self::BufferedPartial | Self::FullDuplexStreamed
+        )
+    }
 }
 
 /// Which parts of a request and its response the processor is shown (`ProcessingMode`).
@@ -62,31 +83,66 @@ impl Default for Modes {
 
 impl Modes {
     fn plan(raw: &ProcessingMode) -> Self {
-        let headers = |mode| mode != Some(HeaderSendMode::Skip);
-        let trailers = |mode| mode == Some(HeaderSendMode::Send);
+        Self::of_wire(&wire(raw))
+    }
+
+    /// What a mode on the wire says; unknown values count as unset.
+    pub(super) fn of_wire(mode: &wire::ProcessingMode) -> Self {
         let body = |mode| match mode {
-            None | Some(BodySendMode::None | BodySendMode::Grpc) => BodyMode::None,
-            Some(BodySendMode::Streamed) => BodyMode::Streamed,
-            Some(BodySendMode::Buffered) => BodyMode::Buffered,
+            wire::processing_mode::BodySendMode::None => BodyMode::None,
+            wire::processing_mode::BodySendMode::Streamed => BodyMode::Streamed,
+            wire::processing_mode::BodySendMode::Buffered => BodyMode::Buffered,
+            wire::processing_mode::BodySendMode::BufferedPartial => BodyMode::BufferedPartial,
+            wire::processing_mode::BodySendMode::FullDuplexStreamed => BodyMode::FullDuplexStreamed,
+            wire::processing_mode::BodySendMode::Grpc => BodyMode::Grpc,
         };
+        let headers = |mode| mode != wire::processing_mode::HeaderSendMode::Skip;
+        let trailers = |mode| mode == wire::processing_mode::HeaderSendMode::Send;
         Self {
-            request_headers: headers(raw.request_header_mode),
-            response_headers: headers(raw.response_header_mode),
-            request_body: body(raw.request_body_mode),
-            response_body: body(raw.response_body_mode),
-            request_trailers: trailers(raw.request_trailer_mode),
-            response_trailers: trailers(raw.response_trailer_mode),
+            request_headers: headers(mode.request_header_mode()),
+            response_headers: headers(mode.response_header_mode()),
+            request_body: body(mode.request_body_mode()),
+            response_body: body(mode.response_body_mode()),
+            request_trailers: trailers(mode.request_trailer_mode()),
+            response_trailers: trailers(mode.response_trailer_mode()),
         }
     }
 
     /// Whether nothing at all is shown, so that no stream is needed.
     pub(super) fn is_off(&self) -> bool {
-        *self
-            == Self {
-                request_headers: false,
-                response_headers: false,
-                ..Self::default()
-            }
+        let hidden = |mode| matches!(mode, BodyMode::None | BodyMode::Grpc);
+        !(self.request_headers
+            || self.response_headers
+            || self.request_trailers
+            || self.response_trailers)
+            && hidden(self.request_body)
+            && hidden(self.response_body)
+    }
+}
+
+/// A configured mode as it is on the wire.
+fn wire(raw: &ProcessingMode) -> wire::ProcessingMode {
+    use wire::processing_mode as m;
+    let headers = |mode| match mode {
+        None | Some(HeaderSendMode::Default) => m::HeaderSendMode::Default,
+        Some(HeaderSendMode::Send) => m::HeaderSendMode::Send,
+        Some(HeaderSendMode::Skip) => m::HeaderSendMode::Skip,
+    };
+    let body = |mode| match mode {
+        None | Some(BodySendMode::None) => m::BodySendMode::None,
+        Some(BodySendMode::Streamed) => m::BodySendMode::Streamed,
+        Some(BodySendMode::Buffered) => m::BodySendMode::Buffered,
+        Some(BodySendMode::BufferedPartial) => m::BodySendMode::BufferedPartial,
+        Some(BodySendMode::FullDuplexStreamed) => m::BodySendMode::FullDuplexStreamed,
+        Some(BodySendMode::Grpc) => m::BodySendMode::Grpc,
+    };
+    wire::ProcessingMode {
+        request_header_mode: headers(raw.request_header_mode).into(),
+        response_header_mode: headers(raw.response_header_mode).into(),
+        request_body_mode: body(raw.request_body_mode).into(),
+        response_body_mode: body(raw.response_body_mode).into(),
+        request_trailer_mode: headers(raw.request_trailer_mode).into(),
+        response_trailer_mode: headers(raw.response_trailer_mode).into(),
     }
 }
 
@@ -121,6 +177,19 @@ pub struct Filter {
     pub failure_mode_allow: bool,
     /// Status of the filter's own error replies, timeouts aside. Default 500.
     pub status_on_error: StatusCode,
+    /// Let the processor change the modes of a request. Default false.
+    pub allow_mode_override: bool,
+    /// The modes that it may change to, compared value by value with what comes out, request
+    /// headers aside; empty allows all. Default empty.
+    pub allowed_override_modes: Vec<wire::ProcessingMode>,
+    /// Show everything, wait for nothing, ignore all answers. Default false.
+    pub observability_mode: bool,
+    /// How long the stream to an observing processor stays open after its exchange. Default 5 s.
+    pub deferred_close_timeout: Duration,
+    /// Bound on silence where no message has an answer of its own: full-duplex bodies and
+    /// streamed immediate responses. Default 300 s, as Envoy's `stream_idle_timeout`. No setting
+    /// of the filter itself.
+    pub idle_timeout: Duration,
     /// Refuse immediate responses. Default false.
     pub disable_immediate_response: bool,
     /// When the route is picked again.
@@ -136,7 +205,14 @@ pub struct Filter {
     pub mutation_rules: MutationRules,
     /// Which headers the processor is shown.
     pub forward: ForwardedHeaders,
+    /// Attributes that the processor is shown; `None` for none, the default.
+    pub attributes: Option<Arc<ShownAttributes>>,
+    /// Dynamic metadata that goes to the processor and comes from it; `None` for none, the
+    /// default.
+    pub metadata: Option<Arc<MetadataRules>>,
     stat_prefix: Option<String>,
+    /// The modes as written, where they were.
+    written_modes: Option<wire::ProcessingMode>,
 }
 
 impl Filter {
@@ -151,6 +227,11 @@ impl Filter {
             max_message_timeout: Duration::ZERO,
             failure_mode_allow: false,
             status_on_error: StatusCode::INTERNAL_SERVER_ERROR,
+            allow_mode_override: false,
+            allowed_override_modes: Vec::new(),
+            observability_mode: false,
+            deferred_close_timeout: Duration::from_secs(5),
+            idle_timeout: IDLE_TIMEOUT,
             disable_immediate_response: false,
             route_cache_action: RouteCacheAction::Default,
             allow_content_length_header: false,
@@ -158,7 +239,10 @@ impl Filter {
             buffer_limit: 1 << 20,
             mutation_rules: MutationRules::default(),
             forward: ForwardedHeaders::default(),
+            attributes: None,
+            metadata: None,
             stat_prefix: None,
+            written_modes: None,
         }
     }
 
@@ -167,10 +251,8 @@ impl Filter {
         let before = errors.len();
         let service = ServiceCall::plan(&raw.grpc_service, errors);
         let defaults = Self::new(name, service.cluster.value.clone());
-        for flag in [&raw.allow_mode_override, &raw.observability_mode] {
-            if let Some(flag) = flag.as_ref().filter(|flag| flag.value) {
-                errors.push(flag, "not supported yet");
-            }
+        if let Some(mode) = &raw.processing_mode {
+            check_full_duplex(mode, errors);
         }
         let mut timeout = |raw: &Option<Located<Duration>>, default: Duration| match raw {
             Some(timeout) if timeout.value > MAX_TIMEOUT => {
@@ -182,6 +264,17 @@ impl Filter {
         };
         let message_timeout = timeout(&raw.message_timeout, defaults.message_timeout);
         let max_message_timeout = timeout(&raw.max_message_timeout, defaults.max_message_timeout);
+        let deferred_close_timeout = raw
+            .deferred_close_timeout
+            .as_ref()
+            .map_or(defaults.deferred_close_timeout, |timeout| timeout.value);
+        let mut attributes =
+            ShownAttributes::plan(&raw.request_attributes, &raw.response_attributes, errors);
+        if let Some(modifier) = &raw.processing_request_modifier {
+            attributes = ShownAttributes::plan_modifier(modifier, errors);
+        }
+        let metadata = raw.metadata_options.as_ref();
+        let metadata = metadata.map(|raw| MetadataRules::default().replaced_by(raw));
         let rules = raw.mutation_rules.as_ref();
         let forward = raw.forward_rules.as_ref();
         let filter = Self {
@@ -190,8 +283,9 @@ impl Filter {
             modes: raw
                 .processing_mode
                 .as_ref()
-                .map(Modes::plan)
+                .map(|mode| Modes::plan(mode))
                 .unwrap_or_default(),
+            written_modes: raw.processing_mode.as_ref().map(|mode| wire(mode)),
             message_timeout,
             max_message_timeout,
             failure_mode_allow: raw.failure_mode_allow.unwrap_or(false),
@@ -201,6 +295,11 @@ impl Filter {
                 .map(|status| status.code.0)
                 .filter(|status| status.is_client_error() || status.is_server_error())
                 .unwrap_or(defaults.status_on_error),
+            allow_mode_override: raw.allow_mode_override.unwrap_or(false),
+            allowed_override_modes: raw.allowed_override_modes.iter().map(wire).collect(),
+            observability_mode: raw.observability_mode.unwrap_or(false),
+            deferred_close_timeout,
+            idle_timeout: defaults.idle_timeout,
             disable_immediate_response: raw.disable_immediate_response.unwrap_or(false),
             route_cache_action: plan_route_cache(raw, errors),
             allow_content_length_header: raw.allow_content_length_header.unwrap_or(false),
@@ -212,6 +311,8 @@ impl Filter {
                 .map(|r| MutationRules::plan(r, errors))
                 .unwrap_or_default(),
             forward: forward.map(|r| plan_forward(r, errors)).unwrap_or_default(),
+            attributes: Some(Arc::new(attributes)).filter(|shown| !shown.is_empty()),
+            metadata: metadata.filter(|rules| !rules.is_empty()).map(Arc::new),
             stat_prefix: raw.stat_prefix.clone().filter(|prefix| !prefix.is_empty()),
             name: defaults.name,
         };
@@ -223,11 +324,86 @@ impl Filter {
         vec![self.cluster.clone()]
     }
 
+    /// What goes beside the messages on a route.
+    pub(super) fn extras(&self, route: Option<&PerRoute>) -> Extras {
+        let attributes = route.and_then(|route| route.attributes.as_ref());
+        let metadata = match route.and_then(|route| route.metadata_options.as_ref()) {
+            None => self.metadata.clone(),
+            Some(raw) => {
+                let ours = self.metadata.as_deref().cloned().unwrap_or_default();
+                Some(Arc::new(ours.replaced_by(raw)))
+            }
+        };
+        Extras {
+            attributes: attributes.or(self.attributes.as_ref()).cloned(),
+            metadata,
+            ..Extras::default()
+        }
+    }
+
+    /// The filter's own modes on the wire: what a processor's mode override starts from.
+    pub(super) fn wire_modes(&self) -> wire::ProcessingMode {
+        use wire::processing_mode::{BodySendMode, HeaderSendMode};
+        // Modes set by code are those that were written, or have taken their place.
+        if let Some(written) = &self.written_modes
+            && Modes::of_wire(written) == self.modes
+        {
+            return *written;
+        }
+        let headers = |shown| match shown {
+            true => HeaderSendMode::Default.into(),
+            false => HeaderSendMode::Skip.into(),
+        };
+        let trailers = |shown| match shown {
+            true => HeaderSendMode::Send.into(),
+            false => HeaderSendMode::Default.into(),
+        };
+        let body = |mode| {
+            i32::from(match mode {
+                BodyMode::None => BodySendMode::None,
+                BodyMode::Streamed => BodySendMode::Streamed,
+                BodyMode::Buffered => BodySendMode::Buffered,
+                BodyMode::BufferedPartial => BodySendMode::BufferedPartial,
+                BodyMode::FullDuplexStreamed => BodySendMode::FullDuplexStreamed,
+                BodyMode::Grpc => BodySendMode::Grpc,
+            })
+        };
+        wire::ProcessingMode {
+            request_header_mode: headers(self.modes.request_headers),
+            response_header_mode: headers(self.modes.response_headers),
+            request_body_mode: body(self.modes.request_body),
+            response_body_mode: body(self.modes.response_body),
+            request_trailer_mode: trailers(self.modes.request_trailers),
+            response_trailer_mode: trailers(self.modes.response_trailers),
+        }
+    }
+
     /// The `filter` label of metrics: the name, and the `stat_prefix` if there is one.
     pub(super) fn label(&self) -> String {
         match &self.stat_prefix {
             Some(prefix) => format!("{}.{prefix}", self.name),
             None => self.name.to_string(),
+        }
+    }
+}
+
+/// Full duplex has no end without trailers, so they must be shown.
+fn check_full_duplex(mode: &Located<ProcessingMode>, errors: &mut Errors) {
+    let sides = [
+        ("request", mode.request_body_mode, mode.request_trailer_mode),
+        (
+            "response",
+            mode.response_body_mode,
+            mode.response_trailer_mode,
+        ),
+    ];
+    for (side, body, trailers) in sides {
+        if body == Some(BodySendMode::FullDuplexStreamed) && trailers != Some(HeaderSendMode::Send)
+        {
+            let message = format!(
+                "`{side}_body_mode: FULL_DUPLEX_STREAMED` needs `{side}_trailer_mode: SEND`"
+            );
+            errors.push(mode, message);
         }
     }
 }
@@ -275,6 +451,10 @@ pub struct PerRoute {
     pub failure_mode_allow: Option<bool>,
     /// Replaces or adds stream metadata, key by key.
     pub initial_metadata: HeaderMap,
+    /// Replaces the filter's attributes.
+    pub attributes: Option<Arc<ShownAttributes>>,
+    /// Each list in it replaces the filter's.
+    pub metadata_options: Option<MetadataOptions>,
     /// Calls another processor on this route.
     pub service: Option<ServiceCall>,
 }
@@ -301,6 +481,11 @@ impl PerRoute {
                 modes: raw.processing_mode.as_ref().map(Modes::plan),
                 failure_mode_allow: raw.failure_mode_allow,
                 initial_metadata: plan_metadata(&raw.grpc_initial_metadata, errors),
+                attributes: raw
+                    .processing_request_modifier
+                    .as_ref()
+                    .map(|raw| Arc::new(ShownAttributes::plan_modifier(raw, errors))),
+                metadata_options: raw.metadata_options.clone(),
                 service: raw
                     .grpc_service
                     .as_ref()
@@ -377,12 +562,14 @@ mod tests {
     fn what_cannot_be_done_is_refused_with_the_reason() {
         for (text, reason) in [
             ("message_timeout: 3601s", "at most 3600s"),
-            ("observability_mode: true", "not supported yet"),
-            ("allow_mode_override: true", "not supported yet"),
-            ("request_attributes: [request.path]", "not supported yet"),
             (
                 "processing_mode: { request_body_mode: FULL_DUPLEX_STREAMED }",
-                "not supported yet",
+                "needs `request_trailer_mode: SEND`",
+            ),
+            (
+                "processing_mode: { response_body_mode: FULL_DUPLEX_STREAMED, \
+                 response_trailer_mode: SKIP }",
+                "needs `response_trailer_mode: SEND`",
             ),
             (
                 "disable_clear_route_cache: true\nroute_cache_action: CLEAR",

@@ -18,6 +18,7 @@ use prost::Message as _;
 use super::{Exchange, Head, Outcome, Terms};
 use crate::client::{
     Side,
+    extras::Extras,
     plan::{BodyMode, Filter, Modes},
     stats::Stats,
 };
@@ -33,18 +34,21 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
     change(&mut filter);
     let terms = Terms {
         modes: filter.modes,
+        request_limit: filter.buffer_limit,
         failure_mode_allow: filter.failure_mode_allow,
         filter: Arc::new(filter),
         stats: Arc::new(Stats::default()),
+        extras: Extras::default(),
     };
     let context = Arc::new(RequestContext::new(Arc::default(), http::Version::HTTP_11));
     let form = ReplyForm {
         grpc: false,
         head: false,
     };
+    let now = Instant::now();
     Bench {
-        exchange: Exchange::new(terms, context, form),
-        now: Instant::now(),
+        exchange: Exchange::new(terms, context, form, now),
+        now,
     }
 }
 
