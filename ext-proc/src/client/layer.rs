@@ -153,7 +153,7 @@ impl Fixed {
             failure_mode_allow,
             request_limit: route
                 .as_ref()
-                .and_then(|route| route.request_buffer_limit)
+                .and_then(|route| route.buffer_limit)
                 .unwrap_or(self.filter.buffer_limit),
             extras: self.filter.extras(per_route),
         };
