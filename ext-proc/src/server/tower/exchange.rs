@@ -27,7 +27,7 @@ use super::{
 use crate::server::{
     Immediate,
     runner::{OnFailure, Settings, panic_message},
-    session::{BodyMode, Direction, HeadersPhase, Phase, Session},
+    session::{BodyMode, Direction, HeadersPhase, HeadersReply, Phase, Session},
 };
 
 /// Runs one exchange.
@@ -74,6 +74,7 @@ where
         respond: None,
         answer: None,
         abandoned: false,
+        held: None,
         draining: false,
     };
     let mut call = pin!(Some(service.oneshot(request)));
@@ -113,6 +114,8 @@ struct Exchange {
     answer: Option<Answer>,
     /// A response came that no middleware waits for: it passes.
     abandoned: bool,
+    /// The reply to its head, while another answer is on its way.
+    held: Option<HeadersReply>,
     /// The server is ending.
     draining: bool,
 }
@@ -245,10 +248,10 @@ impl Exchange {
                 self.send_on(*sent_on)?;
             }
         }
-        if let Some(answer) = &mut self.answer {
-            if let Poll::Ready(sent) = answer.poll(&mut self.request, &self.session, cx) {
-                return Poll::Ready(sent.map(|()| Step::Over));
-            }
+        if let Some(answer) = &mut self.answer
+            && let Poll::Ready(sent) = answer.poll(&mut self.request, &self.session, cx)
+        {
+            return Poll::Ready(sent.map(|()| Step::Over));
         }
         self.request.drive(cx)?;
         if let Some(response) = &mut self.response {
@@ -319,32 +322,48 @@ impl Exchange {
                 phase.reply.pass();
                 Ok(())
             }
-            Phase::Body(phase) => match phase.direction {
-                Direction::Request => Ok(self.request.piece(phase)),
-                Direction::Response => match &mut self.response {
-                    Some(response) => Ok(response.piece(phase)),
-                    None if self.abandoned => Ok(phase.reply.pass()),
-                    None => Err(Fault::NoHead(Direction::Response)),
-                },
-            },
-            Phase::Trailers(phase) => match phase.direction {
-                Direction::Request => Ok(self.request.trailers(phase)),
-                Direction::Response => match &mut self.response {
-                    Some(response) => Ok(response.trailers(phase)),
-                    None if self.abandoned => Ok(phase.reply.pass()),
-                    None => Err(Fault::NoHead(Direction::Response)),
-                },
-            },
+            Phase::Body(phase) => {
+                match self.half(phase.direction)? {
+                    Some(half) => half.piece(phase),
+                    None => phase.reply.pass(),
+                }
+                Ok(())
+            }
+            Phase::Trailers(phase) => {
+                match self.half(phase.direction)? {
+                    Some(half) => half.trailers(phase),
+                    None => phase.reply.pass(),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A direction of which the body goes on; none when it passes.
+    fn half(&mut self, direction: Direction) -> Result<Option<&mut Half>, Fault> {
+        match (direction, &mut self.response) {
+            (Direction::Request, _) => Ok(Some(&mut self.request)),
+            (Direction::Response, Some(response)) => Ok(Some(response)),
+            (Direction::Response, None) if self.abandoned => Ok(None),
+            (Direction::Response, None) => Err(Fault::NoHead(direction)),
         }
     }
 
     fn response_headers(&mut self, phase: HeadersPhase) -> Result<(), Fault> {
-        // An answer of the middleware itself is on its way, or what comes next was not asked:
-        // the proxy, or a filter of it, has answered in its place.
-        let Some(respond) = self.respond.take() else {
-            self.abandoned = true;
-            phase.reply.pass();
-            return Ok(());
+        let respond = match self.respond.take() {
+            // The middleware's own answer is on its way, and is to arrive first.
+            _ if self.answer.is_some() => {
+                self.abandoned = true;
+                self.held = Some(phase.reply);
+                return Ok(());
+            }
+            // What comes next was not asked: the proxy, or a filter of it, answered by itself.
+            None => {
+                self.abandoned = true;
+                phase.reply.pass();
+                return Ok(());
+            }
+            Some(respond) => respond,
         };
         let (mut half, body) = half(&self.session, phase, &self.settings);
         let response = head::response(&half.headers, body)?;

@@ -4,6 +4,7 @@ mod answers;
 mod bodies;
 mod failures;
 mod layers;
+mod trailers;
 
 use std::io::Read as _;
 
