@@ -53,9 +53,9 @@ pub struct Route {
     pub name: String,
     /// The cluster that the request goes to, if it goes anywhere.
     pub cluster: Option<Arc<str>>,
-    /// Bytes of the request's body that a layer may hold back on this route, instead of what the
-    /// layer is set to (Envoy's `request_body_buffer_limit`).
-    pub request_buffer_limit: Option<usize>,
+    /// Bytes of one body that a layer may hold back on this route, when that is more than the
+    /// layer is set to (Envoy's `request_body_buffer_limit`, for either direction).
+    pub buffer_limit: Option<usize>,
     /// `typed_per_filter_config` of the route, planned.
     pub filters: FilterConfigs,
 }
@@ -185,6 +185,7 @@ pub struct RequestContext {
     /// When the request head had arrived, for durations.
     pub started: Instant,
     start_time: OnceLock<SystemTime>,
+    upstream: OnceLock<SocketAddr>,
     marks: AtomicU8,
     state: Mutex<State>,
 }
@@ -197,6 +198,10 @@ const REPLIES_INWARD: u8 = 1 << 1;
 const ANSWERED: u8 = 1 << 2;
 /// The bytes of a tunnel are the bodies of its request and response.
 const TUNNELS_IN_BODY: u8 = 1 << 3;
+/// The innermost service has given its response.
+const RESPONDED: u8 = 1 << 4;
+/// The response was made by a layer in its response phase.
+const DIRECT: u8 = 1 << 5;
 
 #[derive(Debug, Default)]
 struct State {
@@ -204,6 +209,7 @@ struct State {
     routed: bool,
     reply: Option<Box<Response<Body>>>,
     metadata: BTreeMap<String, prost_types::Struct>,
+    typed_metadata: BTreeMap<String, prost_types::Any>,
     details: Option<Cow<'static, str>>,
     flags: Vec<ResponseFlag>,
     calls: Vec<PolicyCall>,
@@ -221,6 +227,7 @@ impl RequestContext {
             protocol,
             started: Instant::now(),
             start_time: OnceLock::new(),
+            upstream: OnceLock::new(),
             marks: AtomicU8::new(0),
             state: Mutex::default(),
         }
@@ -241,6 +248,16 @@ impl RequestContext {
         *self
             .start_time
             .get_or_init(|| SystemTime::now() - self.started.elapsed())
+    }
+
+    /// The endpoint that the request was sent to, once it was.
+    pub fn upstream(&self) -> Option<SocketAddr> {
+        self.upstream.get().copied()
+    }
+
+    /// Notes the endpoint that the request is sent to; the first one stays.
+    pub fn set_upstream(&self, endpoint: SocketAddr) {
+        let _ = self.upstream.set(endpoint);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -284,16 +301,23 @@ impl RequestContext {
         self.mark(REPLIES_INWARD);
     }
 
-    /// Hands a response that a layer has made to the layers further inside: the inner service,
-    /// called next, returns it after those have had their say (Envoy: local replies pass the
-    /// response phase of all filters). `response` comes back where no innermost service takes
-    /// it.
+    /// Hands a response that a layer has made to the layers further inside: the inner service
+    /// returns it after those have had their say (Envoy: local replies pass the response phase
+    /// of all filters). While an answer is on its way, a later one is dropped.
+    ///
+    /// # Errors
+    /// Gives `response` back where no innermost service takes it: there is none that does, or
+    /// it has given its own response already.
     pub fn hand_inward(&self, response: Response<Body>) -> Result<(), Box<Response<Body>>> {
         let response = Box::new(response);
+        if self.is_marked(RESPONDED) {
+            self.answer_direct();
+            return Err(response);
+        }
         if !self.is_marked(REPLIES_INWARD) {
             return Err(response);
         }
-        self.state().reply = Some(response);
+        self.state().reply.get_or_insert(response);
         self.mark(ANSWERED);
         Ok(())
     }
@@ -310,6 +334,23 @@ impl RequestContext {
             return None;
         }
         self.state().reply.take().map(|reply| *reply)
+    }
+
+    /// Says that the innermost service has its response: what layers answer from now on goes
+    /// straight out.
+    pub fn begin_response(&self) {
+        self.mark(RESPONDED);
+    }
+
+    /// Says that a layer puts an answer of its own in the place of a response. The layers
+    /// further outside pass such an answer on as it is, as Envoy does.
+    pub fn answer_direct(&self) {
+        self.mark(DIRECT);
+    }
+
+    /// Whether the response is an answer that layers pass on as it is.
+    pub fn is_direct(&self) -> bool {
+        self.is_marked(DIRECT)
     }
 
     /// Says that what goes through the tunnel that this request asks for (`Upgrade`, `CONNECT`)
@@ -347,6 +388,23 @@ impl RequestContext {
     /// A copy of the dynamic metadata of `namespace`.
     pub fn metadata(&self, namespace: &str) -> Option<prost_types::Struct> {
         self.state().metadata.get(namespace).cloned()
+    }
+
+    /// Whether there is any dynamic metadata, typed or not.
+    pub fn has_metadata(&self) -> bool {
+        let state = self.state();
+        !state.metadata.is_empty() || !state.typed_metadata.is_empty()
+    }
+
+    /// Sets the typed dynamic metadata of `namespace`.
+    pub fn set_typed_metadata(&self, namespace: &str, value: prost_types::Any) {
+        let mut state = self.state();
+        state.typed_metadata.insert(namespace.to_owned(), value);
+    }
+
+    /// A copy of the typed dynamic metadata of `namespace`.
+    pub fn typed_metadata(&self, namespace: &str) -> Option<prost_types::Any> {
+        self.state().typed_metadata.get(namespace).cloned()
     }
 
     /// Says why the answer is what it is (`%RESPONSE_CODE_DETAILS%`); blanks become `_`.
