@@ -452,6 +452,24 @@ impl PerRoute {
         (errors.len() == before).then_some(planned)
     }
 
+    /// These settings with those of `less_specific` (of the virtual host) where there are none:
+    /// field by field. What is disabled there is not where there are settings here, and the
+    /// other way round.
+    #[must_use]
+    pub fn over(&self, less_specific: &Self) -> Self {
+        if self.disabled || less_specific.disabled {
+            return self.clone();
+        }
+        let mut merged = less_specific.clone();
+        merged.modes = self.modes.or(merged.modes);
+        merged.failure_mode_allow = self.failure_mode_allow.or(merged.failure_mode_allow);
+        merged.service = self.service.clone().or(merged.service);
+        for (name, value) in &self.initial_metadata {
+            merged.initial_metadata.insert(name, value.clone());
+        }
+        merged
+    }
+
     /// The clusters that the route calls, for a check that they exist.
     pub fn clusters(&self) -> Vec<Located<String>> {
         self.service
