@@ -207,6 +207,7 @@ pub struct RequestContext {
     /// When the request head had arrived, for durations.
     pub started: Instant,
     start_time: OnceLock<SystemTime>,
+    upstream: OnceLock<SocketAddr>,
     marks: AtomicU8,
     state: Mutex<State>,
 }
@@ -230,6 +231,7 @@ struct State {
     routed: bool,
     reply: Option<Box<Response<Body>>>,
     metadata: BTreeMap<String, prost_types::Struct>,
+    typed_metadata: BTreeMap<String, prost_types::Any>,
     details: Option<Cow<'static, str>>,
     flags: Vec<ResponseFlag>,
     calls: Vec<PolicyCall>,
@@ -247,6 +249,7 @@ impl RequestContext {
             protocol,
             started: Instant::now(),
             start_time: OnceLock::new(),
+            upstream: OnceLock::new(),
             marks: AtomicU8::new(0),
             state: Mutex::default(),
         }
@@ -267,6 +270,16 @@ impl RequestContext {
         *self
             .start_time
             .get_or_init(|| SystemTime::now() - self.started.elapsed())
+    }
+
+    /// The endpoint that the request was sent to, once it was.
+    pub fn upstream(&self) -> Option<SocketAddr> {
+        self.upstream.get().copied()
+    }
+
+    /// Notes the endpoint that the request is sent to; the first one stays.
+    pub fn set_upstream(&self, endpoint: SocketAddr) {
+        let _ = self.upstream.set(endpoint);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -397,6 +410,23 @@ impl RequestContext {
     /// A copy of the dynamic metadata of `namespace`.
     pub fn metadata(&self, namespace: &str) -> Option<prost_types::Struct> {
         self.state().metadata.get(namespace).cloned()
+    }
+
+    /// Whether there is any dynamic metadata, typed or not.
+    pub fn has_metadata(&self) -> bool {
+        let state = self.state();
+        !state.metadata.is_empty() || !state.typed_metadata.is_empty()
+    }
+
+    /// Sets the typed dynamic metadata of `namespace`.
+    pub fn set_typed_metadata(&self, namespace: &str, value: prost_types::Any) {
+        let mut state = self.state();
+        state.typed_metadata.insert(namespace.to_owned(), value);
+    }
+
+    /// A copy of the typed dynamic metadata of `namespace`.
+    pub fn typed_metadata(&self, namespace: &str) -> Option<prost_types::Any> {
+        self.state().typed_metadata.get(namespace).cloned()
     }
 
     /// Says why the answer is what it is (`%RESPONSE_CODE_DETAILS%`); blanks become `_`.

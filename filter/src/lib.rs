@@ -4,6 +4,7 @@
 //! or a local answer; on the way back, response head and body out. This crate holds the parts
 //! that do not depend on which policy is asked.
 
+pub mod attributes;
 pub mod body;
 pub mod buffer;
 pub mod channels;

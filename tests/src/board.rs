@@ -146,6 +146,13 @@ impl Board {
         }
     }
 
+    /// Waits until the client found that nothing more is taken from it.
+    pub async fn wait_stalled(&self) {
+        let all = Duration::from_secs(3600);
+        self.wait_until(all, |seen| seen.client.taken.is_some())
+            .await;
+    }
+
     /// Waits until every call and every origin request is over.
     pub async fn wait_idle(&self) -> bool {
         self.wait_until(PATIENCE, |seen| {

@@ -52,7 +52,8 @@ pub struct Scenario {
     #[serde(default)]
     pub expect_ours: Option<Expect>,
     /// A part of the message with which our proxy refuses the scenario's
-    /// configuration, while it has no such setting.
+    /// configuration, while it has no such setting; `behaviour` where it has
+    /// the setting, but does not behave so yet.
     #[serde(default)]
     pub not_yet: Option<String>,
     /// Why our proxy will never run this scenario.
@@ -284,6 +285,11 @@ impl Scenario {
     pub fn calls_http(&self) -> bool {
         let text = format!("{:?}{:?}", self.filters, self.routes);
         text.contains("http_service")
+    }
+
+    /// Whether our proxy takes the settings, but behaves otherwise as yet.
+    pub fn is_pending(&self) -> bool {
+        self.not_yet.as_deref() == Some("behaviour")
     }
 
     /// Whether anybody looks at the access log.

@@ -22,7 +22,7 @@
 //! done in this order, or a list of such steps.
 //!
 //! `reads: n` beside the kinds makes the service read no further than its n-th
-//! message.
+//! message until the client found that the proxy takes no more from it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

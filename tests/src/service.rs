@@ -170,7 +170,7 @@ impl Service {
                 }
                 count += 1;
                 if self.script.reads == Some(count) {
-                    std::future::pending::<()>().await;
+                    self.board.wait_stalled().await;
                 }
             }
         }

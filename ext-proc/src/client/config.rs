@@ -1,13 +1,16 @@
 //! The filter's settings as they are written: Envoy's names, field for field.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use attache_filter::{
     grpc_service::{GrpcService, HttpStatus, MetadataEntry},
     matcher::ListStringMatcher,
     mutation::HeaderMutationRules,
 };
-use attache_service::{config::Located, config_enum, config_oneof, config_struct};
+use attache_service::{
+    config::{ConfigValue, Errors, Located, Node, Schemas, json},
+    config_enum, config_oneof, config_struct,
+};
 
 config_enum! {
     /// Envoy's `ProcessingMode.HeaderSendMode`.
@@ -81,6 +84,75 @@ config_struct! {
 }
 
 config_struct! {
+    /// Envoy's `MetadataOptions.MetadataNamespaces`.
+    pub struct MetadataNamespaces {
+        /// Namespaces that hold structs.
+        pub untyped: Vec<String>,
+        /// Namespaces that hold messages of a type.
+        pub typed: Vec<String>,
+    }
+}
+
+config_struct! {
+    /// Envoy's `MetadataOptions`.
+    pub struct MetadataOptions {
+        /// Namespaces that the processor is shown.
+        pub forwarding_namespaces: Option<MetadataNamespaces>,
+        /// Namespaces that the processor may set.
+        pub receiving_namespaces: Option<MetadataNamespaces>,
+    }
+    elsewhere {
+        "cluster_metadata_forwarding_namespaces" => "clusters have no metadata here",
+    }
+}
+
+config_struct! {
+    /// Envoy's `MappedAttributeBuilder`: attributes under names of their own.
+    pub struct MappedAttributeBuilder {
+        /// CEL expressions by the name that the processor is shown, for the request direction.
+        pub mapped_request_attributes: BTreeMap<String, Located<String>>,
+        /// The same for the response direction.
+        pub mapped_response_attributes: BTreeMap<String, Located<String>>,
+    }
+    envoy_type = "envoy.extensions.http.ext_proc.processing_request_modifiers.mapped_attribute_builder.v3.MappedAttributeBuilder";
+}
+
+config_struct! {
+    /// Envoy's `TypedExtensionConfig` of the one extension that there is for requests.
+    pub struct ProcessingRequestModifier {
+        /// Any name.
+        pub name: String,
+        /// The extension's settings.
+        pub typed_config: Typed<MappedAttributeBuilder>,
+    }
+}
+
+impl ProcessingRequestModifier {
+    /// The attributes that it names.
+    pub fn attributes(&self) -> &MappedAttributeBuilder {
+        &self.typed_config.0
+    }
+}
+
+/// A message that is written with its `@type`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Typed<T>(pub T);
+
+impl<T: ConfigValue> ConfigValue for Typed<T> {
+    fn decode(node: &Node, errors: &mut Errors) -> Option<Self> {
+        T::decode(node, errors).map(Self)
+    }
+
+    fn encode(&self) -> Option<json::Value> {
+        self.0.encode_typed()
+    }
+
+    fn schema(schemas: &mut Schemas) -> json::Value {
+        T::schema(schemas)
+    }
+}
+
+config_struct! {
     /// Envoy's `envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor`.
     pub struct ExternalProcessor {
         /// The processor.
@@ -89,6 +161,10 @@ config_struct! {
         pub failure_mode_allow: Option<bool>,
         /// What the processor is shown. Default: headers of both directions.
         pub processing_mode: Option<Located<ProcessingMode>>,
+        /// CEL expressions whose values go with the first message of the request direction.
+        pub request_attributes: Vec<Located<String>>,
+        /// The same for the response direction.
+        pub response_attributes: Vec<Located<String>>,
         /// Bound on the answer to one message, up to an hour. Default 200 ms.
         pub message_timeout: Option<Located<Duration>>,
         /// Added to the label of the filter's metrics.
@@ -110,6 +186,8 @@ config_struct! {
         pub disable_immediate_response: Option<bool>,
         /// Process without waiting for answers. Default false.
         pub observability_mode: Option<bool>,
+        /// Which dynamic metadata goes to the processor and comes from it. Default: none.
+        pub metadata_options: Option<MetadataOptions>,
         /// How long the stream to an observing processor stays open when its exchange has
         /// ended. Default 5 s.
         pub deferred_close_timeout: Option<Located<Duration>>,
@@ -121,17 +199,16 @@ config_struct! {
         pub status_on_error: Option<HttpStatus>,
         /// Keep `content-length` where a body may change its length. Default false.
         pub allow_content_length_header: Option<bool>,
+        /// Attributes under names of their own, instead of `request_attributes` and
+        /// `response_attributes`.
+        pub processing_request_modifier: Option<ProcessingRequestModifier>,
     }
     envoy_type = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
     elsewhere {
         "http_service" => "not supported yet: use `grpc_service`",
         "async_mode" => "was never implemented by Envoy",
-        "request_attributes" => "not supported yet",
-        "response_attributes" => "not supported yet",
-        "filter_metadata" => "not supported yet",
-        "metadata_options" => "not supported yet",
+        "filter_metadata" => "is copied into a log object of Envoy that there is not here",
         "on_processing_response" => "is an extension of Envoy's own process",
-        "processing_request_modifier" => "is an extension of Envoy's own process",
         "emit_client_span" => "there is no tracing of policy calls yet",
     }
 }
@@ -147,13 +224,15 @@ config_struct! {
         pub grpc_initial_metadata: Vec<Located<MetadataEntry>>,
         /// Replaces the filter's setting.
         pub failure_mode_allow: Option<bool>,
+        /// Each list in it replaces the filter's.
+        pub metadata_options: Option<MetadataOptions>,
+        /// Replaces the filter's attributes.
+        pub processing_request_modifier: Option<ProcessingRequestModifier>,
     }
     elsewhere {
         "async_mode" => "was never implemented by Envoy",
         "request_attributes" => "is ignored by Envoy",
         "response_attributes" => "is ignored by Envoy",
-        "metadata_options" => "not supported yet",
-        "processing_request_modifier" => "is an extension of Envoy's own process",
         "emit_client_span" => "there is no tracing of policy calls yet",
     }
 }

@@ -157,6 +157,7 @@ impl Fixed {
                 .map_or(self.filter.buffer_limit, |limit| {
                     limit.max(self.filter.buffer_limit)
                 }),
+            extras: self.filter.extras(per_route),
         };
         Some((
             Exchange::new(terms, context, form, now()),
@@ -250,6 +251,7 @@ where
             return inner.call(request).await.map(Answer::Response);
         }
     };
+    shared.with(|x| x.request_goes_on(&parts));
     let body = processed(shared, Side::Request, body);
     let mut response = pin!(inner.call(Request::from_parts(parts, body)));
     let mut is_final = None;

@@ -7,7 +7,7 @@
 //! - `drive`, `body`: what connects an exchange with the gRPC call, the clock and the bodies.
 //! - `linger`: the streams of observing processors after their exchanges.
 //! - `encode`, `mutation`: messages out, header mutations in.
-//! - `attributes`, `metadata`: what is told beside the message, and dynamic metadata in.
+//! - `attributes`, `metadata`, `extras`: what is told beside the message, and dynamic metadata in.
 //! - `stats`: Envoy's counters.
 
 pub mod config;
@@ -17,6 +17,7 @@ mod body;
 mod drive;
 mod encode;
 mod exchange;
+mod extras;
 mod layer;
 mod linger;
 mod metadata;
@@ -27,8 +28,10 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
+pub use attributes::ShownAttributes;
 pub use body::BrokenOff;
 pub use layer::{ExtProc, ExtProcLayer};
+pub use metadata::{MetadataRules, Namespaces};
 pub use plan::{BodyMode, Filter, Modes, PerRoute, RouteCacheAction};
 
 /// The two directions of an exchange.

@@ -13,8 +13,9 @@ use http::{HeaderMap, StatusCode};
 
 use super::config::{
     BodySendMode, ExtProcPerRoute, ExternalProcessor, HeaderForwardingRules, HeaderSendMode,
-    PerRouteOverride, ProcessingMode, RouteCacheActionName,
+    MetadataOptions, PerRouteOverride, ProcessingMode, RouteCacheActionName,
 };
+use super::{attributes::ShownAttributes, extras::Extras, metadata::MetadataRules};
 
 /// Envoy's default bound on the silence of an HTTP stream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -204,6 +205,11 @@ pub struct Filter {
     pub mutation_rules: MutationRules,
     /// Which headers the processor is shown.
     pub forward: ForwardedHeaders,
+    /// Attributes that the processor is shown; `None` for none, the default.
+    pub attributes: Option<Arc<ShownAttributes>>,
+    /// Dynamic metadata that goes to the processor and comes from it; `None` for none, the
+    /// default.
+    pub metadata: Option<Arc<MetadataRules>>,
     stat_prefix: Option<String>,
     /// The modes as written, where they were.
     written_modes: Option<wire::ProcessingMode>,
@@ -233,6 +239,8 @@ impl Filter {
             buffer_limit: 1 << 20,
             mutation_rules: MutationRules::default(),
             forward: ForwardedHeaders::default(),
+            attributes: None,
+            metadata: None,
             stat_prefix: None,
             written_modes: None,
         }
@@ -260,6 +268,13 @@ impl Filter {
             .deferred_close_timeout
             .as_ref()
             .map_or(defaults.deferred_close_timeout, |timeout| timeout.value);
+        let mut attributes =
+            ShownAttributes::plan(&raw.request_attributes, &raw.response_attributes, errors);
+        if let Some(modifier) = &raw.processing_request_modifier {
+            attributes = ShownAttributes::plan_modifier(modifier, errors);
+        }
+        let metadata = raw.metadata_options.as_ref();
+        let metadata = metadata.map(|raw| MetadataRules::default().replaced_by(raw));
         let rules = raw.mutation_rules.as_ref();
         let forward = raw.forward_rules.as_ref();
         let filter = Self {
@@ -296,6 +311,8 @@ impl Filter {
                 .map(|r| MutationRules::plan(r, errors))
                 .unwrap_or_default(),
             forward: forward.map(|r| plan_forward(r, errors)).unwrap_or_default(),
+            attributes: Some(Arc::new(attributes)).filter(|shown| !shown.is_empty()),
+            metadata: metadata.filter(|rules| !rules.is_empty()).map(Arc::new),
             stat_prefix: raw.stat_prefix.clone().filter(|prefix| !prefix.is_empty()),
             name: defaults.name,
         };
@@ -305,6 +322,23 @@ impl Filter {
     /// The clusters that the filter calls, for a check that they exist.
     pub fn clusters(&self) -> Vec<Located<String>> {
         vec![self.cluster.clone()]
+    }
+
+    /// What goes beside the messages on a route.
+    pub(super) fn extras(&self, route: Option<&PerRoute>) -> Extras {
+        let attributes = route.and_then(|route| route.attributes.as_ref());
+        let metadata = match route.and_then(|route| route.metadata_options.as_ref()) {
+            None => self.metadata.clone(),
+            Some(raw) => {
+                let ours = self.metadata.as_deref().cloned().unwrap_or_default();
+                Some(Arc::new(ours.replaced_by(raw)))
+            }
+        };
+        Extras {
+            attributes: attributes.or(self.attributes.as_ref()).cloned(),
+            metadata,
+            ..Extras::default()
+        }
     }
 
     /// The filter's own modes on the wire: what a processor's mode override starts from.
@@ -417,6 +451,10 @@ pub struct PerRoute {
     pub failure_mode_allow: Option<bool>,
     /// Replaces or adds stream metadata, key by key.
     pub initial_metadata: HeaderMap,
+    /// Replaces the filter's attributes.
+    pub attributes: Option<Arc<ShownAttributes>>,
+    /// Each list in it replaces the filter's.
+    pub metadata_options: Option<MetadataOptions>,
     /// Calls another processor on this route.
     pub service: Option<ServiceCall>,
 }
@@ -443,6 +481,11 @@ impl PerRoute {
                 modes: raw.processing_mode.as_ref().map(Modes::plan),
                 failure_mode_allow: raw.failure_mode_allow,
                 initial_metadata: plan_metadata(&raw.grpc_initial_metadata, errors),
+                attributes: raw
+                    .processing_request_modifier
+                    .as_ref()
+                    .map(|raw| Arc::new(ShownAttributes::plan_modifier(raw, errors))),
+                metadata_options: raw.metadata_options.clone(),
                 service: raw
                     .grpc_service
                     .as_ref()
@@ -464,6 +507,20 @@ impl PerRoute {
         merged.modes = self.modes.or(merged.modes);
         merged.failure_mode_allow = self.failure_mode_allow.or(merged.failure_mode_allow);
         merged.service = self.service.clone().or(merged.service);
+        merged.attributes = self.attributes.clone().or(merged.attributes);
+        merged.metadata_options = match (&self.metadata_options, merged.metadata_options) {
+            (Some(own), Some(theirs)) => Some(MetadataOptions {
+                forwarding_namespaces: own
+                    .forwarding_namespaces
+                    .clone()
+                    .or(theirs.forwarding_namespaces),
+                receiving_namespaces: own
+                    .receiving_namespaces
+                    .clone()
+                    .or(theirs.receiving_namespaces),
+            }),
+            (own, theirs) => own.clone().or(theirs),
+        };
         for (name, value) in &self.initial_metadata {
             merged.initial_metadata.insert(name, value.clone());
         }
@@ -559,6 +616,27 @@ mod tests {
             let error = plan(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn settings_of_a_route_stand_over_those_of_its_virtual_host() {
+        let mut errors = Errors::new();
+        let mut route = |text: &str| PerRoute::plan(&decode(text), &mut errors).unwrap();
+        let host = route(
+            "overrides: { failure_mode_allow: true, processing_mode: { response_header_mode: SKIP }, \
+             grpc_initial_metadata: [{ key: a, value: '1' }, { key: b, value: '1' }] }",
+        );
+        let own = route(
+            "overrides: { failure_mode_allow: false, grpc_initial_metadata: [{ key: b, value: '2' }] }",
+        );
+        let disabled = route("disabled: true");
+        let merged = own.over(&host);
+        assert_eq!(merged.failure_mode_allow, Some(false));
+        assert!(!merged.modes.unwrap().response_headers);
+        assert_eq!(merged.initial_metadata["a"], "1");
+        assert_eq!(merged.initial_metadata["b"], "2");
+        assert!(!route("overrides: {}").over(&disabled).disabled);
+        assert!(disabled.over(&host).disabled);
     }
 
     #[test]

@@ -30,7 +30,8 @@ use http::{HeaderMap, StatusCode, Version, header};
 use http_body::Frame;
 
 use super::{
-    Side,
+    Side, attributes,
+    extras::Extras,
     plan::{BodyMode, Filter, Modes},
     stats::Stats,
 };
@@ -113,6 +114,7 @@ pub(crate) struct Terms {
     pub(super) failure_mode_allow: bool,
     /// Bytes of one body held at most.
     pub(super) buffer_limit: usize,
+    pub(super) extras: Extras,
 }
 
 /// Answers in full duplex are read as long as no more than this many times the buffer limit
@@ -368,6 +370,11 @@ impl Exchange {
         }
     }
 
+    /// The request head goes on like this.
+    pub(super) fn request_goes_on(&self, parts: &http::request::Parts) {
+        attributes::request_goes_on(&self.terms, parts);
+    }
+
     /// The next frame of a body that may go on.
     pub(super) fn next_frame(&mut self, side: Side) -> Option<Frame<Bytes>> {
         self.direction(side).next_frame()
@@ -380,12 +387,12 @@ impl Exchange {
 
     /// Whether so much waits to go on that no further answer should be read.
     pub(super) fn is_full(&self) -> bool {
-        let limit = |side| match self.peek(side).state {
-            State::Local => self.terms.buffer_limit,
-            _ => self.terms.buffer_limit.saturating_mul(UNREAD_LIMITS),
+        let limit = self.terms.buffer_limit;
+        let full = |direction: &Direction| match direction.state {
+            State::Local => direction.out_bytes > limit,
+            _ => direction.out_bytes > limit.saturating_mul(UNREAD_LIMITS),
         };
-        self.request.out_bytes > limit(Side::Request)
-            || self.response.out_bytes > limit(Side::Response)
+        full(&self.request) || full(&self.response)
     }
 
     /// Whether a direction goes on exactly as it arrives from here, so that nobody need look.
@@ -415,9 +422,10 @@ impl Exchange {
             _ if self.complete || direction.drops_input() => true,
             (_, BodyMode::FullDuplexStreamed) => direction.out_bytes < limit,
             (State::Headers, BodyMode::None) | (State::Trailers | State::BufferedBody, _) => false,
-            (State::PartialBody, _)
-            | (State::Headers, BodyMode::BufferedPartial)
-            | (_, BodyMode::Streamed) => direction.held_bytes + direction.queued_bytes < limit,
+            (State::PartialBody, _) => direction.queued_bytes < limit,
+            (State::Headers, BodyMode::BufferedPartial) | (_, BodyMode::Streamed) => {
+                direction.held_bytes + direction.queued_bytes < limit
+            }
             _ => true,
         }
     }
