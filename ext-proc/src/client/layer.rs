@@ -19,7 +19,7 @@ use tower::{Layer, Service};
 
 use super::{
     Side,
-    body::Processed,
+    body::{Local, Processed},
     drive::{Interruption, Shared, now},
     exchange::{Exchange, Head, Outcome, Terms},
     plan::{Filter, PerRoute},
@@ -152,9 +152,15 @@ impl Fixed {
             modes,
             failure_mode_allow,
             extras: self.filter.extras(per_route),
+            request_limit: route
+                .as_ref()
+                .and_then(|route| route.buffer_limit)
+                .map_or(self.filter.buffer_limit, |limit| {
+                    limit.max(self.filter.buffer_limit)
+                }),
         };
         Some((
-            Exchange::new(terms, context, form),
+            Exchange::new(terms, context, form, now()),
             channel.cloned(),
             metadata,
         ))
@@ -229,6 +235,10 @@ where
         Some(Ok(Head::Request(parts))) => parts,
         Some(Ok(Head::Response(parts))) => {
             return Ok(Answer::Final(Response::from_parts(parts, Body::empty())));
+        }
+        Some(Err(Interruption::Outcome(Outcome::Local(parts)))) => {
+            let body = Body::new(Local::new(shared.clone(), body));
+            return Ok(Answer::Final(Response::from_parts(*parts, body)));
         }
         Some(Err(interruption)) => {
             let answer = interrupted(shared, interruption, StatusCode::BAD_REQUEST);
@@ -334,7 +344,7 @@ fn interrupted(shared: &Shared, interruption: Interruption, on_body_error: Statu
             Answer::Response(reply.into_response(form))
         }
         // Only after the response head went on, when nobody waits here.
-        Interruption::Outcome(Outcome::Reset) => Answer::Final(
+        Interruption::Outcome(Outcome::Reset | Outcome::Local(_)) => Answer::Final(
             LocalReply::new(StatusCode::INTERNAL_SERVER_ERROR, "ext_proc_reset")
                 .into_response(form),
         ),

@@ -219,7 +219,7 @@ async fn a_handler_that_fails_has_the_configured_meaning() {
         ] {
             let server = Server::new(bad.clone())
                 .on_failure(meaning)
-                .deadline(Duration::from_millis(20));
+                .handler_timeout(Duration::from_millis(20));
             let seen = Proxy::of(server)
                 .filter(|filter| filter.failure_mode_allow = allow)
                 .send(get())
