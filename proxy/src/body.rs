@@ -68,7 +68,8 @@ impl Drop for Active {
 pub(crate) struct ClientBody {
     body: ReplyBody,
     record: Option<Box<Record>>,
-    _active: Active,
+    /// Absent where the response has no body of its own to end with.
+    _active: Option<Active>,
 }
 
 impl ClientBody {
@@ -80,7 +81,16 @@ impl ClientBody {
         Self {
             body,
             record,
-            _active: active,
+            _active: Some(active),
+        }
+    }
+
+    /// The body of a response that opens a tunnel.
+    pub(crate) fn empty() -> Self {
+        Self {
+            body: ReplyBody::Local(Body::empty()),
+            record: None,
+            _active: None,
         }
     }
 }

@@ -7,21 +7,23 @@ use attache_filter::{
     reply::ReplyForm,
 };
 use http::{
-    HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri::PathAndQuery,
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
+    uri::PathAndQuery,
 };
 use http_body::Body as _;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use crate::{
     access_log::{AccessLog, Record},
     activity::Activity,
     body::{Active, ClientBody, Counted, ReplyBody},
     filters::Stack,
-    hygiene::{self, Admitted, Peer},
+    hygiene::{self, Admitted, Peer, Tunnels},
     path::Normalized,
     plan::ListenerPlan,
     router::{Answered, Picked, Received, Router},
     stats::ListenerStats,
+    tunnel::{self, Side},
     unread,
 };
 
@@ -31,6 +33,8 @@ pub(crate) struct Edge {
     pub(crate) router: Arc<Router>,
     /// The policies around the router; nothing when the listener has none.
     pub(crate) stack: Option<Stack>,
+    /// Some policy may look at what goes through tunnels.
+    pub(crate) tunnels_in_body: bool,
     pub(crate) log: Option<AccessLog>,
     pub(crate) stats: ListenerStats,
 }
@@ -62,12 +66,16 @@ impl Edge {
             .as_ref()
             .map(|log| Record::new(log, &context, &parts));
         let mut body = Body::from(body);
+        let mut tunnel = None;
+        if self.tunnels_in_body && admitted.is_ok() {
+            tunnel = self.tunnel_in_body(&mut parts, &mut body, &context);
+        }
         if let Some(record) = &record {
             let bytes = record.bytes_in.clone();
             body = Body::new(Counted { body, bytes });
         }
         let mut lender = None;
-        if parts.version < Version::HTTP_2 && !body.is_end_stream() {
+        if tunnel.is_none() && parts.version < Version::HTTP_2 && !body.is_end_stream() {
             let (lent, by) = unread::lend(body);
             body = lent;
             // To read on would ask the client for a body that nobody wants.
@@ -75,9 +83,9 @@ impl Edge {
             lender = Some((by, held_back));
         }
         let mut response = match admitted {
-            Ok(_) => {
+            Ok(admitted) => {
                 let received = Box::new(Received { parts, body });
-                self.answer(&downstream, context, received).await
+                self.answer(&downstream, &admitted, context, received).await
             }
             Err(refusal) => {
                 drop(body);
@@ -97,7 +105,34 @@ impl Edge {
             record.status = Some(response.status());
             record.answered = response.extensions().get::<Answered>().cloned();
         }
-        Ok(response.map(|body| ClientBody::new(body, record, active)))
+        let response = response.map(|body| ClientBody::new(body, record, active));
+        Ok(match tunnel {
+            None => response,
+            Some(tunnel) => tunnel.begin(response),
+        })
+    }
+
+    /// Makes the bytes of the tunnel that a request asks for its body.
+    fn tunnel_in_body(
+        &self,
+        parts: &mut request::Parts,
+        body: &mut Body,
+        context: &RequestContext,
+    ) -> Option<Tunnel> {
+        // With a body of its own, a request has no room for another.
+        if !tunnel::is_wanted(&parts.method, &parts.headers) || !body.is_end_stream() {
+            return None;
+        }
+        let side = Side::Switching(parts.extensions.remove::<OnUpgrade>()?);
+        let (tunnelled, feed) = tunnel::body();
+        *body = Body::new(tunnelled);
+        context.tunnel_in_body();
+        let connect = parts.method == Method::CONNECT;
+        Some(Tunnel {
+            side,
+            feed,
+            connect,
+        })
     }
 
     fn admit(&self, parts: &mut request::Parts, peer: &Peer) -> Result<Admitted, Refusal> {
@@ -109,8 +144,14 @@ impl Edge {
                 details: "too_many_headers",
             }));
         }
+        let routes = &self.router.routes;
+        let tunnels = Tunnels {
+            upgrades: &plan.upgrades,
+            by_routes: routes.upgrades(),
+            connect: routes.connects(),
+        };
         let admitted =
-            hygiene::admit(parts, peer, &plan.forward, &plan.upgrades).map_err(Refusal::Refused)?;
+            hygiene::admit(parts, peer, &plan.forward, tunnels).map_err(Refusal::Refused)?;
         let Some(target) = parts.uri.path_and_query() else {
             return Ok(admitted);
         };
@@ -163,10 +204,17 @@ impl Edge {
     async fn answer(
         &self,
         downstream: &Downstream,
+        admitted: &Admitted,
         context: Arc<RequestContext>,
         received: Box<Received>,
     ) -> Response<ReplyBody> {
         let entry = self.router.pick(&received.parts, &context);
+        if let (Some(protocol), Some(entry)) = (&admitted.upgrade, &entry)
+            && !entry.upgrades_to(protocol, &self.plan.upgrades)
+        {
+            let refusal = Refusal::Refused(hygiene::UPGRADE_REFUSED);
+            return Box::pin(self.refuse(refusal, context, received.parts)).await;
+        }
         let Some(stack) = &self.stack else {
             return self.router.answer(entry, context, received).await;
         };
@@ -181,6 +229,25 @@ impl Edge {
         let answered = stack.handle(Request::from_parts(parts, body)).await;
         let response = answered.unwrap_or_else(|never| match never {});
         response.map(ReplyBody::Local)
+    }
+}
+
+/// The client's side of a tunnel that passes the policies as bodies.
+struct Tunnel {
+    side: Side,
+    feed: tunnel::Feed,
+    connect: bool,
+}
+
+impl Tunnel {
+    /// Opens the tunnel if `response` says so: what would be its body goes there.
+    fn begin(self, response: Response<ClientBody>) -> Response<ClientBody> {
+        if !tunnel::opens(self.connect, response.status()) {
+            return response;
+        }
+        let (parts, body) = response.into_parts();
+        tokio::spawn(tunnel::serve(self.side, self.feed, body, None));
+        Response::from_parts(parts, ClientBody::empty())
     }
 }
 

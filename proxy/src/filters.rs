@@ -9,6 +9,8 @@ use attache_service::Metrics;
 use http::{Request, Response};
 use tower::Service;
 
+use crate::route::RouteTable;
+
 /// What a policy's service returns.
 pub type PolicyFuture =
     Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send + 'static>>;
@@ -19,6 +21,11 @@ pub trait Policy: fmt::Debug + Send + Sync {
     fn layer(&self, inner: Stack, site: &Site<'_>) -> Stack;
     /// The clusters it calls.
     fn clusters(&self) -> Vec<String>;
+    /// Whether it may look at the bytes that go through a tunnel, on any of `routes`. They pass
+    /// it as bodies then, which costs more.
+    fn sees_tunnels(&self, _routes: &RouteTable) -> bool {
+        false
+    }
 }
 
 /// Where a policy's layer stands: in one worker's stack of one listener.
@@ -45,6 +52,12 @@ impl FilterPlans {
     /// The policy `name`.
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Policy>> {
         self.0.get(name)
+    }
+
+    /// Whether one of the policies `names` may look at the bytes of tunnels.
+    pub(crate) fn see_tunnels(&self, names: &[Arc<str>], routes: &RouteTable) -> bool {
+        let mut policies = names.iter().filter_map(|name| self.get(name));
+        policies.any(|policy| policy.sees_tunnels(routes))
     }
 
     /// Every cluster that some policy calls.

@@ -12,6 +12,7 @@ use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
     uri::{Authority, PathAndQuery},
 };
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 use tower::Service;
 
@@ -21,9 +22,10 @@ use crate::{
     hygiene,
     plan::Protocol,
     route::{Action, DirectResponse, Forward, Redirect, RouteEntry, RouteTable},
-    tunnel,
+    tunnel::{self, Side},
     upstream::{
-        Cluster, Limits, UploadBody, UpstreamBody, UpstreamError, Waited, exchange, within,
+        Cluster, Endpoint, Limits, UploadBody, UpstreamBody, UpstreamError, Waited, exchange,
+        within,
     },
 };
 
@@ -118,9 +120,18 @@ impl Router {
                 "no upstream is available",
             );
         };
+        if received.parts.method == Method::CONNECT {
+            // Boxed: others need not carry its state.
+            let connecting = connect(cluster, endpoint, forward, context, form, received);
+            return Box::pin(connecting).await;
+        }
         prepare(&mut received.parts, entry, forward, cluster, context);
         let upgrading = received.parts.headers.contains_key(header::UPGRADE);
-        let Received { mut parts, body } = *received;
+        let Received {
+            mut parts,
+            mut body,
+        } = *received;
+        let tunnelled = (upgrading && context.tunnels_in_body()).then(|| std::mem::take(&mut body));
         let (body, upload) = UploadBody::new(body);
         if upload.is_none() {
             say_empty(&mut parts);
@@ -167,18 +178,27 @@ impl Router {
         };
         let after = context.started.elapsed();
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let mut tunnel = None;
         if switched {
-            let Some(downstream) = downstream else {
-                context.add_flag(ResponseFlag::UpstreamConnectionTermination);
-                return unavailable(
-                    context,
-                    form,
-                    "upstream_reset_before_response_started{protocol_error}",
-                    "the upstream broke the protocol",
-                );
-            };
-            let upstream = hyper::upgrade::on(&mut response);
-            tokio::spawn(tunnel::run(downstream, upstream, forward.idle_timeout));
+            let upstream = Side::Switching(hyper::upgrade::on(&mut response));
+            match (tunnelled, downstream) {
+                (Some(body), _) => {
+                    tunnel = Some(tunnel::open(upstream, body, forward.idle_timeout));
+                }
+                (None, Some(downstream)) => {
+                    let downstream = Side::Switching(downstream);
+                    tokio::spawn(tunnel::run(downstream, upstream, forward.idle_timeout));
+                }
+                (None, None) => {
+                    context.add_flag(ResponseFlag::UpstreamConnectionTermination);
+                    return unavailable(
+                        context,
+                        form,
+                        "upstream_reset_before_response_started{protocol_error}",
+                        "the upstream broke the protocol",
+                    );
+                }
+            }
         }
         context.set_details("via_upstream");
         *response.version_mut() = Version::HTTP_11;
@@ -199,6 +219,9 @@ impl Router {
             });
         }
         cluster.stats.count(response.status());
+        if let Some(tunnel) = tunnel {
+            return response.map(|_| ReplyBody::Local(tunnel));
+        }
         response.map(|incoming| {
             ReplyBody::Upstream(UpstreamBody::new(
                 incoming,
@@ -210,6 +233,42 @@ impl Router {
             ))
         })
     }
+}
+
+/// Ends a `CONNECT` here: what comes through the tunnel goes to a connection of its own.
+async fn connect(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    forward: &Forward,
+    context: &RequestContext,
+    form: ReplyForm,
+    received: Box<Received>,
+) -> Response<ReplyBody> {
+    let Received { mut parts, body } = *received;
+    let in_body = context.tunnels_in_body();
+    let downstream = parts.extensions.remove::<OnUpgrade>();
+    if !forward.connect || !in_body && downstream.is_none() {
+        let reply = LocalReply::new(StatusCode::FORBIDDEN, "connect_not_allowed");
+        return local(context, form, reply);
+    }
+    let io = match endpoint.connect_plain().await {
+        Ok(io) => Side::Open(io),
+        Err(error) => {
+            cluster.stats.failed.inc();
+            return failed(&error, context, form);
+        }
+    };
+    context.set_details("via_upstream");
+    let tunnel = match downstream.filter(|_| !in_body) {
+        Some(downstream) => {
+            let downstream = Side::Switching(downstream);
+            tokio::spawn(tunnel::run(downstream, io, forward.idle_timeout));
+            Body::empty()
+        }
+        None => tunnel::open(io, body, forward.idle_timeout),
+    };
+    cluster.stats.count(StatusCode::OK);
+    Response::new(ReplyBody::Local(tunnel))
 }
 
 /// Turns a request into what the upstream shall see.

@@ -184,6 +184,7 @@ impl Worker {
                 let edge = Edge {
                     plan: listener.clone(),
                     router: router.clone(),
+                    tunnels_in_body: plan.filters.see_tunnels(&listener.filters, &plan.routes),
                     stack,
                     log: shared.log.clone(),
                     stats: ListenerStats::new(&listener.name, &self.metrics),

@@ -151,13 +151,11 @@ impl Fixed {
             stats: self.stats.clone(),
             modes,
             failure_mode_allow,
-            extras: self.filter.extras(per_route),
             request_limit: route
                 .as_ref()
-                .and_then(|route| route.buffer_limit)
-                .map_or(self.filter.buffer_limit, |limit| {
-                    limit.max(self.filter.buffer_limit)
-                }),
+                .and_then(|route| route.request_buffer_limit)
+                .unwrap_or(self.filter.buffer_limit),
+            extras: self.filter.extras(per_route),
         };
         Some((
             Exchange::new(terms, context, form, now()),

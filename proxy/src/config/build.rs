@@ -15,7 +15,7 @@ use http::{HeaderValue, StatusCode};
 use super::{
     AccessLog, Cluster, Config, Embedded, EmbeddedService, EmbeddedServices, EscapedSlashesAction,
     Listener, PathMatch, PathRewrite, Redirect, RedirectCode, Route, RouteAction, SchemeChange,
-    Step, Target,
+    Step, Target, UpgradeConfig,
 };
 use crate::{
     Plan,
@@ -436,6 +436,7 @@ impl Builder<'_> {
                 }
                 PathTest::Separated(text.clone())
             }
+            PathMatch::ConnectMatcher(_) => PathTest::Connect,
             PathMatch::SafeRegex(regex) => {
                 match attache_filter::matcher::full_match(&regex.regex) {
                     Ok(regex) => PathTest::Regex(regex),
@@ -446,6 +447,14 @@ impl Builder<'_> {
                 }
             }
         };
+        if matches!(path, PathTest::Connect)
+            && !matches!(&raw.action, Step::Route(action) if takes_connect(action))
+        {
+            errors.push(
+                &raw.r#match.path,
+                "`connect_matcher` needs `route` with `upgrade_configs: [{ upgrade_type: CONNECT, connect_config: {} }]`",
+            );
+        }
         let headers = raw
             .r#match
             .headers
@@ -541,8 +550,36 @@ impl Builder<'_> {
                 _ => errors.push(host, format!("`{}` is not a host", host.value)),
             }
         }
+        for upgrade in &raw.upgrade_configs {
+            let on = upgrade.enabled.unwrap_or(true);
+            match (is_connect(upgrade), &upgrade.connect_config) {
+                (true, Some(_)) => forward.connect = on,
+                (true, None) if on => errors.push(
+                    &upgrade.upgrade_type,
+                    "a `CONNECT` is not passed on: write `connect_config: {}` to end it here",
+                ),
+                (true, None) => {}
+                (false, Some(_)) => errors.push(
+                    &upgrade.upgrade_type,
+                    "`connect_config` is for `CONNECT` only",
+                ),
+                (false, None) => {
+                    let name = upgrade.upgrade_type.to_ascii_lowercase();
+                    forward.upgrades.push((name, on));
+                }
+            }
+        }
         Some(forward)
     }
+}
+
+fn is_connect(upgrade: &UpgradeConfig) -> bool {
+    upgrade.upgrade_type.eq_ignore_ascii_case("connect")
+}
+
+fn takes_connect(action: &RouteAction) -> bool {
+    let mut configs = action.upgrade_configs.iter();
+    configs.any(|upgrade| is_connect(upgrade) && upgrade.enabled != Some(false))
 }
 
 fn redirect_plan(raw: &Redirect) -> RedirectPlan {

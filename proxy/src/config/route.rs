@@ -96,11 +96,17 @@ config_oneof! {
         PathSeparatedPrefix(String) = "path_separated_prefix",
         /// The whole path matches.
         SafeRegex(RegexMatcher) = "safe_regex",
+        /// The request is a `CONNECT`; nothing else matches those.
+        ConnectMatcher(ConnectMatcher) = "connect_matcher",
     }
     elsewhere {
-        "connect_matcher" => "CONNECT is not supported",
         "path_match_policy" => "path templates are not supported",
     }
+}
+
+config_struct! {
+    /// Matches `CONNECT` requests (Envoy's `RouteMatch.ConnectMatcher`).
+    pub struct ConnectMatcher {}
 }
 
 config_oneof! {
@@ -132,6 +138,8 @@ config_struct! {
         pub prefix_rewrite: Option<Located<String>>,
         /// Replaces the host.
         pub host_rewrite_literal: Option<Located<String>>,
+        /// Ways out of HTTP on this route, whatever `upgrades` of the listener says.
+        pub upgrade_configs: Vec<UpgradeConfig>,
     }
     elsewhere {
         "weighted_clusters" => "not supported yet: name one `cluster`",
@@ -143,7 +151,6 @@ config_struct! {
         "host_rewrite_header" => "not supported yet; `host_rewrite_literal` is",
         "hash_policy" => "hashing is not supported yet",
         "request_mirror_policies" => "mirroring is not supported yet",
-        "upgrade_configs" => "write `upgrades` on the listener",
         "max_stream_duration" => "not supported yet; `timeout` bounds the whole exchange",
         "cors" => "CORS is the work of a processor",
         "metadata_match" => "endpoints have no metadata",
@@ -151,6 +158,27 @@ config_struct! {
         "internal_redirect_policy" => "not supported yet",
         "hedge_policy" => "not supported",
         "append_x_forwarded_host" => "not supported yet",
+    }
+}
+
+config_struct! {
+    /// A way out of HTTP (Envoy's `RouteAction.UpgradeConfig`).
+    pub struct UpgradeConfig {
+        /// What `Upgrade` asks for, such as `websocket`, or `CONNECT`.
+        pub upgrade_type: Located<String>,
+        /// Default true.
+        pub enabled: Option<bool>,
+        /// A `CONNECT` ends here, and its bytes go to the cluster over a connection of their own.
+        pub connect_config: Option<ConnectConfig>,
+    }
+}
+
+config_struct! {
+    /// How a `CONNECT` ends here.
+    pub struct ConnectConfig {}
+    elsewhere {
+        "proxy_protocol_config" => "the PROXY protocol is not supported yet",
+        "allow_post" => "tunnels over POST are not supported",
     }
 }
 

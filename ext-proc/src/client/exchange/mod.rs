@@ -112,9 +112,9 @@ pub(crate) struct Terms {
     pub(super) stats: Arc<Stats>,
     pub(super) modes: Modes,
     pub(super) failure_mode_allow: bool,
-    pub(super) extras: Extras,
     /// Bytes of a request body held at most; the filter's own limit holds for responses.
     pub(super) request_limit: usize,
+    pub(super) extras: Extras,
 }
 
 impl Terms {
