@@ -60,7 +60,7 @@ impl Exchange {
         let direction = self.direction(side);
         direction.state = State::Idle;
         if let Some(body) = common.body_mutation.and_then(replacement) {
-            if whole && body.len() > limit {
+            if direction.mode != BodyMode::BufferedPartial && body.len() > limit {
                 self.too_large(side);
                 return Ok(());
             }

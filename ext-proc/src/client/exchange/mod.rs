@@ -431,9 +431,10 @@ impl Exchange {
             _ if self.complete || direction.drops_input() => true,
             (_, BodyMode::FullDuplexStreamed) => direction.out_bytes < limit,
             (State::Headers, BodyMode::None) | (State::Trailers | State::BufferedBody, _) => false,
-            (State::PartialBody, _)
-            | (State::Headers, BodyMode::BufferedPartial)
-            | (_, BodyMode::Streamed) => direction.held_bytes + direction.queued_bytes < limit,
+            (State::PartialBody, _) => direction.queued_bytes < limit,
+            (State::Headers, BodyMode::BufferedPartial) | (_, BodyMode::Streamed) => {
+                direction.held_bytes + direction.queued_bytes < limit
+            }
             _ => true,
         }
     }
