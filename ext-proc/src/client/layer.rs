@@ -151,10 +151,12 @@ impl Fixed {
             stats: self.stats.clone(),
             modes,
             failure_mode_allow,
-            request_limit: route
+            buffer_limit: route
                 .as_ref()
-                .and_then(|route| route.request_buffer_limit)
-                .unwrap_or(self.filter.buffer_limit),
+                .and_then(|route| route.buffer_limit)
+                .map_or(self.filter.buffer_limit, |limit| {
+                    limit.max(self.filter.buffer_limit)
+                }),
             extras: self.filter.extras(per_route),
         };
         Some((
@@ -236,7 +238,8 @@ where
         }
         Some(Err(Interruption::Outcome(Outcome::Local(parts)))) => {
             let body = Body::new(Local::new(shared.clone(), body));
-            return Ok(Answer::Final(Response::from_parts(*parts, body)));
+            let answer = Answer::Final(Response::from_parts(*parts, body));
+            return inward(shared, inner, answer, context).await;
         }
         Some(Err(interruption)) => {
             let answer = interrupted(shared, interruption, StatusCode::BAD_REQUEST);

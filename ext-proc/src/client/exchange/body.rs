@@ -56,7 +56,7 @@ impl Exchange {
         }
         self.route_cache(side, &common);
         self.answered(side, Phase::Body, now);
-        let limit = self.terms.limit(side);
+        let limit = self.terms.buffer_limit;
         let direction = self.direction(side);
         direction.state = State::Idle;
         if let Some(body) = common.body_mutation.and_then(replacement) {

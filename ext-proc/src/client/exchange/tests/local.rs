@@ -124,7 +124,7 @@ fn a_response_that_does_not_fit_fails() {
         let outcome = bench.outcome().unwrap_or_default();
         assert!(outcome.starts_with(expected), "{name}: {outcome}");
     }
-    let mut buffered = bench(|f| f.modes.response_body = BodyMode::Buffered);
+    let mut buffered = bench(|f| f.modes.request_body = BodyMode::Buffered);
     buffered.head(Req, true).reply(head(OK, false));
     let outcome = buffered.outcome().unwrap_or_default();
     assert!(outcome.contains("streaming local response"), "{outcome}");

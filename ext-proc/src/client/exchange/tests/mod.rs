@@ -41,7 +41,7 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
     change(&mut filter);
     let terms = Terms {
         modes: filter.modes,
-        request_limit: filter.buffer_limit,
+        buffer_limit: filter.buffer_limit,
         failure_mode_allow: filter.failure_mode_allow,
         filter: Arc::new(filter),
         stats: Arc::new(Stats::default()),
