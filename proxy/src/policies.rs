@@ -91,6 +91,16 @@ impl Planned {
         }
     }
 
+    /// Adds to a route's settings of the filter `name` what its virtual host says.
+    pub(crate) fn inherit(&self, name: &str, route: &mut FilterConfigs, host: &FilterConfigs) {
+        if let Self::ExtProc(_) = self
+            && let Some(host) = host.get::<ext_proc::PerRoute>(name)
+        {
+            route.change(name, |own: &ext_proc::PerRoute| own.over(host));
+        }
+        route.inherit(name, host);
+    }
+
     pub(crate) fn as_policy(&self) -> Arc<dyn Policy> {
         Arc::new(self.clone())
     }

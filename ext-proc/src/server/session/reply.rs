@@ -327,15 +327,13 @@ impl HeadersReply {
         Ok(())
     }
 
-    /// Whether [`HeadersReply::stream`] is possible: for the head of a request, when both bodies
-    /// are in NONE or FULL_DUPLEX_STREAMED mode.
+    /// Whether [`HeadersReply::stream`] is possible: for the head of a request, when the body of
+    /// the request is in NONE or FULL_DUPLEX_STREAMED mode.
     pub fn can_stream(&self) -> bool {
         let streams = |mode| matches!(mode, BodyMode::None | BodyMode::FullDuplexStreamed);
+        let outbox = self.0.outbox.as_ref();
         self.0.direction == Direction::Request
-            && self.0.outbox.as_ref().is_some_and(|outbox| {
-                let queue = outbox.lock();
-                streams(queue.mode(Direction::Request)) && streams(queue.mode(Direction::Response))
-            })
+            && outbox.is_some_and(|outbox| streams(outbox.lock().mode(Direction::Request)))
     }
 
     /// Answers the caller instead, with a body of any length: the status and the headers of
@@ -390,6 +388,17 @@ impl BodyReply {
         self.0.send(Content {
             changes,
             body: BodyChange::Replace(data),
+            ..Content::default()
+        });
+    }
+
+    /// As [`BodyReply::replace_with`] or, without data, [`BodyReply::change`]; the proxy picks the
+    /// route again.
+    pub(in crate::server) fn reroute(mut self, data: Option<Bytes>, changes: Changes) {
+        self.0.send(Content {
+            changes,
+            body: data.map_or(BodyChange::Keep, BodyChange::Replace),
+            clear_route_cache: self.0.direction == Direction::Request,
             ..Content::default()
         });
     }
