@@ -4,4 +4,5 @@ mod bodies;
 mod failures;
 mod headers;
 mod life;
+mod modes;
 mod support;
