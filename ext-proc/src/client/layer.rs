@@ -10,7 +10,7 @@ use std::{
 use attache_filter::{Body, BoxError, Channels, LocalReply, RequestContext, reply::ReplyForm};
 use attache_service::{Channel, Method, Metrics};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use tower::{Layer, Service};
 
@@ -101,7 +101,11 @@ where
         // The clone may not be ready; the one that was polled is.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        match self.shared.begin(&mut request) {
+        let context = RequestContext::of(&mut request);
+        let (parts, body) = request.into_parts();
+        let begun = self.shared.begin(&parts, context);
+        let request = Request::from_parts(parts, body);
+        match begun {
             None => Box::pin(inner.call(request)),
             Some((exchange, channel, metadata)) => {
                 let method = self.shared.method.clone();
@@ -114,11 +118,14 @@ where
 
 impl Fixed {
     /// The exchange of a request; `None` when the processor has no part in it.
-    fn begin(&self, request: &mut Request<Body>) -> Option<(Exchange, Option<Channel>, HeaderMap)> {
-        let context = RequestContext::of(request);
+    fn begin(
+        &self,
+        request: &request::Parts,
+        context: Arc<RequestContext>,
+    ) -> Option<(Exchange, Option<Channel>, HeaderMap)> {
         let mut modes = self.filter.modes;
         let mut failure_mode_allow = self.filter.failure_mode_allow;
-        let mut metadata = self.filter.initial_metadata.clone();
+        let mut initial_metadata = &self.filter.initial_metadata;
         let mut channel = self.channel.as_ref();
         let route = context.route();
         let per_route = route
@@ -132,16 +139,19 @@ impl Fixed {
             failure_mode_allow = overrides.failure_mode_allow.unwrap_or(failure_mode_allow);
             if let Some(service) = &overrides.service {
                 channel = self.channels.get(&service.cluster.value);
-                metadata = service.metadata.clone();
-            }
-            for (name, value) in &overrides.initial_metadata {
-                metadata.insert(name, value.clone());
+                initial_metadata = &service.metadata;
             }
         }
         if modes.is_off() {
             return None;
         }
-        let form = ReplyForm::of(request.method(), request.headers());
+        let mut metadata = initial_metadata.of(request, &context);
+        if let Some(overrides) = per_route {
+            overrides
+                .initial_metadata
+                .override_in(&mut metadata, request, &context);
+        }
+        let form = ReplyForm::of(&request.method, &request.headers);
         let terms = Terms {
             filter: self.filter.clone(),
             stats: self.stats.clone(),

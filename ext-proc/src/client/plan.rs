@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use attache_filter::{
-    grpc_service::{ServiceCall, plan_metadata},
+    CallMetadata,
+    grpc_service::ServiceCall,
     matcher::{ForwardedHeaders, TextMatchers},
     mutation::MutationRules,
 };
 use attache_proto::ext_proc_filter as wire;
 use attache_service::config::{Errors, Located};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use super::config::{
     BodySendMode, ExtProcPerRoute, ExternalProcessor, HeaderForwardingRules, HeaderSendMode,
@@ -166,7 +167,7 @@ pub struct Filter {
     /// The cluster of the processor.
     pub cluster: Located<String>,
     /// Metadata of each stream.
-    pub initial_metadata: HeaderMap,
+    pub initial_metadata: CallMetadata,
     /// What the processor is shown.
     pub modes: Modes,
     /// Bound on the answer to one message. Default 200 ms.
@@ -221,7 +222,7 @@ impl Filter {
         Self {
             name: name.into(),
             cluster: Located::nowhere(cluster.into()),
-            initial_metadata: HeaderMap::new(),
+            initial_metadata: CallMetadata::default(),
             modes: Modes::default(),
             message_timeout: Duration::from_millis(200),
             max_message_timeout: Duration::ZERO,
@@ -450,7 +451,7 @@ pub struct PerRoute {
     /// Replaces the filter's `failure_mode_allow`.
     pub failure_mode_allow: Option<bool>,
     /// Replaces or adds stream metadata, key by key.
-    pub initial_metadata: HeaderMap,
+    pub initial_metadata: CallMetadata,
     /// Replaces the filter's attributes.
     pub attributes: Option<Arc<ShownAttributes>>,
     /// Each list in it replaces the filter's.
@@ -480,7 +481,7 @@ impl PerRoute {
                 disabled: false,
                 modes: raw.processing_mode.as_ref().map(Modes::plan),
                 failure_mode_allow: raw.failure_mode_allow,
-                initial_metadata: plan_metadata(&raw.grpc_initial_metadata, errors),
+                initial_metadata: CallMetadata::plan(&raw.grpc_initial_metadata, errors),
                 attributes: raw
                     .processing_request_modifier
                     .as_ref()
