@@ -86,5 +86,68 @@ impl http_body::Body for Processed {
 impl Drop for Processed {
     fn drop(&mut self) {
         self.shared.forget(self.side);
+        if !self.finished && !self.empty {
+            self.shared.with(|exchange| exchange.unread(self.side));
+        }
+    }
+}
+
+/// A response of the processor's own. The request body, which nobody else reads, is shown to it
+/// meanwhile where it asks for that.
+pub(super) struct Local {
+    shared: Shared,
+    request: Body,
+    finished: bool,
+}
+
+impl Local {
+    pub(super) fn new(shared: Shared, request: Body) -> Self {
+        Self {
+            shared,
+            request,
+            finished: false,
+        }
+    }
+}
+
+impl http_body::Body for Local {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        if this.finished {
+            return Poll::Ready(None);
+        }
+        while this.shared.shows_only() {
+            match this.shared.poll_feed(Side::Request, &mut this.request, cx) {
+                Poll::Ready(Ok(())) => {}
+                // A request that breaks off does not concern its response.
+                Poll::Ready(Err(_)) => this.request = Body::empty(),
+                Poll::Pending => break,
+            }
+        }
+        let next = ready!(this.shared.poll_next(Side::Response, cx));
+        if let Next::Frame(frame) = next {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        this.finished = true;
+        Poll::Ready(match next {
+            Next::Broken => Some(Err(BrokenOff.into())),
+            _ => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.finished
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.shared.forget(Side::Response);
     }
 }

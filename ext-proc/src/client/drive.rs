@@ -15,7 +15,7 @@ use std::{
 
 use attache_filter::{Body, BoxError};
 use attache_proto::ext_proc::ProcessingResponse;
-use attache_service::{Channel, GrpcStream, Method};
+use attache_service::{Channel, GrpcStream, Method, channel::FRAME_HEADER};
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http::HeaderMap;
@@ -27,6 +27,7 @@ use tonic::Status;
 use super::{
     Side,
     exchange::{Exchange, Head, Outcome},
+    linger::linger,
 };
 
 /// Who waits for an exchange to move on.
@@ -208,6 +209,12 @@ impl Shared {
         })
     }
 
+    /// Whether the request body is to be read only to be shown.
+    pub(super) fn shows_only(&self) -> bool {
+        let mut inner = self.inner();
+        inner.exchange.shows_only() && inner.wants_data(Side::Request)
+    }
+
     /// Reads one frame of a body into the exchange.
     pub(super) fn poll_feed(
         &self,
@@ -272,6 +279,8 @@ impl Inner {
                 return progress;
             }
             let received = match &mut self.link {
+                // Not more than those who read can take; they look here again.
+                Link::Open(_) if self.exchange.is_full() => Poll::Pending,
                 Link::Open(stream) => stream.poll_message(&mut cx),
                 Link::Idle { .. } | Link::Closed => return progress,
             };
@@ -279,13 +288,16 @@ impl Inner {
                 Poll::Ready(message) => {
                     let now = now();
                     match message {
-                        Some(Ok(message)) => match ProcessingResponse::decode(message) {
-                            Ok(message) => self.exchange.reply(message, now),
-                            Err(error) => {
-                                let status = Status::internal(format!("bad message: {error}"));
-                                self.exchange.failed(&status, now);
+                        Some(Ok(message)) => {
+                            self.exchange.receives(FRAME_HEADER + message.len());
+                            match ProcessingResponse::decode(message) {
+                                Ok(message) => self.exchange.reply(message, now),
+                                Err(error) => {
+                                    let status = Status::internal(format!("bad message: {error}"));
+                                    self.exchange.failed(&status, now);
+                                }
                             }
-                        },
+                        }
                         None => self.exchange.closed(now),
                         Some(Err(status)) => self.exchange.failed(&status, now),
                     }
@@ -302,6 +314,7 @@ impl Inner {
     }
 
     fn send(&mut self) {
+        let observes = self.exchange.observes();
         while let Some(piece) = self.exchange.outbox().pop() {
             if let Link::Idle { channel, metadata } = &mut self.link {
                 match channel {
@@ -317,6 +330,15 @@ impl Inner {
             }
             if let Link::Open(stream) = &mut self.link {
                 stream.send(piece);
+                // Nobody waits for who only looks on: what it does not take stays in the outbox.
+                let waker = &self.waker;
+                if observes
+                    && stream
+                        .poll_capacity(&mut Context::from_waker(waker))
+                        .is_pending()
+                {
+                    break;
+                }
             }
         }
     }
@@ -367,6 +389,17 @@ impl Inner {
                     .is_ready()
             }
             _ => true,
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.exchange.observes()
+            && let Link::Open(stream) = std::mem::replace(&mut self.link, Link::Closed)
+        {
+            let outbox = std::mem::take(self.exchange.outbox());
+            linger(stream, outbox, self.exchange.deferred_close_timeout());
         }
     }
 }

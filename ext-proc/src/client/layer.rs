@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 
 use super::{
     Side,
-    body::Processed,
+    body::{Local, Processed},
     drive::{Interruption, Shared, now},
     exchange::{Exchange, Head, Outcome, Terms},
     plan::{Filter, PerRoute},
@@ -158,9 +158,13 @@ impl Fixed {
             modes,
             failure_mode_allow,
             extras: self.filter.extras(per_route),
+            request_limit: route
+                .as_ref()
+                .and_then(|route| route.request_buffer_limit)
+                .unwrap_or(self.filter.buffer_limit),
         };
         Some((
-            Exchange::new(terms, context, form),
+            Exchange::new(terms, context, form, now()),
             channel.cloned(),
             metadata,
         ))
@@ -202,6 +206,10 @@ where
         Ok(Head::Request(parts)) => parts,
         Ok(Head::Response(parts)) => {
             return Ok(Answer::Final(Response::from_parts(parts, Body::empty())));
+        }
+        Err(Interruption::Outcome(Outcome::Local(parts))) => {
+            let body = Body::new(Local::new(shared.clone(), body));
+            return Ok(Answer::Final(Response::from_parts(*parts, body)));
         }
         Err(interruption) => return Ok(interrupted(shared, interruption, StatusCode::BAD_REQUEST)),
     };
@@ -260,7 +268,7 @@ fn interrupted(shared: &Shared, interruption: Interruption, on_body_error: Statu
             Answer::Response(reply.into_response(form))
         }
         // Only after the response head went on, when nobody waits here.
-        Interruption::Outcome(Outcome::Reset) => Answer::Final(
+        Interruption::Outcome(Outcome::Reset | Outcome::Local(_)) => Answer::Final(
             LocalReply::new(StatusCode::INTERNAL_SERVER_ERROR, "ext_proc_reset")
                 .into_response(form),
         ),

@@ -5,6 +5,7 @@
 //! - `layer`: the tower layer and its service.
 //! - `exchange`: the protocol, a pure state machine: what came in, what goes out.
 //! - `drive`, `body`: what connects an exchange with the gRPC call, the clock and the bodies.
+//! - `linger`: the streams of observing processors after their exchanges.
 //! - `encode`, `mutation`: messages out, header mutations in.
 //! - `attributes`, `metadata`, `extras`: what is told beside the message, and dynamic metadata in.
 //! - `stats`: Envoy's counters.
@@ -18,6 +19,7 @@ mod encode;
 mod exchange;
 mod extras;
 mod layer;
+mod linger;
 mod metadata;
 mod mutation;
 mod plan;

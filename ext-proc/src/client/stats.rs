@@ -45,6 +45,8 @@ stats! {
     message_timeouts,
     /// Header mutations refused by the rules or as invalid.
     rejected_header_mutations,
+    /// Messages left out because an observing processor was too slow.
+    observability_msgs_dropped,
     /// Requests for a longer message timeout that were granted.
     override_message_timeout_received,
     /// Requests for a longer message timeout that were not.

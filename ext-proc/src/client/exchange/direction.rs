@@ -48,12 +48,16 @@ pub(super) enum State {
     Idle,
     /// That to its headers.
     Headers,
-    /// Those to the chunks in its queue.
+    /// Those to the chunks in its queue; in full duplex, the new body up to its end.
     StreamedBody,
     /// That to its whole body.
     BufferedBody,
+    /// That to the beginning of its body.
+    PartialBody,
     /// That to its trailers.
     Trailers,
+    /// The rest of a response that the processor gives itself.
+    Local,
 }
 
 /// A piece of a streamed body that the processor has not answered.
@@ -66,6 +70,8 @@ pub(super) struct Chunk {
 pub(super) struct Call {
     pub(super) phase: Phase,
     pub(super) started: Instant,
+    /// Bytes of its message; those of bodies are summed up apart.
+    pub(super) sent: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,76 +81,136 @@ pub(super) enum Phase {
     Trailers,
 }
 
+/// The calls of a body summed up, so that a long body does not make a long log.
+#[derive(Default)]
+pub(super) struct BodyCalls {
+    pub(super) count: u32,
+    pub(super) latency: Duration,
+    pub(super) max_latency: Duration,
+    pub(super) sent: u64,
+    pub(super) received: u64,
+}
+
+impl BodyCalls {
+    pub(super) fn add(&mut self, latency: Duration, received: u64) {
+        self.count += 1;
+        self.latency += latency;
+        self.max_latency = self.max_latency.max(latency);
+        self.received += received;
+    }
+}
+
 pub(super) struct Direction {
     pub(super) state: State,
     pub(super) mode: BodyMode,
     pub(super) send_headers: bool,
     pub(super) send_trailers: bool,
+    /// The first message of the direction was sent.
+    pub(super) attributes_sent: bool,
     /// The head has arrived.
     pub(super) started: bool,
     /// The protocol tells the end with the last piece. HTTP/1 tells it apart, as Envoy shows.
     pub(super) end_comes_with_data: bool,
     /// The head was all there is: no body, no trailers.
     pub(super) no_body: bool,
+    /// What follows the head is a tunnel.
+    pub(super) tunnel: bool,
     /// The body has arrived to its end, trailers included.
     pub(super) input_ended: bool,
     /// The processor gave a new body; what still arrives of the old one is dropped.
     pub(super) body_replaced: bool,
     /// Nobody wants this direction any more: its message was answered locally.
     pub(super) abandoned: bool,
-    pub(super) head: Option<Head>,
+    /// Nobody reads what goes on: the other end has left.
+    pub(super) unread: bool,
+    /// The processor was shown some of a body that it gives back in its own way.
+    pub(super) duplex_begun: bool,
+    /// The processor was shown the end of the body, or the trailers.
+    pub(super) end_shown: bool,
+    pub(super) trailers_shown: bool,
+    /// The running timer was already extended once by the processor.
+    pub(super) extended: bool,
     /// The head may go on; what is let out afterwards follows it.
     pub(super) released: bool,
-    /// `content-length` as it arrived.
-    pub(super) declared_length: Option<u64>,
     /// The configuration leaves `content-length` of a streamed body to the processor.
     pub(super) trusts_length: bool,
+    /// Nothing will follow what is in `out`, except `trailers`.
+    pub(super) ended: bool,
+    pub(super) head: Option<Head>,
+    /// `content-length` as it arrived; what is left of it in a response of the processor's own.
+    pub(super) declared_length: Option<u64>,
     /// Data that may not go on yet and was not sent, or was sent as a whole.
     pub(super) held: Vec<Bytes>,
     pub(super) held_bytes: usize,
     pub(super) queue: VecDeque<Chunk>,
     pub(super) queued_bytes: usize,
-    pub(super) trailers: Option<HeaderMap>,
+    /// Bytes shown in full duplex less those that came back.
+    pub(super) owed: i64,
+    pub(super) trailers: Option<Box<HeaderMap>>,
     pub(super) deadline: Option<Instant>,
-    /// The running timer was already extended once by the processor.
-    pub(super) extended: bool,
     pub(super) call: Option<Call>,
-    /// The body's calls summed up, so that a long body does not make a long log.
-    pub(super) body_latency: Option<Duration>,
-    /// What may go on, in order.
-    pub(super) out: VecDeque<Frame<Bytes>>,
-    /// Nothing will follow what is in `out`.
-    pub(super) ended: bool,
+    pub(super) body_calls: Option<Box<BodyCalls>>,
+    /// What may go on, in order; `trailers` follow when `ended`.
+    pub(super) out: VecDeque<Bytes>,
+    pub(super) out_bytes: usize,
 }
 
 impl Direction {
     pub(super) fn new(send_headers: bool, mode: BodyMode, send_trailers: bool) -> Self {
         Self {
             state: State::Idle,
-            mode,
+            mode: shown(mode),
             send_headers,
             send_trailers,
+            attributes_sent: false,
             started: false,
             end_comes_with_data: false,
             no_body: false,
+            tunnel: false,
             input_ended: false,
             body_replaced: false,
             abandoned: false,
-            head: None,
+            unread: false,
+            duplex_begun: false,
+            end_shown: false,
+            trailers_shown: false,
+            extended: false,
             released: false,
-            declared_length: None,
             trusts_length: false,
+            ended: false,
+            head: None,
+            declared_length: None,
             held: Vec::new(),
             held_bytes: 0,
             queue: VecDeque::new(),
             queued_bytes: 0,
+            owed: 0,
             trailers: None,
             deadline: None,
-            extended: false,
             call: None,
-            body_latency: None,
+            body_calls: None,
             out: VecDeque::new(),
-            ended: false,
+            out_bytes: 0,
+        }
+    }
+
+    /// Sets the modes of what follows the head.
+    pub(super) fn set_modes(&mut self, body: BodyMode, trailers: bool) {
+        self.mode = shown(body);
+        self.send_trailers = trailers;
+        if self.tunnel {
+            self.treat_as_tunnel(true);
+        }
+    }
+
+    /// What follows is not a message body: it has no end to wait for and no trailers. It can
+    /// be shown piece by piece where it comes this way at all.
+    pub(super) fn treat_as_tunnel(&mut self, in_body: bool) {
+        self.tunnel = true;
+        self.send_trailers = false;
+        let whole = matches!(self.mode, BodyMode::Buffered | BodyMode::BufferedPartial);
+        if whole || !in_body {
+            self.mode = BodyMode::None;
         }
     }
 
@@ -154,9 +220,25 @@ impl Direction {
         if !self.started {
             return !self.send_headers && unused;
         }
+        let nothing_comes = self.input_ended || self.ended || unused;
         self.state == State::Idle
-            && (self.abandoned
-                || self.released && self.queue.is_empty() && (self.input_ended || unused))
+            && (self.abandoned || self.released && self.queue.is_empty() && nothing_comes)
+    }
+
+    /// Whether the processor gives the body back in its own way.
+    pub(super) fn is_duplex(&self) -> bool {
+        self.mode == BodyMode::FullDuplexStreamed
+    }
+
+    /// Whether answers are due at no particular time.
+    pub(super) fn is_open_ended(&self) -> bool {
+        let duplex = self.is_duplex() && self.state != State::Idle && !self.unread;
+        duplex || self.state == State::Local
+    }
+
+    /// Whether what still arrives of the body is of no use.
+    pub(super) fn drops_input(&self) -> bool {
+        self.body_replaced || self.abandoned || self.ended
     }
 
     pub(super) fn hold(&mut self, data: Bytes) {
@@ -187,22 +269,56 @@ impl Direction {
         self.hold(data);
     }
 
+    pub(super) fn enqueue(&mut self, data: Bytes, end: bool) {
+        self.queued_bytes += data.len();
+        self.queue.push_back(Chunk { data, end });
+    }
+
+    pub(super) fn dequeue(&mut self) -> Option<Chunk> {
+        let chunk = self.queue.pop_front()?;
+        self.queued_bytes = self.queued_bytes.saturating_sub(chunk.data.len());
+        Some(chunk)
+    }
+
     pub(super) fn clear_queue(&mut self) {
         self.queue.clear();
         self.queued_bytes = 0;
     }
 
-    pub(super) fn let_out(&mut self, data: Bytes) {
-        if !data.is_empty() {
-            self.out.push_back(Frame::data(data));
+    /// Puts what is queued behind what is held.
+    pub(super) fn hold_queue(&mut self) {
+        while let Some(chunk) = self.dequeue() {
+            self.hold(chunk.data);
         }
+    }
+
+    pub(super) fn let_out(&mut self, data: Bytes) {
+        if !data.is_empty() && !self.unread {
+            self.out_bytes += data.len();
+            self.out.push_back(data);
+        }
+    }
+
+    /// The next frame that may go on.
+    pub(super) fn next_frame(&mut self) -> Option<Frame<Bytes>> {
+        if let Some(data) = self.out.pop_front() {
+            self.out_bytes = self.out_bytes.saturating_sub(data.len());
+            return Some(Frame::data(data));
+        }
+        let trailers = self.trailers.take_if(|_| self.ended)?;
+        Some(Frame::trailers(*trailers))
+    }
+
+    /// Whether all has gone on.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended && self.out.is_empty() && self.trailers.is_none()
     }
 
     /// Lets the head go on, and after it everything that is held.
     pub(super) fn release(&mut self) {
         self.held_bytes = 0;
         for data in std::mem::take(&mut self.held) {
-            self.out.push_back(Frame::data(data));
+            self.let_out(data);
         }
         self.end_if_complete();
         if !self.released {
@@ -213,32 +329,30 @@ impl Direction {
 
     /// Ends the output when the input has ended and nothing is waited for.
     pub(super) fn end_if_complete(&mut self) {
-        if self.input_ended && self.queue.is_empty() && !self.ended {
-            if let Some(trailers) = self.trailers.take() {
-                self.out.push_back(Frame::trailers(trailers));
-            }
+        let waits = self.state == State::Trailers || self.is_duplex() && self.state != State::Idle;
+        if self.input_ended && self.queue.is_empty() && !waits {
             self.ended = true;
         }
+    }
+
+    /// Ends the output, whatever the input does.
+    pub(super) fn finish(&mut self) {
+        self.state = State::Idle;
+        self.deadline = None;
+        self.ended = true;
     }
 
     /// Stops processing: what was held or not answered goes on as it was.
     pub(super) fn pass_through(&mut self) {
         self.deadline = None;
+        if self.state == State::PartialBody {
+            self.hold_queue();
+        }
         self.state = State::Idle;
         let later = self.take_held();
-        self.queued_bytes = 0;
-        let mut merged = BytesMut::new();
-        match (self.queue.pop_front(), self.queue.is_empty()) {
-            (Some(only), true) => self.let_out(only.data),
-            (Some(first), false) => {
-                merged.extend_from_slice(&first.data);
-                for chunk in std::mem::take(&mut self.queue) {
-                    merged.extend_from_slice(&chunk.data);
-                }
-                self.let_out(merged.freeze());
-            }
-            (None, _) => {}
-        }
+        self.hold_queue();
+        let unanswered = self.take_held();
+        self.let_out(unanswered);
         self.hold(later);
         if self.started {
             self.release();
@@ -269,8 +383,7 @@ impl Direction {
         };
         let declared = parse_length(declared);
         let actual = if self.ended {
-            let data = self.out.iter().filter_map(Frame::data_ref);
-            Some(data.map(|data| data.len() as u64).sum())
+            Some(self.out_bytes as u64)
         } else {
             self.declared_length
         };
@@ -281,6 +394,14 @@ impl Direction {
         {
             head.headers_mut().remove(header::CONTENT_LENGTH);
         }
+    }
+}
+
+/// Envoy has the name of `GRPC` and shows nothing.
+fn shown(mode: BodyMode) -> BodyMode {
+    match mode {
+        BodyMode::Grpc => BodyMode::None,
+        mode => mode,
     }
 }
 

@@ -24,6 +24,10 @@ pub(super) enum Fault {
     Mutation(MutationError),
     /// It changes the length of a body without its `content-length`.
     LengthMismatch,
+    /// It lets a body pass that it was shown and has not given back.
+    BodyLost,
+    /// It streams a response without a status.
+    NoStatus,
 }
 
 impl Fault {
@@ -51,8 +55,17 @@ impl Exchange {
         self.stream = Stream::Closed;
         self.terms.stats.server_half_closed.inc();
         self.terms.stats.streams_closed.inc();
-        self.end_calls(ABORTED, now);
-        self.pass_through();
+        self.end_all_calls(ABORTED, now);
+        let lost = self.request.has_lent() || self.response.has_lent();
+        if lost || self.response.state == State::Local {
+            let status = self.terms.filter.status_on_error;
+            self.break_off(LocalReply::new(
+                status,
+                "ext_proc_stream_closed_within_a_body",
+            ));
+        } else {
+            self.pass_through();
+        }
     }
 
     /// The stream failed, or could not be opened.
@@ -101,6 +114,12 @@ impl Exchange {
                 true,
             ),
             Fault::Mutation(error) => (error.details(), INVALID, false),
+            Fault::BodyLost => ("ext_proc_body_in_full_duplex_is_lost", INTERNAL, false),
+            Fault::NoStatus => (
+                "filter_removed_required_response_headers{missing_required_header:_:status}",
+                INTERNAL,
+                false,
+            ),
             Fault::LengthMismatch => (
                 "mismatch_between_content_length_and_the_length_of_the_mutated_body",
                 INTERNAL,
@@ -110,9 +129,12 @@ impl Exchange {
         let stats = &self.terms.stats;
         match fault {
             Fault::Spurious(_) | Fault::ImmediateDisabled => stats.spurious_msgs_received.inc(),
-            Fault::Mutation(_) | Fault::LengthMismatch => stats.stream_msgs_received.inc(),
+            _ => stats.stream_msgs_received.inc(),
         };
-        let status = self.terms.filter.status_on_error;
+        let status = match fault {
+            Fault::NoStatus => StatusCode::BAD_GATEWAY,
+            _ => self.terms.filter.status_on_error,
+        };
         self.fail(details.into(), status, call_status, can_pass, now);
     }
 
@@ -124,8 +146,12 @@ impl Exchange {
         can_pass: bool,
         now: Instant,
     ) {
-        self.end_calls(call_status, now);
-        if can_pass && self.terms.failure_mode_allow {
+        self.end_all_calls(call_status, now);
+        // No failure is let through where a body was shown of which there is no copy.
+        let lossy = self.request.duplex_begun
+            || self.response.duplex_begun
+            || self.response.state == State::Local;
+        if can_pass && self.terms.failure_mode_allow && !lossy {
             self.terms.stats.failure_mode_allowed.inc();
             self.pass_through();
             return;
@@ -142,7 +168,10 @@ impl Exchange {
         if self.terms.filter.disable_immediate_response {
             return Err(Fault::ImmediateDisabled);
         }
-        self.end_calls(0, now);
+        if self.response.state == State::Local {
+            return Err(Fault::SPURIOUS);
+        }
+        self.end_all_calls(0, now);
         let code = response
             .status
             .and_then(|status| u16::try_from(status.code).ok());
@@ -227,10 +256,9 @@ impl Exchange {
         self.close_if_done();
     }
 
-    fn end_calls(&mut self, status: i32, now: Instant) {
+    pub(super) fn end_all_calls(&mut self, status: i32, now: Instant) {
         for side in [Side::Request, Side::Response] {
-            self.answered(side, status, now);
-            self.note_body(side, status);
+            self.end_calls(side, status, now);
         }
     }
 }

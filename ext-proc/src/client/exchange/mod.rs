@@ -5,15 +5,24 @@
 //! from [`Exchange::outbox`], heads and body frames by direction, the deadline to wake up at,
 //! and an [`Outcome`] when the exchange does not go its usual way. Nothing here does I/O.
 
+mod body;
 mod direction;
+mod duplex;
 mod fault;
+mod local;
+mod modes;
+mod observe;
 mod reply;
 mod send;
 
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use attache_filter::{LocalReply, RequestContext, reply::ReplyForm};
 use bytes::Bytes;
@@ -32,20 +41,47 @@ pub(crate) use direction::Head;
 
 /// Framed messages for the processor, in order. One message may be several pieces.
 #[derive(Default)]
-pub(crate) struct Outbox(VecDeque<Bytes>);
+pub(crate) struct Outbox {
+    pieces: VecDeque<Bytes>,
+    /// Bytes that wait.
+    bytes: usize,
+    /// Bytes pushed since that was last asked.
+    new: usize,
+}
 
 impl Outbox {
     pub(super) fn push(&mut self, piece: Bytes) {
-        self.0.push_back(piece);
+        self.bytes += piece.len();
+        self.new += piece.len();
+        self.pieces.push_back(piece);
     }
 
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        self.0.pop_front()
+        let piece = self.pieces.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(piece.len());
+        Some(piece)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    fn take_new(&mut self) -> usize {
+        std::mem::take(&mut self.new)
+    }
+
+    /// Bytes that wait.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     #[cfg(test)]
     pub(super) fn concat(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.0).into_iter().flatten().collect()
+        self.bytes = 0;
+        std::mem::take(&mut self.pieces)
+            .into_iter()
+            .flatten()
+            .collect()
     }
 }
 
@@ -56,6 +92,8 @@ pub(crate) enum Outcome {
     Reply(Box<LocalReply>),
     /// The request is refused; the response phase goes on with this answer.
     Refuse(Box<LocalReply>),
+    /// The caller gets this head, and after it what the processor streams.
+    Local(Box<http::response::Parts>),
     /// The caller has the response head already: the response breaks off.
     Reset,
 }
@@ -75,7 +113,22 @@ pub(crate) struct Terms {
     pub(super) modes: Modes,
     pub(super) failure_mode_allow: bool,
     pub(super) extras: Extras,
+    /// Bytes of a request body held at most; the filter's own limit holds for responses.
+    pub(super) request_limit: usize,
 }
+
+impl Terms {
+    fn limit(&self, side: Side) -> usize {
+        match side {
+            Side::Request => self.request_limit,
+            Side::Response => self.filter.buffer_limit,
+        }
+    }
+}
+
+/// Answers in full duplex are read as long as no more than this many times the buffer limit
+/// waits to go on. Not less: a reader may wait for the other direction to be read first.
+const UNREAD_LIMITS: usize = 16;
 
 pub(crate) struct Exchange {
     terms: Terms,
@@ -93,11 +146,23 @@ pub(crate) struct Exchange {
     outcome: Option<Outcome>,
     /// The exchange was broken off: bodies on their way end with an error.
     broken: bool,
+    /// When something was last heard of anybody.
+    active: Instant,
+    /// Size of the message that is being taken in.
+    received: usize,
 }
 
 impl Exchange {
-    pub(super) fn new(terms: Terms, context: Arc<RequestContext>, form: ReplyForm) -> Self {
-        let modes = terms.modes;
+    pub(super) fn new(
+        terms: Terms,
+        context: Arc<RequestContext>,
+        form: ReplyForm,
+        now: Instant,
+    ) -> Self {
+        let modes = match terms.filter.observability_mode {
+            true => observe::modes(terms.modes),
+            false => terms.modes,
+        };
         Self {
             terms,
             context,
@@ -119,6 +184,8 @@ impl Exchange {
             outbox: Outbox::default(),
             outcome: None,
             broken: false,
+            active: now,
+            received: 0,
         }
     }
 
@@ -126,12 +193,12 @@ impl Exchange {
 
     /// A head arrived; `end` when neither body nor trailers follow.
     pub(super) fn headers(&mut self, side: Side, head: Head, end: bool, now: Instant) {
+        self.active = now;
         let upgrade = self.is_upgrade(&head);
         if let Head::Request(parts) = &head {
             self.connect = parts.method == http::Method::CONNECT;
         }
-        let complete = self.complete;
-        let allow_length = self.terms.filter.allow_content_length_header;
+        let in_body = upgrade && self.context.tunnels_in_body();
         let direction = self.direction(side);
         direction.started = true;
         direction.input_ended = end;
@@ -141,94 +208,100 @@ impl Exchange {
         direction.declared_length = length.and_then(parse_length);
         direction.head = Some(head);
         if upgrade {
-            // What follows is not a message body and has no end to wait for.
-            direction.mode = BodyMode::None;
-            direction.send_trailers = false;
+            direction.treat_as_tunnel(in_body);
         }
-        if complete {
-            direction.release();
+        if self.complete {
+            self.direction(side).release();
             return;
         }
-        let send = direction.send_headers;
+        if self.observes() {
+            self.observe_headers(side, end && !upgrade);
+            return;
+        }
+        let send = self.peek(side).send_headers;
         if send {
             self.send_headers(side, end && !upgrade, now);
         }
-        let direction = self.direction(side);
-        let resized = match direction.mode {
-            BodyMode::Buffered => !send,
-            mode => mode.resizes(),
-        };
-        direction.trusts_length = resized && allow_length;
-        if resized
-            && !allow_length
-            && let Some(head) = &mut direction.head
-        {
-            head.as_head_mut()
-                .headers_mut()
-                .remove(header::CONTENT_LENGTH);
-        }
+        self.strip_length(side);
         if !send {
-            direction.release();
+            self.direction(side).release();
         }
         self.close_if_done();
     }
 
     /// A piece of a body arrived; `end` when it is the last and no trailers follow.
     pub(super) fn data(&mut self, side: Side, data: Bytes, end: bool, now: Instant) {
-        let complete = self.complete;
-        let limit = self.terms.filter.buffer_limit;
-        let without_waiting = self.sends_without_waiting();
+        self.active = now;
         let direction = self.direction(side);
         direction.input_ended |= end;
-        if direction.body_replaced || direction.abandoned {
+        if direction.drops_input() {
             direction.end_if_complete();
-        } else if complete {
+        } else if self.complete {
+            let direction = self.direction(side);
             direction.let_out(data);
             direction.end_if_complete();
+        } else if self.observes() {
+            self.observe_data(side, data, end);
         } else {
-            match (direction.state, direction.mode) {
-                (State::Headers | State::Idle, BodyMode::Streamed)
-                    if direction.state == State::Idle || without_waiting =>
-                {
-                    self.send_piece(side, data, end, now);
-                }
-                (State::StreamedBody, _) => self.send_piece(side, data, end, now),
-                (State::Idle, BodyMode::None) => {
-                    direction.let_out(data);
-                    direction.end_if_complete();
-                }
-                (State::Idle, BodyMode::Buffered) => {
-                    direction.hold(data);
-                    if direction.held_bytes > limit {
-                        self.too_large(side);
-                    } else if end {
-                        self.send_whole(side, true, now);
-                    }
-                }
-                (_, mode) => {
-                    direction.hold(data);
-                    if mode == BodyMode::Buffered && direction.held_bytes > limit {
-                        self.too_large(side);
-                    }
-                }
-            }
+            self.process_data(side, data, end, now);
         }
         self.close_if_done();
     }
 
+    fn process_data(&mut self, side: Side, data: Bytes, end: bool, now: Instant) {
+        let limit = self.terms.limit(side);
+        let without_waiting = self.sends_without_waiting();
+        let direction = self.direction(side);
+        match (direction.state, direction.mode) {
+            (State::Trailers | State::Local, _) => {}
+            (_, BodyMode::FullDuplexStreamed) => self.send_piece(side, data, end, now),
+            (State::Headers, BodyMode::Streamed) if without_waiting => {
+                self.send_piece(side, data, end, now);
+            }
+            (State::Idle, BodyMode::Streamed) | (State::StreamedBody, _) => {
+                self.send_piece(side, data, end, now);
+            }
+            (State::Idle, BodyMode::None | BodyMode::Grpc) => {
+                direction.let_out(data);
+                direction.end_if_complete();
+            }
+            (State::PartialBody, _) => direction.enqueue(data, end),
+            (State::Idle, BodyMode::BufferedPartial) => {
+                direction.hold(data);
+                if end || direction.held_bytes > limit {
+                    self.send_whole(side, end, now);
+                }
+            }
+            (state, mode) => {
+                direction.hold(data);
+                if mode == BodyMode::Buffered && direction.held_bytes > limit {
+                    self.too_large(side);
+                } else if end && state == State::Idle {
+                    self.send_whole(side, true, now);
+                }
+            }
+        }
+    }
+
     /// The body ended with trailers.
     pub(super) fn trailers(&mut self, side: Side, trailers: HeaderMap, now: Instant) {
-        let complete = self.complete;
+        self.active = now;
         let direction = self.direction(side);
         direction.input_ended = true;
-        if !direction.abandoned {
-            direction.trailers = Some(trailers);
-            if complete {
-                direction.end_if_complete();
-            } else if direction.state == State::Idle {
+        if !direction.abandoned && !direction.ended {
+            direction.trailers = Some(Box::new(trailers));
+            let (state, mode) = (direction.state, direction.mode);
+            if self.complete {
+                self.direction(side).end_if_complete();
+            } else if self.observes() {
+                self.observe_trailers(side);
+            } else if mode == BodyMode::FullDuplexStreamed {
+                self.show_duplex_trailers(side, now);
+            } else if state == State::Idle {
                 self.note_body(side, 0);
                 let direction = self.peek(side);
-                if direction.mode == BodyMode::Buffered && !direction.held.is_empty() {
+                let whole = matches!(mode, BodyMode::Buffered | BodyMode::BufferedPartial);
+                if whole && !direction.held.is_empty() {
                     self.send_whole(side, false, now);
                 } else {
                     self.pass_trailers(side, now);
@@ -238,10 +311,17 @@ impl Exchange {
         self.close_if_done();
     }
 
+    /// Nobody reads a direction any more: what the processor makes of it is dropped.
+    pub(super) fn unread(&mut self, side: Side) {
+        let direction = self.direction(side);
+        direction.unread = true;
+        direction.out.clear();
+        direction.out_bytes = 0;
+    }
+
     /// Time has passed: calls that are overdue fail.
     pub(super) fn tick(&mut self, now: Instant) {
-        let overdue = |d: &Direction| d.deadline.is_some_and(|at| at <= now);
-        if overdue(&self.request) || overdue(&self.response) {
+        if self.deadline().is_some_and(|at| at <= now) {
             self.timed_out(now);
         }
         self.close_if_done();
@@ -265,10 +345,13 @@ impl Exchange {
 
     /// When [`Exchange::tick`] must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        match (self.request.deadline, self.response.deadline) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        let open = self.request.is_open_ended() || self.response.is_open_ended();
+        let silence =
+            (open && !self.complete).then(|| self.active + self.terms.filter.idle_timeout);
+        [self.request.deadline, self.response.deadline, silence]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The head of a direction, once it may go on.
@@ -288,13 +371,22 @@ impl Exchange {
 
     /// The next frame of a body that may go on.
     pub(super) fn next_frame(&mut self, side: Side) -> Option<Frame<Bytes>> {
-        self.direction(side).out.pop_front()
+        self.direction(side).next_frame()
     }
 
     /// Whether a body has gone on to its end.
     pub(super) fn has_ended(&self, side: Side) -> bool {
-        let direction = self.peek(side);
-        direction.ended && direction.out.is_empty()
+        self.peek(side).has_ended()
+    }
+
+    /// Whether so much waits to go on that no further answer should be read.
+    pub(super) fn is_full(&self) -> bool {
+        let limit = |side| match self.peek(side).state {
+            State::Local => self.terms.limit(side),
+            _ => self.terms.limit(side).saturating_mul(UNREAD_LIMITS),
+        };
+        self.request.out_bytes > limit(Side::Request)
+            || self.response.out_bytes > limit(Side::Response)
     }
 
     /// Whether a direction goes on exactly as it arrives from here, so that nobody need look.
@@ -316,14 +408,17 @@ impl Exchange {
     /// Whether more of the body is wanted now: false pauses the reader.
     pub(super) fn wants_data(&self, side: Side) -> bool {
         let direction = self.peek(side);
-        let limit = self.terms.filter.buffer_limit;
-        if direction.input_ended {
+        let limit = self.terms.limit(side);
+        if direction.input_ended || direction.state == State::Local {
             return false;
         }
         match (direction.state, direction.mode) {
-            _ if self.complete || direction.body_replaced => true,
+            _ if self.complete || direction.drops_input() => true,
+            (_, BodyMode::FullDuplexStreamed) => direction.out_bytes < limit,
             (State::Headers, BodyMode::None) | (State::Trailers | State::BufferedBody, _) => false,
-            (_, BodyMode::Streamed) => direction.held_bytes + direction.queued_bytes < limit,
+            (State::PartialBody, _)
+            | (State::Headers, BodyMode::BufferedPartial)
+            | (_, BodyMode::Streamed) => direction.held_bytes + direction.queued_bytes < limit,
             _ => true,
         }
     }
@@ -331,9 +426,12 @@ impl Exchange {
     /// Whether data read now is sent to the processor at once.
     pub(super) fn streams(&self, side: Side) -> bool {
         let direction = self.peek(side);
-        self.stream == Stream::Open
-            && direction.mode == BodyMode::Streamed
-            && (direction.state != State::Headers || self.sends_without_waiting())
+        let now = match direction.mode {
+            BodyMode::FullDuplexStreamed => true,
+            BodyMode::Streamed => direction.state != State::Headers || self.sends_without_waiting(),
+            _ => false,
+        };
+        now && self.stream == Stream::Open && !self.observes()
     }
 
     /// Whether [`Exchange::take_outcome`] has something to say.
@@ -349,6 +447,16 @@ impl Exchange {
     /// Whether the body of a direction ends with an error.
     pub(super) fn is_broken(&self, side: Side) -> bool {
         self.broken || self.peek(side).abandoned
+    }
+
+    /// Whether the processor only looks on.
+    pub(super) fn observes(&self) -> bool {
+        self.terms.filter.observability_mode
+    }
+
+    /// How long the stream of a processor that only looks on outlives the exchange.
+    pub(super) fn deferred_close_timeout(&self) -> Duration {
+        self.terms.filter.deferred_close_timeout
     }
 
     /// The form of local replies.
@@ -378,6 +486,24 @@ impl Exchange {
             .send_body_without_waiting_for_header_response
     }
 
+    /// Takes `content-length` from a head whose body may change after it went on.
+    fn strip_length(&mut self, side: Side) {
+        let allow = self.terms.filter.allow_content_length_header;
+        let direction = self.direction(side);
+        let resized = match direction.mode {
+            BodyMode::Buffered => !direction.send_headers,
+            mode => mode.resizes(),
+        };
+        direction.trusts_length = resized && allow;
+        if resized
+            && !allow
+            && let Some(head) = &mut direction.head
+        {
+            let headers = head.as_head_mut().headers_mut();
+            headers.remove(header::CONTENT_LENGTH);
+        }
+    }
+
     fn is_upgrade(&self, head: &Head) -> bool {
         match head {
             Head::Request(parts) => {
@@ -395,7 +521,9 @@ impl Exchange {
     }
 
     fn close_if_done(&mut self) {
-        if self.stream == Stream::Open && self.is_finished() {
+        // What only looks on is told the end of the exchange, later.
+        let now = self.stream == Stream::Open && !self.observes();
+        if now && self.is_finished() {
             self.stream = Stream::Closed;
             self.terms.stats.streams_closed.inc();
         }
@@ -405,6 +533,9 @@ impl Exchange {
 /// The stream ends with the exchange, however that ends.
 impl Drop for Exchange {
     fn drop(&mut self) {
+        if self.observes() {
+            self.note_observation();
+        }
         if self.stream == Stream::Open {
             self.terms.stats.streams_closed.inc();
         }

@@ -4,26 +4,27 @@ use std::time::{Duration, Instant};
 
 use attache_proto::ext_proc::{
     BodyMutation, CommonResponse, HeaderMutation, ProcessingResponse, TrailersResponse,
-    body_mutation::Mutation, common_response::ResponseStatus, processing_response::Response,
+    common_response::ResponseStatus, processing_response::Response,
 };
-use bytes::Bytes;
 use http::header;
 
-use super::{
-    Exchange, State,
-    direction::{Call, Phase, parse_length},
-    fault::Fault,
-};
+use super::{Exchange, State, body::replacement, direction::Phase, fault::Fault};
 use crate::client::{
-    Side,
+    Side, metadata,
     mutation::{self, Target},
     plan::{BodyMode, RouteCacheAction},
 };
 
 impl Exchange {
+    /// A message of this many bytes arrives next.
+    pub(in crate::client) fn receives(&mut self, bytes: usize) {
+        self.received = bytes;
+    }
+
     /// A message arrived.
     pub(in crate::client) fn reply(&mut self, message: ProcessingResponse, now: Instant) {
-        if self.complete {
+        self.active = now;
+        if self.complete || self.observes() {
             return;
         }
         if let Some(timeout) = message.override_message_timeout {
@@ -31,6 +32,15 @@ impl Exchange {
             self.extend_timeout(timeout, now);
             return;
         }
+        let headers = self.request.state == State::Headers || self.response.state == State::Headers;
+        if let Some(wish) = &message.mode_override
+            && message.response.is_some()
+            && headers
+            && let Some(modes) = self.overriding(wish)
+        {
+            self.override_modes(modes);
+        }
+        metadata::receive(&self.terms, &self.context, &message);
         let result = match message.response {
             Some(Response::RequestHeaders(r)) => self.on_headers(Side::Request, r.response, now),
             Some(Response::ResponseHeaders(r)) => self.on_headers(Side::Response, r.response, now),
@@ -39,10 +49,11 @@ impl Exchange {
             Some(Response::RequestTrailers(r)) => self.on_trailers(Side::Request, r, now),
             Some(Response::ResponseTrailers(r)) => self.on_trailers(Side::Response, r, now),
             Some(Response::ImmediateResponse(r)) => self.immediate(r, now),
-            Some(Response::StreamedImmediateResponse(_)) => Err(Fault::Spurious(
-                "streamed_immediate_response_is_not_supported",
-            )),
-            None => Err(Fault::Spurious("unhandled_message")),
+            Some(Response::StreamedImmediateResponse(r)) => self.streamed_immediate(r, now),
+            None => match &message.mode_override {
+                Some(wish) if self.override_ahead(wish, now) => Ok(()),
+                _ => Err(Fault::Spurious("unhandled_message")),
+            },
         };
         match result {
             Ok(()) => {
@@ -91,25 +102,18 @@ impl Exchange {
         };
         self.mutate_head(side, common.header_mutation.as_ref(), target)?;
         self.route_cache(side, &common);
-        self.answered(side, 0, now);
-        let limit = self.terms.filter.buffer_limit;
+        self.answered(side, Phase::Headers, now);
         let direction = self.direction(side);
         direction.state = State::Idle;
         if direction.abandoned {
             return Ok(());
         }
         if replace {
-            direction.clear_queue();
-            direction.mode = BodyMode::None;
-            direction.send_trailers = false;
-            if let Some(body) = common.body_mutation.and_then(replacement) {
-                if body.len() > limit {
-                    self.too_large(side);
-                    return Ok(());
-                }
-                self.replace_body(side, body);
-            }
-            self.direction(side).release();
+            return self.replace(side, common.body_mutation);
+        }
+        let direction = self.direction(side);
+        if direction.is_duplex() {
+            self.duplex_headers_answered(side, now);
         } else if !direction.queue.is_empty() {
             direction.state = State::StreamedBody;
             self.await_next(side, now);
@@ -125,8 +129,15 @@ impl Exchange {
                 self.send_whole(side, end, now);
             }
         } else {
+            let limit = self.terms.limit(side);
+            let direction = self.direction(side);
             match direction.mode {
                 BodyMode::Buffered => {}
+                BodyMode::BufferedPartial => {
+                    if direction.held_bytes > limit {
+                        self.send_whole(side, false, now);
+                    }
+                }
                 BodyMode::Streamed => {
                     let held = direction.take_held();
                     direction.release();
@@ -138,107 +149,19 @@ impl Exchange {
         Ok(())
     }
 
-    fn on_body(
-        &mut self,
-        side: Side,
-        common: Option<CommonResponse>,
-        now: Instant,
-    ) -> Result<(), Fault> {
-        let common = common.unwrap_or_default();
-        match self.peek(side).state {
-            State::BufferedBody => self.on_whole_body(side, common, now),
-            State::StreamedBody => self.on_chunk(side, common, now),
-            State::Idle | State::Headers | State::Trailers => Err(Fault::SPURIOUS),
-        }
-    }
-
-    fn on_whole_body(
-        &mut self,
-        side: Side,
-        common: CommonResponse,
-        now: Instant,
-    ) -> Result<(), Fault> {
-        if !self.peek(side).released {
-            let replace = common.status() == ResponseStatus::ContinueAndReplace;
-            let target = if replace {
-                Target::Replaced
-            } else {
-                Target::Message
-            };
-            self.mutate_head(side, common.header_mutation.as_ref(), target)?;
-        }
-        if let Some(mutation) = &common.body_mutation {
-            self.check_mutated_length(side, mutation)?;
-        }
-        self.route_cache(side, &common);
-        self.answered(side, 0, now);
-        let limit = self.terms.filter.buffer_limit;
-        let direction = self.direction(side);
-        direction.state = State::Idle;
-        if let Some(body) = common.body_mutation.and_then(replacement) {
-            if body.len() > limit {
-                self.too_large(side);
-                return Ok(());
-            }
-            direction.replace_held(body);
-        }
-        self.pass_trailers(side, now);
-        Ok(())
-    }
-
-    fn on_chunk(&mut self, side: Side, common: CommonResponse, now: Instant) -> Result<(), Fault> {
-        let mutation = common.body_mutation.and_then(|body| body.mutation);
-        if let Some(Mutation::StreamedResponse(_)) = mutation {
-            return Err(Fault::Spurious(
-                "spurious_message: streamed_response is received while body_mode  is not \
-                 FULL_DUPLEX_STREAMED",
-            ));
-        }
-        let direction = self.direction(side);
-        let Some(chunk) = direction.queue.pop_front() else {
-            return Err(Fault::SPURIOUS);
-        };
-        direction.queued_bytes = direction.queued_bytes.saturating_sub(chunk.data.len());
-        let data = match mutation {
-            Some(Mutation::Body(body)) => body,
-            Some(Mutation::ClearBody(true)) => Bytes::new(),
-            _ => chunk.data,
-        };
-        direction.let_out(data);
-        self.answered(side, 0, now);
-        let direction = self.direction(side);
-        if !direction.queue.is_empty() {
-            self.await_next(side, now);
-            return Ok(());
-        }
-        direction.state = State::Idle;
-        if direction.trailers.is_some() {
-            self.pass_trailers(side, now);
-        } else if chunk.end {
-            direction.end_if_complete();
-        }
-        Ok(())
-    }
-
-    /// Chunks remain unanswered: the timer goes on. (Envoy stops it and may wait for ever.)
-    fn await_next(&mut self, side: Side, now: Instant) {
-        let deadline = now + self.terms.filter.message_timeout;
-        let direction = self.direction(side);
-        direction.deadline = Some(deadline);
-        direction.extended = false;
-        direction.call = Some(Call {
-            phase: Phase::Body,
-            started: now,
-        });
-    }
-
     fn on_trailers(
         &mut self,
         side: Side,
         response: TrailersResponse,
         now: Instant,
     ) -> Result<(), Fault> {
-        if self.peek(side).state != State::Trailers {
+        let direction = self.peek(side);
+        let duplex = direction.is_duplex() && direction.state != State::Headers;
+        if duplex && (direction.ended || !direction.trailers_shown) {
+            // There are none: this adds none, and does not end the body either.
+            return Ok(());
+        }
+        if !duplex && direction.state != State::Trailers {
             return Err(Fault::SPURIOUS);
         }
         if let Some(mutation) = &response.header_mutation
@@ -248,7 +171,7 @@ impl Exchange {
             let rules = &self.terms.filter.mutation_rules;
             let result = mutation::apply(
                 mutation,
-                &mut trailers,
+                &mut *trailers,
                 Target::Message,
                 rules,
                 &mut rejected,
@@ -257,14 +180,48 @@ impl Exchange {
             self.direction(side).trailers = Some(trailers);
             result?;
         }
-        self.answered(side, 0, now);
+        self.answered(side, Phase::Trailers, now);
+        if duplex {
+            self.note_body(side, 0);
+        }
         let direction = self.direction(side);
         direction.state = State::Idle;
         direction.release();
         Ok(())
     }
 
-    fn mutate_head(
+    /// CONTINUE_AND_REPLACE: the rest of the message is not shown, and has a new body if one
+    /// is given.
+    fn replace(&mut self, side: Side, mutation: Option<BodyMutation>) -> Result<(), Fault> {
+        let limit = self.terms.limit(side);
+        let new = mutation.and_then(replacement);
+        let direction = self.direction(side);
+        if new.is_none() && direction.has_lent() {
+            return Err(Fault::BodyLost);
+        }
+        direction.mode = BodyMode::None;
+        direction.send_trailers = false;
+        match new {
+            Some(body) if body.len() > limit => {
+                self.too_large(side);
+                return Ok(());
+            }
+            Some(body) => {
+                direction.clear_queue();
+                direction.body_replaced = true;
+                direction.replace_held(body);
+                if let Some(head) = &mut direction.head {
+                    let headers = head.as_head_mut().headers_mut();
+                    headers.remove(header::CONTENT_LENGTH);
+                }
+            }
+            None => direction.hold_queue(),
+        }
+        direction.release();
+        Ok(())
+    }
+
+    pub(super) fn mutate_head(
         &mut self,
         side: Side,
         mutation: Option<&HeaderMutation>,
@@ -284,7 +241,7 @@ impl Exchange {
         let rules = &self.terms.filter.mutation_rules;
         let result = mutation::apply(mutation, head.as_head_mut(), target, rules, &mut rejected);
         // Streaming changes lengths: what the processor says of them cannot hold.
-        if direction.mode == BodyMode::Streamed && !self.terms.filter.allow_content_length_header {
+        if direction.mode.resizes() && !self.terms.filter.allow_content_length_header {
             head.as_head_mut()
                 .headers_mut()
                 .remove(header::CONTENT_LENGTH);
@@ -295,36 +252,7 @@ impl Exchange {
         Ok(result?)
     }
 
-    fn replace_body(&mut self, side: Side, body: Bytes) {
-        let direction = self.direction(side);
-        if let Some(head) = &mut direction.head {
-            head.as_head_mut()
-                .headers_mut()
-                .remove(header::CONTENT_LENGTH);
-        }
-        direction.body_replaced = true;
-        direction.replace_held(body);
-    }
-
-    /// A changed body must fit the `content-length` that goes with it.
-    fn check_mutated_length(&self, side: Side, mutation: &BodyMutation) -> Result<(), Fault> {
-        let direction = self.peek(side);
-        let head = direction.head.as_ref().filter(|_| !direction.released);
-        let declared = head
-            .and_then(|head| head.as_head().headers().get(header::CONTENT_LENGTH))
-            .and_then(parse_length);
-        // Every other mutation counts as no bytes, `clear_body: false` too.
-        let actual = match &mutation.mutation {
-            Some(Mutation::Body(body)) => body.len(),
-            _ => 0,
-        };
-        if declared.is_some_and(|declared| declared != actual as u64) {
-            return Err(Fault::LengthMismatch);
-        }
-        Ok(())
-    }
-
-    fn route_cache(&mut self, side: Side, common: &CommonResponse) {
+    pub(super) fn route_cache(&mut self, side: Side, common: &CommonResponse) {
         if side == Side::Response {
             return;
         }
@@ -343,14 +271,5 @@ impl Exchange {
             }
             _ => {}
         }
-    }
-}
-
-/// The new body that a mutation gives; `None` leaves the body as it is.
-fn replacement(mutation: BodyMutation) -> Option<Bytes> {
-    match mutation.mutation? {
-        Mutation::Body(body) => Some(body),
-        Mutation::ClearBody(true) => Some(Bytes::new()),
-        Mutation::ClearBody(false) | Mutation::StreamedResponse(_) => None,
     }
 }

@@ -1,39 +1,63 @@
 //! What is shown to the processor, and the calls that it makes.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use attache_filter::context::PolicyCall;
 use bytes::Bytes;
 
 use super::{
     Exchange, Stream,
-    direction::{Call, Chunk, Phase, State},
+    direction::{BodyCalls, Call, Phase, State},
 };
 use crate::client::{
-    Side,
+    Side, attributes,
     encode::{self, Envelope},
     metadata,
 };
 
 impl Exchange {
-    pub(super) fn envelope(&mut self) -> Envelope {
+    pub(super) fn envelope(&mut self, side: Side) -> Envelope {
         let first = !std::mem::replace(&mut self.config_sent, true);
+        let observability = self.observes();
+        let config = || (self.terms.modes, self.sends_without_waiting());
+        let protocol_config = (first && !observability).then(config);
+        let first = !std::mem::replace(&mut self.direction(side).attributes_sent, true);
+        let attributes = if first {
+            let head = self.peek(side).head.as_ref();
+            attributes::of_first_message(&self.terms, &self.context, side, head)
+        } else {
+            Bytes::new()
+        };
         Envelope {
-            protocol_config: first.then(|| (self.terms.modes, self.sends_without_waiting())),
+            protocol_config,
+            observability,
             metadata: metadata::forward(&self.terms, &self.context),
-            ..Envelope::default()
+            attributes,
         }
     }
 
-    pub(super) fn send_headers(&mut self, side: Side, end: bool, now: Instant) {
-        let envelope = self.envelope();
+    pub(super) fn put_headers(&mut self, side: Side, end: bool) {
+        let envelope = self.envelope(side);
         if let Some(head) = &self.peek(side).head {
             let forward = &self.terms.filter.forward;
             let message = encode::headers(side, head.as_head(), end, forward, &envelope);
             self.outbox.push(message);
-            self.direction(side).state = State::Headers;
-            self.sent(side, Phase::Headers, now);
         }
+    }
+
+    pub(super) fn put_trailers(&mut self, side: Side) {
+        let envelope = self.envelope(side);
+        if let Some(trailers) = &self.peek(side).trailers {
+            let forward = &self.terms.filter.forward;
+            let message = encode::trailers(side, &**trailers, forward, &envelope);
+            self.outbox.push(message);
+        }
+    }
+
+    pub(super) fn send_headers(&mut self, side: Side, end: bool, now: Instant) {
+        self.put_headers(side, end);
+        self.direction(side).state = State::Headers;
+        self.sent(side, Phase::Headers, now);
     }
 
     /// Sends a piece of a streamed body as it arrived.
@@ -50,17 +74,17 @@ impl Exchange {
         if data.is_empty() && !end {
             return;
         }
-        let envelope = self.envelope();
-        encode::body(
-            side,
-            std::iter::once(&data),
-            end,
-            &envelope,
-            &mut self.outbox,
-        );
+        let envelope = self.envelope(side);
+        let chunk = std::iter::once(&data);
+        encode::body(side, chunk, end, &envelope, &mut self.outbox);
         let direction = self.direction(side);
-        direction.queued_bytes += data.len();
-        direction.queue.push_back(Chunk { data, end });
+        if direction.is_duplex() {
+            direction.owed += data.len() as i64;
+            direction.duplex_begun = true;
+            direction.end_shown |= end;
+        } else {
+            direction.enqueue(data, end);
+        }
         if direction.state == State::Idle {
             direction.state = State::StreamedBody;
         }
@@ -69,77 +93,127 @@ impl Exchange {
 
     /// Sends everything held as one message, and keeps it until the answer.
     pub(super) fn send_whole(&mut self, side: Side, end: bool, now: Instant) {
-        let envelope = self.envelope();
+        let envelope = self.envelope(side);
         let held = match side {
             Side::Request => &self.request.held,
             Side::Response => &self.response.held,
         };
         encode::body(side, held.iter(), end, &envelope, &mut self.outbox);
-        self.direction(side).state = State::BufferedBody;
+        let direction = self.direction(side);
+        direction.state = if direction.input_ended {
+            State::BufferedBody
+        } else {
+            State::PartialBody
+        };
         self.sent(side, Phase::Body, now);
     }
 
     /// Trailers are next: shows them if wanted, else lets everything go on.
     pub(super) fn pass_trailers(&mut self, side: Side, now: Instant) {
         let direction = self.direction(side);
-        if !direction.send_trailers || direction.trailers.is_none() {
-            direction.release();
-            return;
-        }
-        let envelope = self.envelope();
-        if let Some(trailers) = &self.peek(side).trailers {
-            let forward = &self.terms.filter.forward;
-            let message = encode::trailers(side, trailers, forward, &envelope);
-            self.outbox.push(message);
+        if direction.send_trailers && direction.trailers.is_some() {
+            self.put_trailers(side);
             self.direction(side).state = State::Trailers;
             self.sent(side, Phase::Trailers, now);
+        } else {
+            direction.release();
         }
     }
 
-    /// Counts a message, starts its timer and its entry in the log.
-    pub(super) fn sent(&mut self, side: Side, phase: Phase, now: Instant) {
+    /// Counts a message that was put into the outbox; its size.
+    pub(super) fn count_message(&mut self) -> usize {
         if self.stream == Stream::Unopened {
             self.stream = Stream::Open;
             self.terms.stats.streams_started.inc();
         }
         self.terms.stats.stream_msgs_sent.inc();
+        self.outbox.take_new()
+    }
+
+    /// Counts a message, starts its timer and its entry in the log.
+    pub(super) fn sent(&mut self, side: Side, phase: Phase, now: Instant) {
+        let bytes = self.count_message();
         let deadline = now + self.terms.filter.message_timeout;
         let direction = self.direction(side);
-        direction.deadline = Some(deadline);
+        // In full duplex no answer belongs to one message: what bounds it is silence.
+        direction.deadline = (!direction.is_duplex()).then_some(deadline);
         direction.extended = false;
+        let mut of_body = if phase == Phase::Body {
+            bytes as u64
+        } else {
+            0
+        };
+        if let Some(unanswered) = &direction.call {
+            of_body += u64::from(unanswered.sent);
+        }
+        if of_body > 0 {
+            direction.body_calls.get_or_insert_default().sent += of_body;
+        }
         direction.call = Some(Call {
             phase,
             started: now,
+            sent: if phase == Phase::Body {
+                0
+            } else {
+                bytes as u32
+            },
         });
     }
 
-    /// A call of a direction ended: stops its timer and notes it.
-    pub(super) fn answered(&mut self, side: Side, status: i32, now: Instant) {
+    /// A call of a direction was answered: stops its timer and notes it. Where a later message
+    /// has begun a call of its own, it is from then that the latency counts, as in Envoy.
+    pub(super) fn answered(&mut self, side: Side, phase: Phase, now: Instant) {
+        let received = std::mem::take(&mut self.received) as u64;
         let direction = self.direction(side);
         direction.deadline = None;
-        let Some(call) = direction.call.take() else {
-            return;
-        };
-        let latency = now.saturating_duration_since(call.started);
-        if call.phase == Phase::Body {
-            let sum = direction.body_latency.get_or_insert_default();
-            *sum += latency;
-            if status != 0 || direction.queue.is_empty() && direction.input_ended {
-                self.note_body(side, status);
+        let started = direction.call.as_ref().map_or(now, |call| call.started);
+        let call = direction.call.take_if(|call| call.phase == phase);
+        let latency = now.saturating_duration_since(started);
+        if phase == Phase::Body {
+            let calls = direction.body_calls.get_or_insert_default();
+            calls.add(latency, received);
+            let ended = direction.queue.is_empty() && direction.input_ended;
+            if ended && !direction.is_duplex() {
+                self.note_body(side, 0);
             }
         } else {
-            self.note(side, call.phase, latency, status);
+            let mut calls = BodyCalls {
+                sent: call.map_or(0, |call| call.sent.into()),
+                ..BodyCalls::default()
+            };
+            calls.add(latency, received);
+            self.note(side, phase, &calls, 0);
         }
+    }
+
+    /// The calls of a direction ended without their answers.
+    pub(super) fn end_calls(&mut self, side: Side, status: i32, now: Instant) {
+        let direction = self.direction(side);
+        direction.deadline = None;
+        if let Some(call) = direction.call.take() {
+            let latency = now.saturating_duration_since(call.started);
+            if call.phase == Phase::Body {
+                direction.body_calls.get_or_insert_default().add(latency, 0);
+            } else {
+                let mut calls = BodyCalls {
+                    sent: call.sent.into(),
+                    ..BodyCalls::default()
+                };
+                calls.add(latency, 0);
+                self.note(side, call.phase, &calls, status);
+            }
+        }
+        self.note_body(side, status);
     }
 
     /// Notes the calls of a body, which are one entry.
     pub(super) fn note_body(&mut self, side: Side, status: i32) {
-        if let Some(latency) = self.direction(side).body_latency.take() {
-            self.note(side, Phase::Body, latency, status);
+        if let Some(calls) = self.direction(side).body_calls.take() {
+            self.note(side, Phase::Body, &calls, status);
         }
     }
 
-    pub(super) fn note(&self, side: Side, phase: Phase, latency: Duration, status: i32) {
+    fn note(&self, side: Side, phase: Phase, calls: &BodyCalls, status: i32) {
         let phase = match (side, phase) {
             (Side::Request, Phase::Headers) => "request_headers",
             (Side::Request, Phase::Body) => "request_body",
@@ -148,8 +222,15 @@ impl Exchange {
             (Side::Response, Phase::Body) => "response_body",
             (Side::Response, Phase::Trailers) => "response_trailers",
         };
-        let filter = self.terms.filter.name.clone();
-        self.context
-            .record_call(PolicyCall::one(filter, phase, latency, status));
+        self.context.record_call(PolicyCall {
+            filter: self.terms.filter.name.clone(),
+            phase,
+            count: calls.count,
+            latency: calls.latency,
+            max_latency: calls.max_latency,
+            status,
+            sent_bytes: calls.sent,
+            received_bytes: calls.received,
+        });
     }
 }

@@ -34,6 +34,7 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
     change(&mut filter);
     let terms = Terms {
         modes: filter.modes,
+        request_limit: filter.buffer_limit,
         failure_mode_allow: filter.failure_mode_allow,
         filter: Arc::new(filter),
         stats: Arc::new(Stats::default()),
@@ -44,9 +45,10 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
         grpc: false,
         head: false,
     };
+    let now = Instant::now();
     Bench {
-        exchange: Exchange::new(terms, context, form),
-        now: Instant::now(),
+        exchange: Exchange::new(terms, context, form, now),
+        now,
     }
 }
 
