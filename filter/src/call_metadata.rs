@@ -1,7 +1,7 @@
 //! Metadata of calls to a policy service (`initial_metadata`), with values of the request in it.
 //!
-//! A value may contain Envoy's access log formatters. What the request does not have becomes
-//! empty, as with Envoy; `%%` is a percent sign.
+//! A value may contain Envoy's access log formatters. What the request does not have is empty,
+//! and an entry whose whole value is empty is left out, as with Envoy; `%%` is a percent sign.
 //!
 //! | formatter | value |
 //! |---|---|
@@ -44,6 +44,7 @@ impl CallMetadata {
                 continue;
             }
             match Format::parse(text).map(Format::into_fixed) {
+                Ok(Ok(value)) if value.is_empty() => {}
                 Ok(Ok(value)) => {
                     planned.fixed.append(name, value);
                 }
@@ -58,7 +59,10 @@ impl CallMetadata {
     pub fn of(&self, request: &request::Parts, context: &RequestContext) -> HeaderMap {
         let mut metadata = self.fixed.clone();
         for (name, format) in &self.formatted {
-            metadata.append(name, format.value(request, context));
+            let value = format.value(request, context);
+            if !value.is_empty() {
+                metadata.append(name, value);
+            }
         }
         metadata
     }
@@ -269,21 +273,23 @@ mod tests {
         };
         let context = RequestContext::new(Arc::new(connection), Version::HTTP_11);
         let metadata = plan(format).unwrap().of(&request, &context);
-        metadata["x"].to_str().unwrap().to_owned()
+        let value = metadata.get("x");
+        value.map_or_else(|| "-".to_owned(), |v| v.to_str().unwrap().to_owned())
     }
 
     #[test]
     fn values_of_the_request_are_filled_in() {
         for (format, expected) in [
             ("plain", "plain"),
-            ("", ""),
+            ("", "-"),
+            ("<%REQ(x-none)%>", "<>"),
             ("100%%", "100%"),
             ("%REQ(x-a)%", "abc"),
             ("<%REQ(X-A)%>", "<abc>"),
             ("%REQ(x-none?x-a)%", "abc"),
             ("%REQ(x-a?x-none)%", "abc"),
             ("%REQ(x-a):2%", "ab"),
-            ("%REQ(x-none)%", ""),
+            ("%REQ(x-none)%", "-"),
             ("%REQ(:path)%", "/path"),
             ("%REQ(:authority)%", "h"),
             ("%PROTOCOL%", "HTTP/1.1"),

@@ -8,17 +8,18 @@ use std::{
 };
 
 use attache_filter::{Body, BoxError, Channels, LocalReply, RequestContext, reply::ReplyForm};
-use attache_service::{Channel, Method, Metrics};
+use attache_service::{Channel, HttpClient, Method, Metrics};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode, request};
+use http::{Request, Response, StatusCode, request};
 use http_body::Body as _;
 use tower::{Layer, Service};
 
 use super::{
     Side,
     body::{Local, Processed},
-    drive::{Interruption, Shared, now},
+    drive::{Callee, Interruption, Shared, now},
     exchange::{Exchange, Head, Outcome, Terms},
+    http::HttpLink,
     plan::{Filter, PerRoute},
     stats::Stats,
 };
@@ -39,6 +40,7 @@ struct Fixed {
     filter: Arc<Filter>,
     channels: Channels,
     channel: Option<Channel>,
+    http: Option<HttpClient>,
     stats: Arc<Stats>,
     method: Method,
 }
@@ -47,12 +49,15 @@ impl ExtProcLayer {
     /// A layer for `filter`. A cluster that is not among `channels` counts as unreachable.
     pub fn new(filter: Arc<Filter>, channels: &Channels, metrics: &Metrics) -> Self {
         let channel = channels.get(&filter.cluster.value).cloned();
+        let http = filter.http.as_ref();
+        let http = http.and_then(|call| channels.http(&call.cluster.value).cloned());
         let stats = Arc::new(Stats::new(metrics, &filter.label()));
         Self {
             shared: Arc::new(Fixed {
                 filter,
                 channels: channels.clone(),
                 channel,
+                http,
                 stats,
                 method: Method::new(PROCESS),
             }),
@@ -107,9 +112,9 @@ where
         let request = Request::from_parts(parts, body);
         match begun {
             None => Box::pin(inner.call(request)),
-            Some((exchange, channel, metadata)) => {
+            Some((exchange, callee)) => {
                 let method = self.shared.method.clone();
-                let shared = Shared::new(exchange, channel, method, metadata);
+                let shared = Shared::new(exchange, callee, method);
                 Box::pin(run(shared, inner, request))
             }
         }
@@ -122,11 +127,12 @@ impl Fixed {
         &self,
         request: &request::Parts,
         context: Arc<RequestContext>,
-    ) -> Option<(Exchange, Option<Channel>, HeaderMap)> {
+    ) -> Option<(Exchange, Callee)> {
         let mut modes = self.filter.modes;
         let mut failure_mode_allow = self.filter.failure_mode_allow;
         let mut initial_metadata = &self.filter.initial_metadata;
         let mut channel = self.channel.as_ref();
+        let mut http = self.filter.http.as_ref();
         let route = context.route();
         let per_route = route
             .as_ref()
@@ -140,17 +146,26 @@ impl Fixed {
             if let Some(service) = &overrides.service {
                 channel = self.channels.get(&service.cluster.value);
                 initial_metadata = &service.metadata;
+                http = None;
             }
         }
         if modes.is_off() {
             return None;
         }
-        let mut metadata = initial_metadata.of(request, &context);
-        if let Some(overrides) = per_route {
-            overrides
-                .initial_metadata
-                .override_in(&mut metadata, request, &context);
-        }
+        let callee = if let Some(call) = http {
+            let headers = call.headers(request, &context);
+            Callee::Http(Box::new(HttpLink::new(call, self.http.clone(), headers)))
+        } else {
+            let mut metadata = initial_metadata.of(request, &context);
+            if let Some(overrides) = per_route {
+                let theirs = &overrides.initial_metadata;
+                theirs.override_in(&mut metadata, request, &context);
+            }
+            Callee::Grpc {
+                channel: channel.cloned(),
+                metadata,
+            }
+        };
         let form = ReplyForm::of(&request.method, &request.headers);
         let terms = Terms {
             filter: self.filter.clone(),
@@ -163,11 +178,7 @@ impl Fixed {
                 .and_then(|route| route.request_buffer_limit)
                 .unwrap_or(self.filter.buffer_limit),
         };
-        Some((
-            Exchange::new(terms, context, form, now()),
-            channel.cloned(),
-            metadata,
-        ))
+        Some((Exchange::new(terms, context, form, now()), callee))
     }
 }
 

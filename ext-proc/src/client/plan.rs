@@ -16,7 +16,7 @@ use super::config::{
     BodySendMode, ExtProcPerRoute, ExternalProcessor, HeaderForwardingRules, HeaderSendMode,
     MetadataOptions, PerRouteOverride, ProcessingMode, RouteCacheActionName,
 };
-use super::{attributes::ShownAttributes, extras::Extras, metadata::MetadataRules};
+use super::{attributes::ShownAttributes, extras::Extras, http::HttpCall, metadata::MetadataRules};
 
 /// Envoy's default bound on the silence of an HTTP stream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -166,6 +166,8 @@ pub struct Filter {
     pub name: Arc<str>,
     /// The cluster of the processor.
     pub cluster: Located<String>,
+    /// The processor, when it is asked over plain HTTP instead of gRPC.
+    pub http: Option<Arc<HttpCall>>,
     /// Metadata of each stream.
     pub initial_metadata: CallMetadata,
     /// What the processor is shown.
@@ -222,6 +224,7 @@ impl Filter {
         Self {
             name: name.into(),
             cluster: Located::nowhere(cluster.into()),
+            http: None,
             initial_metadata: CallMetadata::default(),
             modes: Modes::default(),
             message_timeout: Duration::from_millis(200),
@@ -250,8 +253,8 @@ impl Filter {
     /// Checks and compiles settings; every fault is reported at its place.
     pub fn plan(name: &str, raw: &ExternalProcessor, errors: &mut Errors) -> Option<Self> {
         let before = errors.len();
-        let service = ServiceCall::plan(&raw.grpc_service, errors);
-        let defaults = Self::new(name, service.cluster.value.clone());
+        let (cluster, initial_metadata, http) = plan_service(raw, errors)?;
+        let defaults = Self::new(name, cluster.value.clone());
         if let Some(mode) = &raw.processing_mode {
             check_full_duplex(mode, errors);
         }
@@ -279,8 +282,9 @@ impl Filter {
         let rules = raw.mutation_rules.as_ref();
         let forward = raw.forward_rules.as_ref();
         let filter = Self {
-            cluster: service.cluster,
-            initial_metadata: service.metadata,
+            cluster,
+            http: http.map(Arc::new),
+            initial_metadata,
             modes: raw
                 .processing_mode
                 .as_ref()
@@ -317,12 +321,24 @@ impl Filter {
             stat_prefix: raw.stat_prefix.clone().filter(|prefix| !prefix.is_empty()),
             name: defaults.name,
         };
+        if let Some(call) = &filter.http {
+            HttpCall::check_modes(filter.modes, &call.cluster, errors);
+        }
         (errors.len() == before).then_some(filter)
     }
 
-    /// The clusters that the filter calls, for a check that they exist.
+    /// The clusters that the filter calls over gRPC, for a check that they exist.
     pub fn clusters(&self) -> Vec<Located<String>> {
-        vec![self.cluster.clone()]
+        match self.http {
+            Some(_) => Vec::new(),
+            None => vec![self.cluster.clone()],
+        }
+    }
+
+    /// The clusters that the filter calls over plain HTTP, for the same check.
+    pub fn http_clusters(&self) -> Vec<Located<String>> {
+        let call = self.http.as_ref();
+        call.map(|call| call.cluster.clone()).into_iter().collect()
     }
 
     /// What goes beside the messages on a route.
@@ -405,6 +421,34 @@ fn check_full_duplex(mode: &Located<ProcessingMode>, errors: &mut Errors) {
                 "`{side}_body_mode: FULL_DUPLEX_STREAMED` needs `{side}_trailer_mode: SEND`"
             );
             errors.push(mode, message);
+        }
+    }
+}
+
+/// The processor: exactly one of two.
+fn plan_service(
+    raw: &ExternalProcessor,
+    errors: &mut Errors,
+) -> Option<(Located<String>, CallMetadata, Option<HttpCall>)> {
+    match (&raw.grpc_service, &raw.http_service) {
+        (Some(service), None) => {
+            let service = ServiceCall::plan(service, errors);
+            Some((service.cluster, service.metadata, None))
+        }
+        (None, Some(service)) => {
+            let call = HttpCall::plan(&service.http_service, errors)?;
+            Some((call.cluster.clone(), CallMetadata::default(), Some(call)))
+        }
+        (Some(_), Some(service)) => {
+            errors.push(
+                service,
+                "`grpc_service` and `http_service` exclude each other",
+            );
+            None
+        }
+        (None, None) => {
+            errors.push_unlocated("`ext_proc` needs a `grpc_service` or an `http_service`");
+            None
         }
     }
 }
