@@ -86,6 +86,11 @@ impl CallMetadata {
         }
     }
 
+    /// Whether no entry has values of the request in it.
+    pub fn is_fixed(&self) -> bool {
+        self.formatted.is_empty()
+    }
+
     /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.fixed.is_empty() && self.formatted.is_empty()

@@ -117,6 +117,9 @@ impl Router {
                 "no upstream is available",
             );
         };
+        if let Some(address) = endpoint.address {
+            context.set_upstream(address);
+        }
         prepare(&mut received.parts, entry, forward, cluster, context);
         let upgrading = received.parts.headers.contains_key(header::UPGRADE);
         let Received { mut parts, body } = *received;

@@ -104,10 +104,6 @@ enum Link {
 }
 
 /// Who is asked about an exchange, and how.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "moved once: a box would be one more allocation"
-)]
 pub(super) enum Callee {
     /// Over gRPC. `channel` is `None` when the configured cluster does not exist.
     Grpc {

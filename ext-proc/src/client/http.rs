@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use attache_filter::{CallMetadata, RequestContext};
+use attache_filter::CallMetadata;
 use attache_proto::ext_proc::{ProcessingRequest, ProcessingResponse};
 use attache_service::{
     HttpClient,
@@ -39,7 +39,7 @@ pub struct HttpCall {
     /// Bound on one answer.
     pub timeout: Duration,
     /// Headers of each request.
-    pub headers: CallMetadata,
+    pub headers: HeaderMap,
 }
 
 impl HttpCall {
@@ -48,6 +48,10 @@ impl HttpCall {
         let headers = raw.request_headers_to_add.iter();
         let headers: Vec<_> = headers.map(|option| option.header.clone()).collect();
         let headers = CallMetadata::plan(&headers, errors);
+        if !headers.is_fixed() {
+            let message = "values of the request are not filled in here, as in Envoy";
+            errors.push(&target.uri, message);
+        }
         let uri = target.uri.parse::<Uri>().ok();
         let Some(uri) = uri.filter(|uri| uri.authority().is_some()) else {
             errors.push(
@@ -60,7 +64,7 @@ impl HttpCall {
             cluster: target.cluster.clone(),
             uri,
             timeout: target.timeout,
-            headers,
+            headers: headers.fixed,
         })
     }
 
@@ -80,8 +84,8 @@ impl HttpCall {
     }
 
     /// The headers of the requests about one exchange.
-    pub(super) fn headers(&self, request: &request::Parts, context: &RequestContext) -> HeaderMap {
-        let mut headers = self.headers.of(request, context);
+    pub(super) fn headers(&self, request: &request::Parts) -> HeaderMap {
+        let mut headers = self.headers.clone();
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),

@@ -153,7 +153,7 @@ impl Fixed {
             return None;
         }
         let callee = if let Some(call) = http {
-            let headers = call.headers(request, &context);
+            let headers = call.headers(request);
             Callee::Http(Box::new(HttpLink::new(call, self.http.clone(), headers)))
         } else {
             let mut metadata = initial_metadata.of(request, &context);
