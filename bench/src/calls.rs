@@ -1,4 +1,5 @@
-//! What one call costs our policy services, beside a service that does nothing.
+//! What one call costs our policy services, beside a service that does nothing, and what one
+//! exchange costs our processor, beside the same written by hand.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,7 +16,9 @@ use prost::Message;
 
 use crate::child::{Child, free_address};
 use crate::config::{Proxy, Run};
+use crate::exchange::Exchange;
 use crate::grpc::Call;
+use crate::memory::{self, Held};
 use crate::ours;
 use crate::window::Measured;
 
@@ -24,13 +27,47 @@ use crate::window::Measured;
 pub(crate) struct CallResult {
     /// The kind of service.
     pub(crate) title: &'static str,
-    /// The rounds of the service that does nothing.
-    pub(crate) idle: Vec<Measured>,
+    /// What ours is compared with.
+    pub(crate) peer: &'static str,
+    /// The rounds of the peer.
+    pub(crate) theirs: Vec<Measured>,
     /// The rounds of ours; none if it was not to be measured.
     pub(crate) ours: Vec<Measured>,
 }
 
-/// Measures the auth and the rate-limit service.
+/// What is asked of a service.
+enum Work {
+    /// A call with one answer.
+    Call(Call),
+    /// A stream with several.
+    Exchange(Exchange),
+}
+
+impl Work {
+    async fn probe(&self, target: SocketAddr) -> anyhow::Result<()> {
+        match self {
+            Work::Call(call) => call.probe(target).await,
+            Work::Exchange(exchange) => exchange.probe(target).await,
+        }
+    }
+
+    async fn round(
+        &self,
+        run: &Run,
+        (child, target): &(Child, SocketAddr),
+    ) -> anyhow::Result<Measured> {
+        let (window, watched) = (run.window(), [child.process()]);
+        match self {
+            Work::Call(call) => call.run(*target, run.streams, &window, &watched).await,
+            Work::Exchange(exchange) => {
+                let exchanges = exchange.run(*target, run.streams, &window, &watched);
+                exchanges.await
+            }
+        }
+    }
+}
+
+/// Measures the auth and the rate-limit service, and the processor.
 pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<CallResult>> {
     let folder = tempfile::tempdir().context("no folder for configurations")?;
     let mut results = Vec::new();
@@ -38,13 +75,6 @@ pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<CallResult>> {
         ("auth", "svc-authz", auth_call()?, ours::auth as Ours),
         ("rate limit", "svc-ratelimit", limits_call()?, ours::limits),
     ] {
-        eprintln!("measuring: {title} service");
-        let mut result = CallResult {
-            title,
-            idle: Vec::new(),
-            ours: Vec::new(),
-        };
-        let (child, target) = Child::server(idle)?;
         let ours = if run.only == Some(Proxy::Envoy) {
             None
         } else {
@@ -54,13 +84,32 @@ pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<CallResult>> {
             child.ready(|| call.probe(target)).await?;
             Some((child, target))
         };
-        for _ in 0..run.rounds() {
-            result.idle.push(round(run, &call, &child, target).await?);
-            if let Some((child, target)) = &ours {
-                result.ours.push(round(run, &call, child, *target).await?);
-            }
-        }
-        results.push(result);
+        let work = Work::Call(call);
+        results.push(compare(run, title, "do-nothing", Child::server(idle)?, ours, &work).await?);
+    }
+    for (title, exchange) in [
+        ("headers", Exchange::headers()?),
+        ("64 KiB body", Exchange::body()?),
+    ] {
+        let ours = match run.only {
+            Some(Proxy::Envoy) => None,
+            _ => Some(processor().await?),
+        };
+        let theirs = Child::server("svc-ext-proc")?;
+        let work = Work::Exchange(exchange);
+        results.push(compare(run, title, "hand-written", theirs, ours, &work).await?);
+    }
+    Ok(results)
+}
+
+/// Measures what open exchanges cost the two processors in memory.
+pub(crate) async fn measure_held(run: &Run) -> anyhow::Result<Vec<(&'static str, Held)>> {
+    eprintln!("measuring: open exchanges");
+    let (child, target) = Child::server("svc-ext-proc")?;
+    let mut results = vec![("hand-written", memory::hold(run, &child, target).await?)];
+    if run.only != Some(Proxy::Envoy) {
+        let (child, target) = processor().await?;
+        results.push(("ours", memory::hold(run, &child, target).await?));
     }
     Ok(results)
 }
@@ -68,14 +117,39 @@ pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<CallResult>> {
 /// Makes the command of a service of ours.
 type Ours = fn(&Path, SocketAddr, &Path) -> anyhow::Result<std::process::Command>;
 
-async fn round(
+/// Our processor, when it answers.
+async fn processor() -> anyhow::Result<(Child, SocketAddr)> {
+    let (mut child, target) = Child::server("svc-processor")?;
+    let exchange = Exchange::headers()?;
+    child.ready(|| exchange.probe(target)).await?;
+    Ok((child, target))
+}
+
+async fn compare(
     run: &Run,
-    call: &Call,
-    child: &Child,
-    target: SocketAddr,
-) -> anyhow::Result<Measured> {
-    call.run(target, run.streams, &run.window(), &[child.process()])
-        .await
+    title: &'static str,
+    peer: &'static str,
+    theirs: (Child, SocketAddr),
+    ours: Option<(Child, SocketAddr)>,
+    work: &Work,
+) -> anyhow::Result<CallResult> {
+    eprintln!("measuring: {title} service");
+    let mut result = CallResult {
+        title,
+        peer,
+        theirs: Vec::new(),
+        ours: Vec::new(),
+    };
+    for target in [Some(&theirs), ours.as_ref()].into_iter().flatten() {
+        work.probe(target.1).await?;
+    }
+    for _ in 0..run.rounds() {
+        result.theirs.push(work.round(run, &theirs).await?);
+        if let Some(ours) = &ours {
+            result.ours.push(work.round(run, ours).await?);
+        }
+    }
+    Ok(result)
 }
 
 /// What a proxy asks the auth service for a typical request.

@@ -76,6 +76,10 @@ pub(crate) struct Run {
     #[arg(long, default_value_t = 64)]
     pub(crate) streams: u32,
 
+    /// Exchanges held open at the same time, for what each costs in memory
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) open: usize,
+
     /// End a round after this many requests
     #[arg(long, default_value_t = 2_000_000)]
     most: u64,

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::row::Row;
+use crate::row::{Row, Shown};
 
 /// A policy's filter. The cluster of the service that it asks has its name.
 pub(crate) struct Filter {
@@ -56,7 +56,12 @@ pub(crate) fn of(row: Row) -> Vec<Filter> {
         });
     }
     if row.processed() {
-        let body = if row.body() { "STREAMED" } else { "NONE" };
+        // In full duplex a message may end with trailers, and then they are shown too.
+        let (body, trailers) = match row.shown() {
+            Shown::None => ("NONE", "SKIP"),
+            Shown::Streamed => ("STREAMED", "SKIP"),
+            Shown::FullDuplexStreamed => ("FULL_DUPLEX_STREAMED", "SEND"),
+        };
         filters.push(Filter {
             name: "rewrite",
             kind: "ext_proc",
@@ -71,7 +76,7 @@ pub(crate) fn of(row: Row) -> Vec<Filter> {
                     "request_body_mode": "NONE",
                     "response_body_mode": body,
                     "request_trailer_mode": "SKIP",
-                    "response_trailer_mode": "SKIP",
+                    "response_trailer_mode": trailers,
                 },
             }),
         });

@@ -36,13 +36,9 @@ impl Call {
         request: &impl Message,
         check: fn(&[u8]) -> anyhow::Result<()>,
     ) -> anyhow::Result<Call> {
-        let mut framed = BytesMut::new();
-        framed.put_u8(0);
-        framed.put_u32(u32::try_from(request.encoded_len())?);
-        request.encode(&mut framed)?;
         Ok(Call {
             path,
-            framed: framed.freeze(),
+            framed: framed(request)?,
             check,
         })
     }
@@ -50,7 +46,7 @@ impl Call {
     /// Makes the call once.
     pub(crate) async fn probe(&self, target: SocketAddr) -> anyhow::Result<()> {
         let client = connect(target).await?;
-        self.once(client, &self.request(target)?).await
+        self.once(client, &request(target, self.path)?).await
     }
 
     /// Makes the call `streams` at a time through the window.
@@ -66,7 +62,7 @@ impl Call {
         let call = Arc::new(self.clone());
         let mut clients = Clients::new();
         for _ in 0..streams {
-            let request = self.request(target)?;
+            let request = request(target, self.path)?;
             let (call, client, gate) = (call.clone(), client.clone(), gate.clone());
             clients.spawn(async move { call.repeat(client, &request, &gate).await });
         }
@@ -118,18 +114,29 @@ impl Call {
         }
         (self.check)(message.get(5..).unwrap_or_default())
     }
-
-    fn request(&self, target: SocketAddr) -> anyhow::Result<Request<()>> {
-        Request::post(format!("http://{target}{}", self.path))
-            .header("te", "trailers")
-            .header("content-type", "application/grpc")
-            .header("grpc-timeout", "5000m")
-            .body(())
-            .context("a bad request")
-    }
 }
 
-async fn connect(target: SocketAddr) -> anyhow::Result<SendRequest<Bytes>> {
+/// A message in its frame.
+pub(crate) fn framed(message: &impl Message) -> anyhow::Result<Bytes> {
+    let mut framed = BytesMut::new();
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(message.encoded_len())?);
+    message.encode(&mut framed)?;
+    Ok(framed.freeze())
+}
+
+/// The head of a call.
+pub(crate) fn request(target: SocketAddr, path: &str) -> anyhow::Result<Request<()>> {
+    Request::post(format!("http://{target}{path}"))
+        .header("te", "trailers")
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "20S")
+        .body(())
+        .context("a bad request")
+}
+
+/// A connection to a service.
+pub(crate) async fn connect(target: SocketAddr) -> anyhow::Result<SendRequest<Bytes>> {
     let stream = TcpStream::connect(target)
         .await
         .with_context(|| format!("cannot connect to {target}"))?;
@@ -145,7 +152,8 @@ async fn connect(target: SocketAddr) -> anyhow::Result<SendRequest<Bytes>> {
     Ok(client)
 }
 
-fn succeeded(trailers: &HeaderMap) -> anyhow::Result<()> {
+/// Whether a call ended well.
+pub(crate) fn succeeded(trailers: &HeaderMap) -> anyhow::Result<()> {
     match trailers.get("grpc-status") {
         Some(status) if status == "0" => Ok(()),
         Some(status) => bail!("grpc-status {status:?}: {:?}", trailers.get("grpc-message")),

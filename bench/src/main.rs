@@ -7,9 +7,11 @@ mod child;
 mod config;
 mod cpu;
 mod envoy;
+mod exchange;
 mod filters;
 mod grpc;
 mod load;
+mod memory;
 mod origin;
 mod ours;
 mod proxies;
@@ -43,7 +45,7 @@ enum Command {
     Run(config::Run),
     /// Load one HTTP/1.1 server, as `run` does, and print what it and we cost.
     Load(config::Load),
-    /// Serve as the origin: `/small` and `/large`.
+    /// Serve as the origin: `/small`, `/large` and `/huge`.
     Origin(Listen),
     /// Serve ext_authz: always OK, sets one request header.
     SvcAuthz(Listen),
@@ -51,6 +53,8 @@ enum Command {
     SvcRatelimit(Listen),
     /// Serve ext_proc: sets one header each way; capitals for the response body.
     SvcExtProc(Listen),
+    /// The same processor, written with our framework.
+    SvcProcessor(Listen),
 }
 
 /// A server that prints `listening ADDRESS` and ends with its standard input.
@@ -72,7 +76,11 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let mut runtime = match command {
+        Command::SvcExtProc(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = runtime
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
@@ -87,6 +95,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             Command::SvcAuthz(at) => services::authz::serve(at.listen).await,
             Command::SvcRatelimit(at) => services::ratelimit::serve(at.listen).await,
             Command::SvcExtProc(at) => services::ext_proc::serve(at.listen).await,
+            Command::SvcProcessor(at) => services::processor::serve(at.listen).await,
         }
     });
     // A blocked read of standard input must not keep a server alive.
@@ -101,6 +110,7 @@ async fn run_all(run: &config::Run) -> anyhow::Result<()> {
     }
     if run.part != Some(config::Part::Proxies) {
         table::print_calls(&calls::measure(run).await?);
+        table::print_held(&calls::measure_held(run).await?);
     }
     Ok(())
 }

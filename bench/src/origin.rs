@@ -42,6 +42,7 @@ pub(crate) async fn accept(listener: TcpListener) -> anyhow::Result<()> {
 struct Answers {
     small: [Bytes; 4],
     large: [Bytes; 4],
+    huge: [Bytes; 4],
 }
 
 impl Answers {
@@ -53,6 +54,7 @@ impl Answers {
         Answers {
             small: answers(&row::small_body()),
             large: answers(&row::large_body()),
+            huge: answers(&row::huge_body()),
         }
     }
 }
@@ -114,6 +116,7 @@ fn request<'a>(bytes: &[u8], answers: &'a Answers) -> anyhow::Result<Option<(usi
     let answers = match parsed.path {
         Some(row::SMALL_PATH) => &answers.small,
         Some(row::LARGE_PATH) => &answers.large,
+        Some(row::HUGE_PATH) => &answers.huge,
         other => bail!("a request for {other:?}"),
     };
     Ok(answers.get(index).map(|answer| (length, answer)))

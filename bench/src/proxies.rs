@@ -41,7 +41,7 @@ impl Backends {
         let (origin_child, origin) = Child::server("origin")?;
         let (auth_child, auth) = Child::server("svc-authz")?;
         let (limits_child, limits) = Child::server("svc-ratelimit")?;
-        let (rewrite_child, rewrite) = Child::server("svc-ext-proc")?;
+        let (rewrite_child, rewrite) = Child::server("svc-processor")?;
         let services = vec![auth_child, limits_child, rewrite_child];
         Ok(Backends {
             origin,

@@ -20,6 +20,19 @@ pub(crate) const SAW_HEADER: &str = "x-origin-saw";
 pub(crate) const SMALL_PATH: &str = "/small";
 /// The path of the large body.
 pub(crate) const LARGE_PATH: &str = "/large";
+/// The path of the huge body.
+pub(crate) const HUGE_PATH: &str = "/huge";
+
+/// How the processor gets the response body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// Not at all.
+    None,
+    /// Each piece is answered.
+    Streamed,
+    /// The answers are a stream of their own.
+    FullDuplexStreamed,
+}
 
 /// One row of the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,6 +47,8 @@ pub(crate) enum Row {
     ExtProc,
     /// External processing of headers and of a streamed 64 KiB response body
     ExtProcBody,
+    /// External processing of headers and of a 1 MiB response body in full duplex
+    ExtProcDuplex,
     /// Authorization, rate limit and header processing together
     All,
 }
@@ -47,6 +62,7 @@ impl Row {
             Row::RateLimit => "rate limit",
             Row::ExtProc => "ext_proc, headers",
             Row::ExtProcBody => "ext_proc, 64 KiB body",
+            Row::ExtProcDuplex => "ext_proc, 1 MiB duplex",
             Row::All => "all three",
         }
     }
@@ -63,17 +79,28 @@ impl Row {
 
     /// Whether the proxy asks the processor.
     pub(crate) fn processed(self) -> bool {
-        matches!(self, Row::ExtProc | Row::ExtProcBody | Row::All)
+        matches!(
+            self,
+            Row::ExtProc | Row::ExtProcBody | Row::ExtProcDuplex | Row::All
+        )
     }
 
-    /// Whether the processor gets the response body too.
-    pub(crate) fn body(self) -> bool {
-        self == Row::ExtProcBody
+    /// How the processor gets the response body.
+    pub(crate) fn shown(self) -> Shown {
+        match self {
+            Row::ExtProcBody => Shown::Streamed,
+            Row::ExtProcDuplex => Shown::FullDuplexStreamed,
+            Row::Plain | Row::ExtAuthz | Row::RateLimit | Row::ExtProc | Row::All => Shown::None,
+        }
     }
 
     /// What is asked for.
     pub(crate) fn path(self) -> &'static str {
-        if self.body() { LARGE_PATH } else { SMALL_PATH }
+        match self.shown() {
+            Shown::None => SMALL_PATH,
+            Shown::Streamed => LARGE_PATH,
+            Shown::FullDuplexStreamed => HUGE_PATH,
+        }
     }
 
     /// What every answer must be.
@@ -85,10 +112,10 @@ impl Row {
         if self.processed() {
             headers.push((PROC_RESPONSE_HEADER, "1"));
         }
-        let body = if self.body() {
-            large_body().to_ascii_uppercase()
-        } else {
-            small_body()
+        let body = match self.shown() {
+            Shown::None => small_body(),
+            Shown::Streamed => large_body().to_ascii_uppercase(),
+            Shown::FullDuplexStreamed => huge_body().to_ascii_uppercase(),
         };
         Expected {
             status: 200,
@@ -116,6 +143,11 @@ pub(crate) fn small_body() -> Vec<u8> {
 /// 64 KiB.
 pub(crate) fn large_body() -> Vec<u8> {
     body(64 * 1024)
+}
+
+/// 1 MiB.
+pub(crate) fn huge_body() -> Vec<u8> {
+    body(1024 * 1024)
 }
 
 /// Small letters in an order that repeats late, so that a chunk lost, doubled

@@ -2,6 +2,7 @@
 
 use crate::calls::CallResult;
 use crate::config::Proxy;
+use crate::memory::Held;
 use crate::proxies::RowResult;
 use crate::samples::median;
 use crate::window::Measured;
@@ -94,16 +95,20 @@ pub(crate) fn print_proxies(results: &[RowResult]) {
     );
 }
 
-/// Prints what calls cost our services.
+/// Prints what calls and exchanges cost our services.
 pub(crate) fn print_calls(results: &[CallResult]) {
-    println!("\nPolicy services, one worker each, unary calls on one connection:\n");
+    println!(
+        "\nPolicy services, calls and processors' exchanges on one connection. Do-nothing \
+         services have one thread, as ours\nbeside them; the processors run as their libraries \
+         have it by default:\n"
+    );
     println!(
         "{:<12} {:<12} {:>10} {:>8} {:>8} {:>12} {:>8} {:>9}",
         "service", "which", "calls/s", "p50 µs", "p99 µs", "CPU µs/call", "(least)", "answers"
     );
     for result in results {
-        let idle = Line::of(&result.idle);
-        print_call(result.title, "do-nothing", &idle);
+        let theirs = Line::of(&result.theirs);
+        print_call(result.title, result.peer, &theirs);
         if !result.ours.is_empty() {
             let ours = Line::of(&result.ours);
             print_call(result.title, "ours", &ours);
@@ -111,13 +116,30 @@ pub(crate) fn print_calls(results: &[CallResult]) {
                 "{:<12} {:<12} {:>10.2} {:>8.2} {:>8.2} {:>12.2} {:>8.2}",
                 "",
                 "ratio",
-                ours.rate / idle.rate,
-                ours.p50 / idle.p50,
-                ours.p99 / idle.p99,
-                ours.cpu / idle.cpu,
-                ours.least / idle.least
+                ours.rate / theirs.rate,
+                ours.p50 / theirs.p50,
+                ours.p99 / theirs.p99,
+                ours.cpu / theirs.cpu,
+                ours.least / theirs.least
             );
         }
+    }
+}
+
+/// Prints what open exchanges cost.
+pub(crate) fn print_held(results: &[(&'static str, Held)]) {
+    println!("\nProcessors, exchanges held open after their first answer:\n");
+    println!(
+        "{:<12} {:>10} {:>16} {:>10}",
+        "which", "exchanges", "bytes each (RSS)", "MiB"
+    );
+    for (which, held) in results {
+        println!(
+            "{which:<12} {:>10} {:>16.0} {:>10.1}",
+            held.exchanges,
+            held.bytes_each,
+            held.bytes_each * held.exchanges as f64 / f64::from(1 << 20)
+        );
     }
 }
 

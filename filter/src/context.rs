@@ -53,9 +53,9 @@ pub struct Route {
     pub name: String,
     /// The cluster that the request goes to, if it goes anywhere.
     pub cluster: Option<Arc<str>>,
-    /// Bytes of the request's body that a layer may hold back on this route, instead of what the
-    /// layer is set to (Envoy's `request_body_buffer_limit`).
-    pub request_buffer_limit: Option<usize>,
+    /// Bytes of one body that a layer may hold back on this route, when that is more than the
+    /// layer is set to (Envoy's `request_body_buffer_limit`, for either direction).
+    pub buffer_limit: Option<usize>,
     /// `typed_per_filter_config` of the route, planned.
     pub filters: FilterConfigs,
 }
@@ -68,6 +68,28 @@ impl FilterConfigs {
     /// Adds the settings of `filter`.
     pub fn insert<T: Send + Sync + 'static>(&mut self, filter: impl Into<Arc<str>>, config: T) {
         self.0.push((filter.into(), Arc::new(config)));
+    }
+
+    /// Takes the settings of `filter` over from `less_specific`, unless there are own ones.
+    pub fn inherit(&mut self, filter: &str, less_specific: &Self) {
+        let named = |(name, _): &&(Arc<str>, _)| **name == *filter;
+        if self.0.iter().find(named).is_none()
+            && let Some(inherited) = less_specific.0.iter().find(named)
+        {
+            self.0.push(inherited.clone());
+        }
+    }
+
+    /// Replaces the settings of `filter`, if there are any of type `T`.
+    pub fn change<T: Send + Sync + 'static>(&mut self, filter: &str, change: impl FnOnce(&T) -> T) {
+        for (name, config) in &mut self.0 {
+            if **name == *filter
+                && let Some(old) = config.downcast_ref()
+            {
+                *config = Arc::new(change(old));
+                return;
+            }
+        }
     }
 
     /// The settings of `filter`, if the route has any of type `T`.
@@ -198,6 +220,10 @@ const REPLIES_INWARD: u8 = 1 << 1;
 const ANSWERED: u8 = 1 << 2;
 /// The bytes of a tunnel are the bodies of its request and response.
 const TUNNELS_IN_BODY: u8 = 1 << 3;
+/// The innermost service has given its response.
+const RESPONDED: u8 = 1 << 4;
+/// The response was made by a layer in its response phase.
+const DIRECT: u8 = 1 << 5;
 
 #[derive(Debug, Default)]
 struct State {
@@ -297,16 +323,23 @@ impl RequestContext {
         self.mark(REPLIES_INWARD);
     }
 
-    /// Hands a response that a layer has made to the layers further inside: the inner service,
-    /// called next, returns it after those have had their say (Envoy: local replies pass the
-    /// response phase of all filters). `response` comes back where no innermost service takes
-    /// it.
+    /// Hands a response that a layer has made to the layers further inside: the inner service
+    /// returns it after those have had their say (Envoy: local replies pass the response phase
+    /// of all filters). While an answer is on its way, a later one is dropped.
+    ///
+    /// # Errors
+    /// Gives `response` back where no innermost service takes it: there is none that does, or
+    /// it has given its own response already.
     pub fn hand_inward(&self, response: Response<Body>) -> Result<(), Box<Response<Body>>> {
         let response = Box::new(response);
+        if self.is_marked(RESPONDED) {
+            self.answer_direct();
+            return Err(response);
+        }
         if !self.is_marked(REPLIES_INWARD) {
             return Err(response);
         }
-        self.state().reply = Some(response);
+        self.state().reply.get_or_insert(response);
         self.mark(ANSWERED);
         Ok(())
     }
@@ -323,6 +356,23 @@ impl RequestContext {
             return None;
         }
         self.state().reply.take().map(|reply| *reply)
+    }
+
+    /// Says that the innermost service has its response: what layers answer from now on goes
+    /// straight out.
+    pub fn begin_response(&self) {
+        self.mark(RESPONDED);
+    }
+
+    /// Says that a layer puts an answer of its own in the place of a response. The layers
+    /// further outside pass such an answer on as it is, as Envoy does.
+    pub fn answer_direct(&self) {
+        self.mark(DIRECT);
+    }
+
+    /// Whether the response is an answer that layers pass on as it is.
+    pub fn is_direct(&self) -> bool {
+        self.is_marked(DIRECT)
     }
 
     /// Says that what goes through the tunnel that this request asks for (`Upgrade`, `CONNECT`)

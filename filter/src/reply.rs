@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::{Body, head::is_grpc};
+use tower::Service;
+
+use crate::{Body, RequestContext, head::is_grpc};
 
 /// What of the request decides the form of a local reply; taken before the request moves on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,5 +115,28 @@ pub fn grpc_status_of(status: StatusCode) -> u32 {
         404 => 12,
         429 | 502 | 503 | 504 => 14,
         _ => 2,
+    }
+}
+
+/// The way of a response that a layer gives instead of the service that it wraps: through the
+/// response phase of the layers further inside, where the innermost service takes part in that
+/// ([`RequestContext::hand_inward`]), else straight out.
+///
+/// `request` is what the layer would have passed on, as far as it still has it; its body is of
+/// no use any more.
+///
+/// # Errors
+/// Those of the inner service.
+pub async fn inward<S>(
+    inner: &mut S,
+    mut request: Request<Body>,
+    response: Response<Body>,
+) -> Result<Response<Body>, S::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    match RequestContext::of(&mut request).hand_inward(response) {
+        Ok(()) => inner.call(request).await,
+        Err(response) => Ok(*response),
     }
 }

@@ -68,7 +68,8 @@ impl Drop for Active {
 pub(crate) struct ClientBody {
     body: ReplyBody,
     record: Option<Box<Record>>,
-    _active: Active,
+    /// Absent where the response has no body of its own to end with.
+    _active: Option<Active>,
 }
 
 impl ClientBody {
@@ -80,7 +81,16 @@ impl ClientBody {
         Self {
             body,
             record,
-            _active: active,
+            _active: Some(active),
+        }
+    }
+
+    /// The body of a response that opens a tunnel.
+    pub(crate) fn empty() -> Self {
+        Self {
+            body: ReplyBody::Local(Body::empty()),
+            record: None,
+            _active: None,
         }
     }
 }
@@ -103,7 +113,9 @@ impl HttpBody for ClientBody {
                 Some(Err(_)) => record.cut_off = true,
                 None => {}
             }
-            record.complete |= frame.is_none() || this.body.is_end_stream();
+            record.complete |= frame.is_none()
+                || this.body.is_end_stream()
+                || record.length == Some(record.bytes_out);
         }
         Poll::Ready(frame)
     }

@@ -7,21 +7,23 @@ use attache_filter::{
     reply::ReplyForm,
 };
 use http::{
-    HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri::PathAndQuery,
+    HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
+    uri::PathAndQuery,
 };
 use http_body::Body as _;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 
 use crate::{
     access_log::{AccessLog, Record},
     activity::Activity,
     body::{Active, ClientBody, Counted, ReplyBody},
     filters::Stack,
-    hygiene::{self, Admitted, Peer},
+    hygiene::{self, Admitted, Peer, Tunnels},
     path::Normalized,
     plan::ListenerPlan,
-    router::{Answered, Picked, Received, Router, local},
+    router::{Answered, Picked, Received, Router},
     stats::ListenerStats,
+    tunnel::{self, Side},
     unread,
 };
 
@@ -31,6 +33,8 @@ pub(crate) struct Edge {
     pub(crate) router: Arc<Router>,
     /// The policies around the router; nothing when the listener has none.
     pub(crate) stack: Option<Stack>,
+    /// Some policy may look at what goes through tunnels.
+    pub(crate) tunnels_in_body: bool,
     pub(crate) log: Option<AccessLog>,
     pub(crate) stats: ListenerStats,
 }
@@ -62,12 +66,16 @@ impl Edge {
             .as_ref()
             .map(|log| Record::new(log, &context, &parts));
         let mut body = Body::from(body);
+        let mut tunnel = None;
+        if self.tunnels_in_body && admitted.is_ok() {
+            tunnel = self.tunnel_in_body(&mut parts, &mut body, &context);
+        }
         if let Some(record) = &record {
             let bytes = record.bytes_in.clone();
             body = Body::new(Counted { body, bytes });
         }
         let mut lender = None;
-        if parts.version < Version::HTTP_2 && !body.is_end_stream() {
+        if tunnel.is_none() && parts.version < Version::HTTP_2 && !body.is_end_stream() {
             let (lent, by) = unread::lend(body);
             body = lent;
             // To read on would ask the client for a body that nobody wants.
@@ -75,13 +83,14 @@ impl Edge {
             lender = Some((by, held_back));
         }
         let mut response = match admitted {
-            Ok(_) => {
+            Ok(admitted) => {
                 let received = Box::new(Received { parts, body });
-                self.answer(&downstream, context, received).await
+                self.answer(&downstream, &admitted, context, received).await
             }
             Err(refusal) => {
                 drop(body);
-                refusal.reply(&context, &parts)
+                // Boxed: refusals are rare, and others need not carry their state.
+                Box::pin(self.refuse(refusal, context, parts)).await
             }
         };
         if let Some((lender, held_back)) = lender
@@ -94,9 +103,40 @@ impl Edge {
         self.stats.count(response.status());
         if let Some(record) = &mut record {
             record.status = Some(response.status());
+            record.length = response
+                .headers()
+                .get(header::CONTENT_LENGTH)
+                .and_then(|length| length.to_str().ok()?.parse().ok());
             record.answered = response.extensions().get::<Answered>().cloned();
         }
-        Ok(response.map(|body| ClientBody::new(body, record, active)))
+        let response = response.map(|body| ClientBody::new(body, record, active));
+        Ok(match tunnel {
+            None => response,
+            Some(tunnel) => tunnel.begin(response),
+        })
+    }
+
+    /// Makes the bytes of the tunnel that a request asks for its body.
+    fn tunnel_in_body(
+        &self,
+        parts: &mut request::Parts,
+        body: &mut Body,
+        context: &RequestContext,
+    ) -> Option<Tunnel> {
+        // With a body of its own, a request has no room for another.
+        if !tunnel::is_wanted(&parts.method, &parts.headers) || !body.is_end_stream() {
+            return None;
+        }
+        let side = Side::Switching(parts.extensions.remove::<OnUpgrade>()?);
+        let (tunnelled, feed) = tunnel::body();
+        *body = Body::new(tunnelled);
+        context.tunnel_in_body();
+        let connect = parts.method == Method::CONNECT;
+        Some(Tunnel {
+            side,
+            feed,
+            connect,
+        })
     }
 
     fn admit(&self, parts: &mut request::Parts, peer: &Peer) -> Result<Admitted, Refusal> {
@@ -108,8 +148,14 @@ impl Edge {
                 details: "too_many_headers",
             }));
         }
+        let routes = &self.router.routes;
+        let tunnels = Tunnels {
+            upgrades: &plan.upgrades,
+            by_routes: routes.upgrades(),
+            connect: routes.connects(),
+        };
         let admitted =
-            hygiene::admit(parts, peer, &plan.forward, &plan.upgrades).map_err(Refusal::Refused)?;
+            hygiene::admit(parts, peer, &plan.forward, tunnels).map_err(Refusal::Refused)?;
         let Some(target) = parts.uri.path_and_query() else {
             return Ok(admitted);
         };
@@ -127,16 +173,56 @@ impl Edge {
         Ok(admitted)
     }
 
+    /// Answers a request that is not let in. The policies do not see it, but the answer passes
+    /// their response phase.
+    async fn refuse(
+        &self,
+        refusal: Refusal,
+        context: Arc<RequestContext>,
+        parts: request::Parts,
+    ) -> Response<ReplyBody> {
+        // In HTTP/2 the stream ends, and the connection goes on.
+        let closes = matches!(refusal, Refusal::Refused(_)) && parts.version < Version::HTTP_2;
+        let reply = refusal.reply(&context, &parts);
+        let mut response = match &self.stack {
+            None => reply.map(ReplyBody::Local),
+            Some(stack) => {
+                context.take_replies_inward();
+                let mut request = Request::from_parts(parts, Body::empty());
+                request.extensions_mut().insert(context.clone());
+                let answered = match context.hand_inward(reply) {
+                    Ok(()) => stack.handle(request).await,
+                    Err(reply) => Ok(*reply),
+                };
+                let response = answered.unwrap_or_else(|never| match never {});
+                response.map(ReplyBody::Local)
+            }
+        };
+        if closes {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        response
+    }
+
     async fn answer(
         &self,
         downstream: &Downstream,
+        admitted: &Admitted,
         context: Arc<RequestContext>,
         received: Box<Received>,
     ) -> Response<ReplyBody> {
         let entry = self.router.pick(&received.parts, &context);
+        if let (Some(protocol), Some(entry)) = (&admitted.upgrade, &entry)
+            && !entry.upgrades_to(protocol, &self.plan.upgrades)
+        {
+            let refusal = Refusal::Refused(hygiene::UPGRADE_REFUSED);
+            return Box::pin(self.refuse(refusal, context, received.parts)).await;
+        }
         let Some(stack) = &self.stack else {
             return self.router.answer(entry, context, received).await;
         };
+        context.take_replies_inward();
         let Received { mut parts, body } = *received;
         parts.extensions.insert(match downstream.peer.tls {
             true => Scheme::Https,
@@ -147,6 +233,25 @@ impl Edge {
         let answered = stack.handle(Request::from_parts(parts, body)).await;
         let response = answered.unwrap_or_else(|never| match never {});
         response.map(ReplyBody::Local)
+    }
+}
+
+/// The client's side of a tunnel that passes the policies as bodies.
+struct Tunnel {
+    side: Side,
+    feed: tunnel::Feed,
+    connect: bool,
+}
+
+impl Tunnel {
+    /// Opens the tunnel if `response` says so: what would be its body goes there.
+    fn begin(self, response: Response<ClientBody>) -> Response<ClientBody> {
+        if !tunnel::opens(self.connect, response.status()) {
+            return response;
+        }
+        let (parts, body) = response.into_parts();
+        tokio::spawn(tunnel::serve(self.side, self.feed, body, None));
+        Response::from_parts(parts, ClientBody::empty())
     }
 }
 
@@ -164,26 +269,16 @@ enum Refusal {
 }
 
 impl Refusal {
-    fn reply(self, context: &RequestContext, parts: &request::Parts) -> Response<ReplyBody> {
+    fn reply(self, context: &RequestContext, parts: &request::Parts) -> Response<Body> {
         let form = ReplyForm::of(&parts.method, &parts.headers);
-        match self {
+        let (reply, form) = match self {
             Self::Refused(refused) => {
                 context.add_flag(ResponseFlag::DownstreamProtocolError);
-                let mut reply = LocalReply::new(refused.status, refused.details);
-                // In HTTP/2 the stream ends, and the connection goes on.
-                if parts.version < Version::HTTP_2 {
-                    reply
-                        .headers
-                        .insert(header::CONNECTION, HeaderValue::from_static("close"));
-                }
-                local(
-                    context,
-                    ReplyForm {
-                        grpc: false,
-                        ..form
-                    },
-                    reply,
-                )
+                let form = ReplyForm {
+                    grpc: false,
+                    ..form
+                };
+                (LocalReply::new(refused.status, refused.details), form)
             }
             Self::Redirect(target) => {
                 let mut reply = LocalReply::new(
@@ -193,8 +288,10 @@ impl Refusal {
                 if let Ok(location) = HeaderValue::from_str(target.as_str()) {
                     reply.headers.insert(header::LOCATION, location);
                 }
-                local(context, form, reply)
+                (reply, form)
             }
-        }
+        };
+        context.set_details(reply.details.clone());
+        reply.into_response(form)
     }
 }

@@ -9,6 +9,8 @@ use attache_service::Metrics;
 use http::{Request, Response};
 use tower::Service;
 
+use crate::route::RouteTable;
+
 /// What a policy's service returns.
 pub type PolicyFuture =
     Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send + 'static>>;
@@ -19,6 +21,11 @@ pub trait Policy: fmt::Debug + Send + Sync {
     fn layer(&self, inner: Stack, site: &Site<'_>) -> Stack;
     /// The clusters it calls.
     fn clusters(&self) -> Vec<String>;
+    /// Whether it may look at the bytes that go through a tunnel, on any of `routes`. They pass
+    /// it as bodies then, which costs more.
+    fn sees_tunnels(&self, _routes: &RouteTable) -> bool {
+        false
+    }
 }
 
 /// Where a policy's layer stands: in one worker's stack of one listener.
@@ -47,23 +54,34 @@ impl FilterPlans {
         self.0.get(name)
     }
 
+    /// Whether one of the policies `names` may look at the bytes of tunnels.
+    pub(crate) fn see_tunnels(&self, names: &[Arc<str>], routes: &RouteTable) -> bool {
+        let mut policies = names.iter().filter_map(|name| self.get(name));
+        policies.any(|policy| policy.sees_tunnels(routes))
+    }
+
     /// Every cluster that some policy calls.
     pub fn clusters(&self) -> impl Iterator<Item = String> {
         self.0.values().flat_map(|policy| policy.clusters())
     }
 
-    /// The stack of the policies `names` around `innermost`; nothing when there are none.
+    /// The stack of the policies `names` around `innermost`, with what `between` puts between
+    /// two policies; nothing when there are none.
     pub(crate) fn stack(
         &self,
         names: &[Arc<str>],
         innermost: Stack,
+        between: impl Fn(Stack) -> Stack,
         site: &Site<'_>,
     ) -> Option<Stack> {
-        if names.is_empty() {
-            return None;
-        }
         let policies = names.iter().rev().filter_map(|name| self.get(name));
-        Some(policies.fold(innermost, |inner, policy| policy.layer(inner, site)))
+        policies.fold(None, |inner, policy| {
+            let inner = match inner {
+                Some(inner) => between(inner),
+                None => innermost.clone(),
+            };
+            Some(policy.layer(inner, site))
+        })
     }
 }
 
@@ -71,7 +89,8 @@ impl FilterPlans {
 #[derive(Clone)]
 pub struct Stack(Arc<dyn Handle>);
 
-trait Handle: Send + Sync {
+/// What a stack is made of.
+pub(crate) trait Handle: Send + Sync {
     fn call(&self, request: Request<Body>) -> PolicyFuture;
 }
 
@@ -104,6 +123,10 @@ impl Stack {
             + 'static,
     {
         Self(Arc::new(Cloned(service)))
+    }
+
+    pub(crate) fn of(handle: impl Handle + 'static) -> Self {
+        Self(Arc::new(handle))
     }
 
     pub(crate) fn handle(&self, request: Request<Body>) -> PolicyFuture {

@@ -23,6 +23,12 @@ pub(crate) struct Refused {
     pub(crate) details: &'static str,
 }
 
+/// The answer to an upgrade that is not let through.
+pub(crate) const UPGRADE_REFUSED: Refused = Refused {
+    status: StatusCode::FORBIDDEN,
+    details: "upgrade_failed",
+};
+
 const fn bad_request(details: &'static str) -> Refused {
     Refused {
         status: StatusCode::BAD_REQUEST,
@@ -127,6 +133,17 @@ fn look(headers: &HeaderMap) -> Found {
     found
 }
 
+/// The ways out of HTTP that may be asked for.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tunnels<'l> {
+    /// `Upgrade` protocols that the listener lets through, lower case.
+    pub(crate) upgrades: &'l [String],
+    /// Those that some route lets through.
+    pub(crate) by_routes: &'l [String],
+    /// Some route takes `CONNECT`.
+    pub(crate) connect: bool,
+}
+
 /// What [`admit`] learned.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Admitted {
@@ -147,17 +164,20 @@ pub(crate) fn admit(
     parts: &mut request::Parts,
     peer: &Peer,
     options: &ForwardOptions,
-    upgrades: &[String],
+    tunnels: Tunnels<'_>,
 ) -> Result<Admitted, Refused> {
     let found = look(&parts.headers);
-    check_host(parts, found.hosts)?;
+    check_host(parts, found.hosts, tunnels.connect)?;
     let mut admitted = Admitted {
         client_ip: peer.ip,
         upgrade: None,
     };
     let headers = &mut parts.headers;
     if found.upgrade {
-        admitted.upgrade = upgrade(parts.version, headers, upgrades)?;
+        admitted.upgrade = match parts.method {
+            Method::CONNECT => None,
+            _ => upgrade(parts.version, headers, tunnels)?,
+        };
     }
     if found.connection {
         remove_listed(headers);
@@ -191,11 +211,11 @@ pub(crate) fn admit(
     Ok(admitted)
 }
 
-fn check_host(parts: &mut request::Parts, hosts: u32) -> Result<(), Refused> {
+fn check_host(parts: &mut request::Parts, hosts: u32, connect: bool) -> Result<(), Refused> {
     if hosts > 1 {
         return Err(bad_request("multiple_host_headers"));
     }
-    if parts.method == Method::CONNECT {
+    if parts.method == Method::CONNECT && !(connect && parts.uri.authority().is_some()) {
         return Err(Refused {
             status: StatusCode::FORBIDDEN,
             details: "connect_not_allowed",
@@ -232,6 +252,9 @@ fn check_host(parts: &mut request::Parts, hosts: u32) -> Result<(), Refused> {
         };
     }
     parts.headers.insert(header::HOST, host);
+    if parts.method == Method::CONNECT {
+        return Ok(());
+    }
     let target = parts.uri.path_and_query().cloned();
     parts.uri = target.map_or_else(|| Uri::from_static("/"), Uri::from);
     Ok(())
@@ -247,7 +270,7 @@ fn is_host_byte(byte: u8) -> bool {
 fn upgrade(
     version: Version,
     headers: &HeaderMap,
-    allowed: &[String],
+    tunnels: Tunnels<'_>,
 ) -> Result<Option<String>, Refused> {
     let listed = version == Version::HTTP_11
         && tokens(headers, &header::CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
@@ -262,13 +285,10 @@ fn upgrade(
     if wanted.starts_with("h2c") {
         return Ok(None);
     }
-    if allowed.contains(&wanted) {
+    if tunnels.upgrades.contains(&wanted) || tunnels.by_routes.contains(&wanted) {
         return Ok(Some(wanted));
     }
-    Err(Refused {
-        status: StatusCode::FORBIDDEN,
-        details: "upgrade_failed",
-    })
+    Err(UPGRADE_REFUSED)
 }
 
 fn forwarding(
@@ -490,7 +510,10 @@ mod tests {
             parts,
             &peer(),
             &ForwardOptions::default(),
-            &["websocket".to_owned()],
+            Tunnels {
+                upgrades: &["websocket".to_owned()],
+                ..Tunnels::default()
+            },
         )
     }
 
@@ -671,7 +694,7 @@ mod tests {
                 xff_num_trusted_hops: hops,
                 ..ForwardOptions::default()
             };
-            let admitted = admit(&mut parts, &peer(), &options, &[]).unwrap();
+            let admitted = admit(&mut parts, &peer(), &options, Tunnels::default()).unwrap();
             assert_eq!(
                 admitted.client_ip,
                 Some(wanted.parse().unwrap()),

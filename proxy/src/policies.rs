@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use attache_ext_authz::client::{self as ext_authz, ExtAuthzLayer, ExtAuthzPerRoute};
-use attache_ext_proc::client::{self as ext_proc, ExtProcLayer, config::ExtProcPerRoute};
+use attache_ext_proc::client::{
+    self as ext_proc, BodyMode, ExtProcLayer, Modes, config::ExtProcPerRoute,
+};
 use attache_filter::FilterConfigs;
 use attache_ratelimit::client::{self as ratelimit, RateLimitLayer, RateLimitPerRoute};
 use attache_service::config::{ConfigValue, Errors, Located, Node, json};
@@ -12,6 +14,7 @@ use tower::Layer;
 use crate::{
     config::Policy as Raw,
     filters::{Policy, Site, Stack},
+    route::{RouteEntry, RouteTable},
 };
 
 /// A policy's settings, checked and compiled.
@@ -96,6 +99,16 @@ impl Planned {
         }
     }
 
+    /// Adds to a route's settings of the filter `name` what its virtual host says.
+    pub(crate) fn inherit(&self, name: &str, route: &mut FilterConfigs, host: &FilterConfigs) {
+        if let Self::ExtProc(_) = self
+            && let Some(host) = host.get::<ext_proc::PerRoute>(name)
+        {
+            route.change(name, |own: &ext_proc::PerRoute| own.over(host));
+        }
+        route.inherit(name, host);
+    }
+
     pub(crate) fn as_policy(&self) -> Arc<dyn Policy> {
         Arc::new(self.clone())
     }
@@ -131,6 +144,27 @@ impl Policy for Planned {
             .map(Located::into_inner)
             .collect()
     }
+
+    fn sees_tunnels(&self, routes: &RouteTable) -> bool {
+        let Self::ExtProc(filter) = self else {
+            return false;
+        };
+        let per_route = |entry: &Arc<RouteEntry>| {
+            let configs = &entry.route.filters;
+            let modes = configs
+                .get::<ext_proc::PerRoute>(&filter.name)
+                .and_then(|route| route.modes);
+            modes.is_some_and(streams)
+        };
+        let mut entries = routes.hosts().iter().flat_map(|host| &host.routes);
+        filter.allow_mode_override || streams(filter.modes) || entries.any(per_route)
+    }
+}
+
+/// Whether a body is shown piece by piece, as one without end can be.
+fn streams(modes: Modes) -> bool {
+    let piecewise = |mode| matches!(mode, BodyMode::Streamed | BodyMode::FullDuplexStreamed);
+    piecewise(modes.request_body) || piecewise(modes.response_body)
 }
 
 /// A route's settings for a filter of the kind of `policy`, in Envoy's JSON with `@type`.

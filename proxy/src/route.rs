@@ -8,7 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use attache_filter::{Route, head};
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, request, uri::PathAndQuery};
+use http::{HeaderValue, Method, StatusCode, request, uri::PathAndQuery};
 use regex::Regex;
 
 /// All routes of the proxy, compiled.
@@ -21,6 +21,8 @@ pub struct RouteTable {
     /// `example.*`, without the star; longest first.
     prefixes: Vec<(String, usize)>,
     any: Option<usize>,
+    upgrades: Vec<String>,
+    connects: bool,
 }
 
 /// Routes for some domains.
@@ -65,6 +67,8 @@ pub enum PathMatch {
     Separated(String),
     /// The whole path matches (`safe_regex`).
     Regex(Regex),
+    /// Any `CONNECT`, which nothing else matches (`connect_matcher`).
+    Connect,
 }
 
 /// A compiled header matcher.
@@ -94,6 +98,12 @@ pub struct Forward {
     pub prefix_rewrite: Option<String>,
     /// Replaces the host.
     pub host_rewrite: Option<HeaderValue>,
+    /// `Upgrade` protocols, lower case, that are let through here or not, whatever the listener
+    /// says (`upgrade_configs`).
+    pub upgrades: Vec<(String, bool)>,
+    /// `CONNECT` ends here, and its tunnel goes to the cluster over TCP (`upgrade_configs` with
+    /// a `connect_config`).
+    pub connect: bool,
     expected_ms: Option<HeaderValue>,
 }
 
@@ -111,6 +121,8 @@ impl Forward {
             idle_timeout: Some(DEFAULT_IDLE_TIMEOUT),
             prefix_rewrite: None,
             host_rewrite: None,
+            upgrades: Vec::new(),
+            connect: false,
             expected_ms: None,
         }
         .with_timeout(Some(DEFAULT_TIMEOUT))
@@ -141,7 +153,7 @@ impl Forward {
             PathMatch::Prefix(text) | PathMatch::Exact(text) | PathMatch::Separated(text) => {
                 text.len()
             }
-            PathMatch::Regex(_) => return None,
+            PathMatch::Regex(_) | PathMatch::Connect => return None,
         };
         let rest = target.as_str().get(matched..).unwrap_or_default();
         let mut path = String::with_capacity(replacement.len() + rest.len() + 1);
@@ -270,7 +282,22 @@ impl PathMatch {
             Self::Regex(regex) => regex
                 .find(path)
                 .is_some_and(|found| found.len() == path.len()),
+            Self::Connect => false,
         }
+    }
+}
+
+impl RouteEntry {
+    /// Whether the route lets a request upgrade to `protocol`, on a listener that does so for
+    /// `listed`.
+    pub(crate) fn upgrades_to(&self, protocol: &str, listed: &[String]) -> bool {
+        let own = match &self.action {
+            Action::Forward(forward) => forward.upgrades.iter(),
+            Action::Direct(_) | Action::Redirect(_) => [].iter(),
+        };
+        own.rev()
+            .find(|(name, _)| name == protocol)
+            .map_or_else(|| listed.iter().any(|l| l == protocol), |(_, on)| *on)
     }
 }
 
@@ -284,7 +311,11 @@ impl RouteMatch {
     }
 
     fn test(&self, parts: &request::Parts) -> bool {
-        self.path.test(parts.uri.path()) && self.headers.iter().all(|test| (test.0)(parts))
+        let path = match parts.method {
+            Method::CONNECT => matches!(self.path, PathMatch::Connect),
+            _ => self.path.test(parts.uri.path()),
+        };
+        path && self.headers.iter().all(|test| (test.0)(parts))
     }
 }
 
@@ -310,8 +341,26 @@ impl RouteTable {
             |(a, _): &(String, usize), (b, _): &(String, usize)| b.len().cmp(&a.len());
         table.suffixes.sort_by(longest_first);
         table.prefixes.sort_by(longest_first);
+        let forwards = hosts.iter().flat_map(|host| &host.routes);
+        for entry in forwards {
+            if let Action::Forward(forward) = &entry.action {
+                let allowed = forward.upgrades.iter().filter(|(_, allowed)| *allowed);
+                table.upgrades.extend(allowed.map(|(name, _)| name.clone()));
+                table.connects |= forward.connect;
+            }
+        }
         table.hosts = hosts;
         table
+    }
+
+    /// `Upgrade` protocols that some route lets through.
+    pub(crate) fn upgrades(&self) -> &[String] {
+        &self.upgrades
+    }
+
+    /// Whether some route takes `CONNECT`.
+    pub(crate) fn connects(&self) -> bool {
+        self.connects
     }
 
     /// One virtual host for all domains.

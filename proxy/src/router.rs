@@ -1,6 +1,6 @@
 //! The innermost service: does what the route says. Behind all policies.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, task::Poll};
+use std::{convert::Infallible, future::poll_fn, pin::pin, sync::Arc, task::Poll};
 
 use attache_filter::{
     Body, LocalReply, RequestContext,
@@ -12,18 +12,20 @@ use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
     uri::{Authority, PathAndQuery},
 };
+use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 use tower::Service;
 
 use crate::{
     body::ReplyBody,
-    filters::{PolicyFuture, Stack},
+    filters::{Handle, PolicyFuture, Stack},
     hygiene,
     plan::Protocol,
     route::{Action, DirectResponse, Forward, Redirect, RouteEntry, RouteTable},
-    tunnel,
+    tunnel::{self, Side},
     upstream::{
-        Cluster, Limits, UploadBody, UpstreamBody, UpstreamError, Waited, exchange, within,
+        Cluster, Endpoint, Limits, UploadBody, UpstreamBody, UpstreamError, Waited, exchange,
+        within,
     },
 };
 
@@ -47,7 +49,8 @@ pub(crate) struct Received {
     pub(crate) body: Body,
 }
 
-/// The route that was picked before the policies ran; an extension of the request.
+/// The route that was picked for the request on its way through the policies; an extension of
+/// the request.
 #[derive(Clone)]
 pub(crate) struct Picked(pub(crate) Option<Arc<RouteEntry>>);
 
@@ -120,9 +123,18 @@ impl Router {
         if let Some(address) = endpoint.address {
             context.set_upstream(address);
         }
+        if received.parts.method == Method::CONNECT {
+            // Boxed: others need not carry its state.
+            let connecting = connect(cluster, endpoint, forward, context, form, received);
+            return Box::pin(connecting).await;
+        }
         prepare(&mut received.parts, entry, forward, cluster, context);
         let upgrading = received.parts.headers.contains_key(header::UPGRADE);
-        let Received { mut parts, body } = *received;
+        let Received {
+            mut parts,
+            mut body,
+        } = *received;
+        let tunnelled = (upgrading && context.tunnels_in_body()).then(|| std::mem::take(&mut body));
         let (body, upload) = UploadBody::new(body);
         if upload.is_none() {
             say_empty(&mut parts);
@@ -169,18 +181,27 @@ impl Router {
         };
         let after = context.started.elapsed();
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        let mut tunnel = None;
         if switched {
-            let Some(downstream) = downstream else {
-                context.add_flag(ResponseFlag::UpstreamConnectionTermination);
-                return unavailable(
-                    context,
-                    form,
-                    "upstream_reset_before_response_started{protocol_error}",
-                    "the upstream broke the protocol",
-                );
-            };
-            let upstream = hyper::upgrade::on(&mut response);
-            tokio::spawn(tunnel::run(downstream, upstream, forward.idle_timeout));
+            let upstream = Side::Switching(hyper::upgrade::on(&mut response));
+            match (tunnelled, downstream) {
+                (Some(body), _) => {
+                    tunnel = Some(tunnel::open(upstream, body, forward.idle_timeout));
+                }
+                (None, Some(downstream)) => {
+                    let downstream = Side::Switching(downstream);
+                    tokio::spawn(tunnel::run(downstream, upstream, forward.idle_timeout));
+                }
+                (None, None) => {
+                    context.add_flag(ResponseFlag::UpstreamConnectionTermination);
+                    return unavailable(
+                        context,
+                        form,
+                        "upstream_reset_before_response_started{protocol_error}",
+                        "the upstream broke the protocol",
+                    );
+                }
+            }
         }
         context.set_details("via_upstream");
         *response.version_mut() = Version::HTTP_11;
@@ -201,6 +222,9 @@ impl Router {
             });
         }
         cluster.stats.count(response.status());
+        if let Some(tunnel) = tunnel {
+            return response.map(|_| ReplyBody::Local(tunnel));
+        }
         response.map(|incoming| {
             ReplyBody::Upstream(UpstreamBody::new(
                 incoming,
@@ -212,6 +236,42 @@ impl Router {
             ))
         })
     }
+}
+
+/// Ends a `CONNECT` here: what comes through the tunnel goes to a connection of its own.
+async fn connect(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    forward: &Forward,
+    context: &RequestContext,
+    form: ReplyForm,
+    received: Box<Received>,
+) -> Response<ReplyBody> {
+    let Received { mut parts, body } = *received;
+    let in_body = context.tunnels_in_body();
+    let downstream = parts.extensions.remove::<OnUpgrade>();
+    if !forward.connect || !in_body && downstream.is_none() {
+        let reply = LocalReply::new(StatusCode::FORBIDDEN, "connect_not_allowed");
+        return local(context, form, reply);
+    }
+    let io = match endpoint.connect_plain().await {
+        Ok(io) => Side::Open(io),
+        Err(error) => {
+            cluster.stats.failed.inc();
+            return failed(&error, context, form);
+        }
+    };
+    context.set_details("via_upstream");
+    let tunnel = match downstream.filter(|_| !in_body) {
+        Some(downstream) => {
+            let downstream = Side::Switching(downstream);
+            tokio::spawn(tunnel::run(downstream, io, forward.idle_timeout));
+            Body::empty()
+        }
+        None => tunnel::open(io, body, forward.idle_timeout),
+    };
+    cluster.stats.count(StatusCode::OK);
+    Response::new(ReplyBody::Local(tunnel))
 }
 
 /// Turns a request into what the upstream shall see.
@@ -391,13 +451,30 @@ fn unavailable(
 }
 
 /// A reply of our own, its details noted.
-pub(crate) fn local(
-    context: &RequestContext,
-    form: ReplyForm,
-    reply: LocalReply,
-) -> Response<ReplyBody> {
+fn local(context: &RequestContext, form: ReplyForm, reply: LocalReply) -> Response<ReplyBody> {
     context.set_details(reply.details.clone());
     reply.into_response(form).map(ReplyBody::Local)
+}
+
+/// Between two policies: picks the route again when the one outside changed what it depends on,
+/// so that those inside go by the settings of the new one.
+pub(crate) struct Rerouted {
+    pub(crate) router: Arc<Router>,
+    pub(crate) inner: Stack,
+}
+
+impl Handle for Rerouted {
+    fn call(&self, mut request: Request<Body>) -> PolicyFuture {
+        let context = request.extensions().get::<Arc<RequestContext>>();
+        if let Some(context) = context.filter(|context| context.is_route_cleared()) {
+            let context = context.clone();
+            let (mut parts, body) = request.into_parts();
+            let entry = self.router.pick(&parts, &context);
+            parts.extensions.insert(Picked(entry));
+            request = Request::from_parts(parts, body);
+        }
+        self.inner.handle(request)
+    }
 }
 
 /// The router as the innermost service of a policy stack.
@@ -429,8 +506,17 @@ impl Service<Request<Body>> for Innermost {
                 _ => router.pick(&parts, &context),
             };
             let received = Box::new(Received { parts, body });
-            let response = router.answer(entry, context, received).await;
-            Ok(response.map(Body::new))
+            let mut answer = pin!(router.answer(entry, context.clone(), received));
+            let response = poll_fn(|cx| {
+                // A layer answers: at once, or while the upstream is waited for.
+                if let Some(reply) = context.take_reply() {
+                    return Poll::Ready(reply);
+                }
+                answer.as_mut().poll(cx).map(|r| r.map(Body::new))
+            })
+            .await;
+            context.begin_response();
+            Ok(response)
         })
     }
 }

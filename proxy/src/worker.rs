@@ -21,9 +21,9 @@ use crate::{
     access_log::AccessLog,
     connection::{self, Listening},
     edge::Edge,
-    filters::Site,
+    filters::{Site, Stack},
     plan::{ClusterPlan, Plan, Protocol},
-    router::{Innermost, Router},
+    router::{Innermost, Rerouted, Router},
     stats::ListenerStats,
     upstream::{Cluster, SWEEPS_PER_IDLE_TIMEOUT},
 };
@@ -175,10 +175,17 @@ impl Worker {
                     metrics: &self.metrics,
                     buffer_limit: listener.buffer_limit,
                 };
-                let stack = plan.filters.stack(&listener.filters, innermost, &site);
+                let between = |inner| {
+                    let router = router.clone();
+                    Stack::of(Rerouted { router, inner })
+                };
+                let stack = plan
+                    .filters
+                    .stack(&listener.filters, innermost, between, &site);
                 let edge = Edge {
                     plan: listener.clone(),
                     router: router.clone(),
+                    tunnels_in_body: plan.filters.see_tunnels(&listener.filters, &plan.routes),
                     stack,
                     log: shared.log.clone(),
                     stats: ListenerStats::new(&listener.name, &self.metrics),

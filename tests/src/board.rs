@@ -37,6 +37,11 @@ pub struct Condition {
     pub client_head: Option<bool>,
     /// The body of the client's response contains this.
     pub client_body: Option<String>,
+    /// The last request at the origin is whole.
+    pub origin_complete: Option<bool>,
+    /// So many seconds passed after all of this was seen: for what is to stay
+    /// as it is.
+    pub after: Option<f64>,
 }
 
 /// A request as an origin saw it.
@@ -73,6 +78,8 @@ pub struct SeenResponse {
     pub trailers: Headers,
     /// Whether the end of the message was seen.
     pub complete: bool,
+    /// How much of the piece the proxy took, where the client notes it.
+    pub taken: Option<usize>,
 }
 
 /// Everything that was seen.
@@ -134,6 +141,16 @@ impl Board {
         {
             self.error(format!("waited in vain: {condition:?}"));
         }
+        if let Some(seconds) = condition.after {
+            tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+        }
+    }
+
+    /// Waits until the client found that nothing more is taken from it.
+    pub async fn wait_stalled(&self) {
+        let all = Duration::from_secs(3600);
+        self.wait_until(all, |seen| seen.client.taken.is_some())
+            .await;
     }
 
     /// Waits until every call and every origin request is over.
@@ -191,6 +208,9 @@ impl Condition {
                 .client_body
                 .as_deref()
                 .is_none_or(|part| contains(&seen.client.body, part))
+            && self.origin_complete.is_none_or(|wanted| {
+                seen.origin.last().is_some_and(|request| request.complete) == wanted
+            })
     }
 }
 
@@ -252,13 +272,17 @@ impl SeenRequest {
 
 impl SeenResponse {
     fn show(&self) -> Value {
-        json!({
+        let mut shown = json!({
             "status": self.status,
             "interim": self.interim,
             "headers": show_headers(&self.headers),
             "body": text::from_bytes(&self.body),
             "trailers": show_headers(&self.trailers),
             "complete": self.complete,
-        })
+        });
+        if let Some(taken) = self.taken {
+            shown["taken"] = json!(taken);
+        }
+        shown
     }
 }

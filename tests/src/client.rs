@@ -1,6 +1,7 @@
 //! The client: sends what the scenario says and notes the response.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncWriteExt as _;
@@ -13,6 +14,9 @@ use crate::scenario::{Outgoing, Payload};
 
 /// The authority of every request that does not name another one.
 pub const AUTHORITY: &str = "attache.test";
+
+/// How long a write may stand still before the proxy counts as full.
+const STALL: Duration = Duration::from_millis(500);
 
 /// Sends the request and reads the response until its end.
 pub async fn run(to: SocketAddr, request: &Outgoing, board: &Board) -> Result<(), String> {
@@ -49,7 +53,13 @@ async fn run_h1(stream: TcpStream, request: &Outgoing, board: &Board) -> Result<
         if nth > 0 {
             board.note(|seen| seen.earlier.push(std::mem::take(&mut seen.client)));
         }
-        let read = read_response(&mut from, method == "HEAD", board);
+        let read = read_response(&mut from, method, board);
+        let leave = async {
+            match &request.leave {
+                Some(condition) => board.wait(condition).await,
+                None => std::future::pending().await,
+            }
+        };
         let write = async {
             // A proxy that has answered may close early: that is no failure.
             if let Ok(true) = write_request(&mut to, head.clone(), &payload, board).await {
@@ -60,6 +70,7 @@ async fn run_h1(stream: TcpStream, request: &Outgoing, board: &Board) -> Result<
         tokio::select! {
             () = read => {}
             () = write => {}
+            () = leave => {}
         }
     }
     Ok(())
@@ -80,15 +91,17 @@ async fn write_request(
         to.write_all(&first).await?;
         first.clear();
     }
-    for (wait, data, abort) in &payload.steps {
-        if let Some(condition) = wait {
+    for piece in &payload.steps {
+        if let Some(condition) = &piece.wait {
             board.wait(condition).await;
         }
-        if *abort {
+        if piece.abort {
             return Ok(false);
         }
-        let bytes = framed(data);
-        if payload.stepwise {
+        let bytes = framed(&piece.data);
+        if piece.stall {
+            write_until_stalled(to, &bytes, board).await;
+        } else if payload.stepwise {
             let _ = to.write_all(&bytes).await;
         } else {
             first.extend_from_slice(&bytes);
@@ -101,7 +114,19 @@ async fn write_request(
     Ok(true)
 }
 
-async fn read_response(reader: &mut Reader<OwnedReadHalf>, bodiless: bool, board: &Board) {
+/// Writes until nothing more is taken, and notes how much was.
+async fn write_until_stalled(to: &mut OwnedWriteHalf, bytes: &[u8], board: &Board) {
+    let mut taken = 0;
+    while let Some(rest) = bytes.get(taken..).filter(|rest| !rest.is_empty()) {
+        match tokio::time::timeout(STALL, to.write(rest)).await {
+            Ok(Ok(count)) => taken += count,
+            Ok(Err(_)) | Err(_) => break,
+        }
+    }
+    board.note(|seen| seen.client.taken = Some(taken));
+}
+
+async fn read_response(reader: &mut Reader<OwnedReadHalf>, method: &str, board: &Board) {
     loop {
         let Some(head) = reader.head().await else {
             return;
@@ -121,8 +146,9 @@ async fn read_response(reader: &mut Reader<OwnedReadHalf>, bodiless: bool, board
             seen.client.headers = head.headers.clone();
         });
         let framing = match status {
-            _ if bodiless => Framing::None,
+            _ if method == "HEAD" => Framing::None,
             204 | 304 => Framing::None,
+            200..=299 if method == "CONNECT" => Framing::ToClose,
             _ => head.framing(Framing::ToClose),
         };
         let end = reader.body(framing, |data| note_body(board, data)).await;
@@ -153,12 +179,15 @@ async fn run_h2(stream: TcpStream, request: &Outgoing, board: &Board) -> Result<
     let (response, mut send) = client.send_request(head.body(()).unwrap(), empty)?;
     let write = async {
         let last = payload.steps.len().saturating_sub(1);
-        for (at, (wait, data, _)) in payload.steps.iter().enumerate() {
-            if let Some(condition) = wait {
+        for (at, piece) in payload.steps.iter().enumerate() {
+            if let Some(condition) = &piece.wait {
                 board.wait(condition).await;
             }
+            if piece.abort {
+                return;
+            }
             let end = at == last && payload.trailers.is_empty();
-            let _ = send.send_data(Bytes::copy_from_slice(data), end);
+            let _ = send.send_data(Bytes::copy_from_slice(&piece.data), end);
         }
         if !payload.trailers.is_empty() {
             let _ = send.send_trailers(to_map(&payload.trailers));

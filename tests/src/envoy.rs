@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
@@ -23,6 +23,7 @@ const START: Duration = Duration::from_secs(60);
 pub struct Envoy {
     process: Child,
     folder: PathBuf,
+    admin: Option<SocketAddr>,
     listeners: BTreeMap<String, SocketAddr>,
 }
 
@@ -50,6 +51,8 @@ impl Envoy {
         let bootstrap = envoy_config::bootstrap(parts);
         fs::write(&file, bootstrap.to_string()).map_err(|e| e.to_string())?;
         let log = fs::File::create(folder.join("log")).map_err(|e| e.to_string())?;
+        // The working directory is its own, for its logs.
+        let program = &std::path::absolute(program).map_err(|e| e.to_string())?;
         let process = Command::new(program)
             .args([
                 "--disable-hot-restart",
@@ -57,7 +60,10 @@ impl Envoy {
                 "1",
                 "--log-level",
                 "warning",
+                "--file-flush-interval-msec",
+                "20",
             ])
+            .current_dir(&folder)
             .arg("--config-path")
             .arg(&file)
             .arg("--admin-address-path")
@@ -70,6 +76,7 @@ impl Envoy {
         let mut envoy = Self {
             process,
             folder,
+            admin: None,
             listeners: BTreeMap::new(),
         };
         envoy.wait_until_ready().await?;
@@ -82,7 +89,8 @@ impl Envoy {
             if let Ok(Some(status)) = self.process.try_wait() {
                 return Err(format!("Envoy ended with {status}:\n{}", self.log_end()));
             }
-            if let Some(listeners) = self.try_listeners().await {
+            if let Some((admin, listeners)) = self.try_listeners().await {
+                self.admin = Some(admin);
                 self.listeners = listeners;
                 return Ok(());
             }
@@ -94,7 +102,7 @@ impl Envoy {
         ))
     }
 
-    async fn try_listeners(&self) -> Option<BTreeMap<String, SocketAddr>> {
+    async fn try_listeners(&self) -> Option<(SocketAddr, BTreeMap<String, SocketAddr>)> {
         let admin = fs::read_to_string(self.folder.join("admin")).ok()?;
         let admin: SocketAddr = admin.trim().parse().ok()?;
         if !get(admin, "/ready").await?.starts_with(b"LIVE") {
@@ -109,7 +117,7 @@ impl Envoy {
             let address = format!("{}:{port}", address["address"].as_str()?);
             listeners.insert(status["name"].as_str()?.to_owned(), address.parse().ok()?);
         }
-        Some(listeners)
+        Some((admin, listeners))
     }
 
     /// Where the n-th scenario's listener is.
@@ -117,6 +125,47 @@ impl Envoy {
         self.listeners
             .get(&envoy_config::listener_name(nth))
             .copied()
+    }
+
+    /// The counters of External Processing in the n-th scenario, summed over
+    /// all instances, as far as they are not 0.
+    pub async fn stats(&self, nth: usize) -> Value {
+        let mut counters = BTreeMap::<String, u64>::new();
+        let prefix = format!("http.{}.ext_proc.", envoy_config::listener_name(nth));
+        let path = format!("/stats?format=text&type=Counters&usedonly&filter=^{prefix}");
+        let text = match self.admin {
+            Some(admin) => get(admin, &path).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        for line in String::from_utf8_lossy(&text).lines() {
+            let Some((name, count)) = line.split_once(": ") else {
+                continue;
+            };
+            let name = name.rsplit('.').next().unwrap_or_default();
+            let count = count.parse::<u64>().unwrap_or_default();
+            *counters.entry(name.to_owned()).or_default() += count;
+        }
+        counters.retain(|_, count| *count > 0);
+        json!(counters)
+    }
+
+    /// The last line of the n-th scenario's access log.
+    pub fn log(&self, nth: usize) -> Value {
+        let file = self.folder.join(envoy_config::log_name(nth));
+        let text = fs::read_to_string(file).unwrap_or_default();
+        let last = text.lines().last().unwrap_or_default();
+        let mut line: Value = serde_json::from_str(last).unwrap_or_default();
+        if line["flags"] == "-" {
+            line["flags"] = json!("");
+        }
+        for state in line["policies"]
+            .as_object_mut()
+            .into_iter()
+            .flat_map(Map::values_mut)
+        {
+            *state = calls(state.as_str().unwrap_or_default());
+        }
+        line
     }
 
     /// The end of Envoy's log.
@@ -136,6 +185,29 @@ impl Drop for Envoy {
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// The last status of each kind of call, from the filter's own short form
+/// (`rh:210:0,rb:2:400:0,bs:100,…`).
+fn calls(plain: &str) -> Value {
+    let mut calls = Map::new();
+    for part in plain.split(',') {
+        let mut words = part.split(':');
+        let kind = match words.next() {
+            Some("rh") => "request_headers",
+            Some("rb") => "request_body",
+            Some("rt") => "request_trailers",
+            Some("sh") => "response_headers",
+            Some("sb") => "response_body",
+            Some("st") => "response_trailers",
+            _ => continue,
+        };
+        let status = words
+            .next_back()
+            .and_then(|status| status.parse::<i64>().ok());
+        calls.insert(kind.to_owned(), json!(status));
+    }
+    Value::Object(calls)
 }
 
 async fn get(address: SocketAddr, path: &str) -> Option<Vec<u8>> {

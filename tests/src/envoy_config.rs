@@ -12,6 +12,41 @@ use serde_json::{Map, Value, json};
 
 use crate::scenario::Scenario;
 
+const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
+
+/// Adds an access log that says what ours says, in the working directory.
+pub fn log_requests(part: &mut Value, nth: usize, scenario: &Scenario) -> Result<(), String> {
+    let manager = part
+        .pointer_mut(MANAGER)
+        .ok_or("the export has no connection manager")?;
+    let mut policies = Map::new();
+    for (name, kind, _) in scenario.filters()? {
+        if kind == "ext_proc" {
+            let state = format!("%FILTER_STATE({name}:PLAIN)%");
+            policies.insert(name, json!(state));
+        }
+    }
+    manager["access_log"] = json!([{
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": log_name(nth),
+            "log_format": { "json_format": {
+                "status": "%RESPONSE_CODE%",
+                "flags": "%RESPONSE_FLAGS%",
+                "details": "%RESPONSE_CODE_DETAILS%",
+                "policies": policies,
+            } },
+        },
+    }]);
+    Ok(())
+}
+
+/// The access log of the n-th scenario.
+pub fn log_name(nth: usize) -> String {
+    format!("access-{nth}")
+}
+
 /// The prefix of the clusters of the n-th scenario.
 pub fn prefix(nth: usize) -> String {
     format!("scenario-{nth}~")
@@ -51,7 +86,7 @@ pub fn exported(nth: usize, config: &Config) -> Result<Value, String> {
 pub fn by_hand(nth: usize, frame: &Config, scenario: &Scenario) -> Result<Value, String> {
     let mut part = export::envoy(frame, &BTreeMap::new()).map_err(|e| e.to_string())?;
     let manager = part
-        .pointer_mut("/static_resources/listeners/0/filter_chains/0/filters/0/typed_config")
+        .pointer_mut(MANAGER)
         .ok_or("the export has no connection manager")?;
     let router = manager["http_filters"].take();
     let mut filters = Vec::new();
@@ -77,6 +112,10 @@ fn make_unique(part: &mut Value, nth: usize) {
     }
     for listener in resources["listeners"].as_array_mut().into_iter().flatten() {
         listener["name"] = json!(listener_name(nth));
+    }
+    if let Some(manager) = part.pointer_mut(MANAGER) {
+        // Counters of their own.
+        manager["stat_prefix"] = json!(listener_name(nth));
     }
 }
 

@@ -9,7 +9,8 @@
 //! - other lists: as long, and each item must match;
 //! - `false`, `0`, `""`, `[]` and `{}` also match what is absent;
 //! - `{regex: …}` matches a text as a whole;
-//! - `{repeat: x, times: 9}` is that long text.
+//! - `{repeat: x, times: 9}` is that long text;
+//! - `{below: 9}` matches any smaller number.
 
 use std::collections::BTreeSet;
 
@@ -51,6 +52,12 @@ impl Expect {
                 whole.insert("calls".to_owned(), list(calls));
             }
         }
+        if let Some(stats) = &self.stats {
+            whole.insert("stats".to_owned(), stats.clone());
+        }
+        if let Some(log) = &self.log {
+            whole.insert("log".to_owned(), log.clone());
+        }
         // Nobody may leave a call open, whatever the scenario.
         whole.insert("open_calls".to_owned(), json!(0));
         Value::Object(whole)
@@ -60,6 +67,20 @@ impl Expect {
     pub fn differences(&self, seen: &Value) -> Vec<String> {
         let mut found = Vec::new();
         compare("", &self.as_observation(), seen, &mut found);
+        found
+    }
+}
+
+impl Expect {
+    /// What differs between the expectation and the proxy's own books.
+    pub fn books(&self, seen: &Value) -> Vec<String> {
+        let whole = self.as_observation();
+        let mut found = Vec::new();
+        for part in ["stats", "log"] {
+            if let Some(wanted) = whole.get(part) {
+                compare(part, wanted, &seen[part], &mut found);
+            }
+        }
         found
     }
 }
@@ -94,6 +115,7 @@ fn leaves(value: &Value, place: &mut String, places: &mut Vec<String>) {
         place.truncate(length);
     };
     match value {
+        Value::Object(bound) if bound.contains_key("below") => places.push(place.clone()),
         Value::Object(fields) => fields.iter().for_each(|(name, value)| below(name, value)),
         Value::Array(items) if !items.is_empty() => {
             items
@@ -140,6 +162,11 @@ fn compare(at: &str, wanted: &Value, seen: &Value, found: &mut Vec<String>) {
             let wanted = text::to_string(wanted).expect("a long text");
             if wanted != *seen {
                 found.push(format!("{at}: {} bytes, not {}", seen.len(), wanted.len()));
+            }
+        }
+        (Value::Object(bound), Value::Number(seen)) if bound.contains_key("below") => {
+            if seen.as_f64() >= bound["below"].as_f64() {
+                found.push(format!("{at}: {seen}, not below {}", bound["below"]));
             }
         }
         (Value::Object(wanted), Value::Array(pairs)) if is_pairs(pairs) => {

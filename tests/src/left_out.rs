@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::envoy;
+use crate::{envoy, processors};
 
 /// The line, when something is missing.
 pub fn line() -> Option<String> {
@@ -16,6 +16,8 @@ pub fn line() -> Option<String> {
     if redis().is_none() {
         suites.push("rate limits in Redis");
     }
+    let processors = processors::left_out();
+    suites.extend(processors.as_deref());
     let line = format!("skipped: {} (run cargo xtask test)", suites.join(", and "));
     (!suites.is_empty()).then_some(line)
 }

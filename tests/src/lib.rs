@@ -15,6 +15,7 @@
 //! - [`envoy_config`] and [`envoy`]: the scenario as an Envoy bootstrap, and
 //!   the process that runs it
 //! - [`ours`]: the scenario as our configuration, and our proxy
+//! - [`processors`]: the example processors in other languages
 //! - [`noise`]: what is not compared, and why
 //! - [`expect`]: the comparison
 //! - [`run`]: one scenario from start to verdict
@@ -32,6 +33,7 @@ pub mod message;
 pub mod noise;
 pub mod origin;
 pub mod ours;
+pub mod processors;
 pub mod run;
 pub mod scenario;
 pub mod script;

@@ -39,6 +39,19 @@ pub fn encode(descriptor: &MessageDescriptor, value: &Value, raw: bool) -> Resul
     Ok(build(descriptor, value, raw)?.encode_to_vec())
 }
 
+/// Reads one message from protobuf's JSON.
+pub fn from_json(descriptor: &MessageDescriptor, json: &[u8]) -> Result<Value, String> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let message = DynamicMessage::deserialize(descriptor.clone(), &mut reader)
+        .map_err(|error| format!("{}: {error}", descriptor.name()))?;
+    Ok(show(&message))
+}
+
+/// Writes one message as protobuf's JSON.
+pub fn to_json(descriptor: &MessageDescriptor, value: &Value) -> Result<Vec<u8>, String> {
+    serde_json::to_vec(&build(descriptor, value, true)?).map_err(|e| e.to_string())
+}
+
 fn show(message: &DynamicMessage) -> Value {
     let name = message.descriptor();
     match name.full_name() {

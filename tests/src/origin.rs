@@ -67,6 +67,18 @@ impl Origin {
     async fn connection_h1(self, stream: TcpStream) {
         let (from, mut to) = stream.into_split();
         let mut reader = Reader::new(from);
+        if self.answer.tcp {
+            let at = self.arrived(SeenRequest {
+                cluster: self.cluster,
+                ..SeenRequest::default()
+            });
+            tokio::join!(
+                self.read_h1(&mut reader, Framing::ToClose, at),
+                self.answer_h1(&mut to, false)
+            );
+            self.board.note(|seen| seen.origin_busy -= 1);
+            return;
+        }
         while let Some(head) = reader.head().await {
             let mut words = head.line.split(' ');
             let at = self.arrived(SeenRequest {
@@ -77,8 +89,11 @@ impl Origin {
                 ..SeenRequest::default()
             });
             let bodiless = head.line.starts_with("HEAD ");
-            let framing = head.framing(Framing::None);
-            let alive = if self.answer.early {
+            let framing = match self.answer.raw {
+                true => Framing::ToClose,
+                false => head.framing(Framing::None),
+            };
+            let alive = if self.answer.early || self.answer.raw {
                 let (alive, ()) = tokio::join!(
                     self.read_h1(&mut reader, framing, at),
                     self.answer_h1(&mut to, bodiless)
@@ -125,26 +140,29 @@ impl Origin {
         }
         let payload = self.answer.payload().unwrap();
         let status = self.answer.status.unwrap_or(200);
-        let mut bytes = h1::write_head(&format!("HTTP/1.1 {status} Answer"), &payload.headers);
+        let mut bytes = match self.answer.tcp {
+            true => Vec::new(),
+            false => h1::write_head(&format!("HTTP/1.1 {status} Answer"), &payload.headers),
+        };
         if bodiless {
             let _ = to.write_all(&bytes).await;
             return;
         }
-        for (wait, data, abort) in &payload.steps {
+        for piece in &payload.steps {
             if payload.stepwise {
                 let _ = to.write_all(&std::mem::take(&mut bytes)).await;
             }
-            if let Some(condition) = wait {
+            if let Some(condition) = &piece.wait {
                 self.board.wait(condition).await;
             }
-            if *abort {
+            if piece.abort {
                 let _ = to.shutdown().await;
                 return;
             }
             bytes.extend(if payload.chunked {
-                h1::write_chunk(data)
+                h1::write_chunk(&piece.data)
             } else {
-                data.clone()
+                piece.data.clone()
             });
         }
         if payload.chunked {
@@ -209,11 +227,11 @@ impl Origin {
         let Ok(mut send) = respond.send_response(head, false) else {
             return;
         };
-        for (wait, data, _) in &payload.steps {
-            if let Some(condition) = wait {
+        for piece in &payload.steps {
+            if let Some(condition) = &piece.wait {
                 self.board.wait(condition).await;
             }
-            let _ = send.send_data(Bytes::copy_from_slice(data), false);
+            let _ = send.send_data(Bytes::copy_from_slice(&piece.data), false);
         }
         if payload.trailers.is_empty() {
             let _ = send.send_data(Bytes::new(), true);

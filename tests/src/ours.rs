@@ -1,7 +1,11 @@
 //! Our proxy: the scenario as its configuration, and how it is started.
 
 use std::any::Any;
+use std::collections::BTreeMap;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use attache_proxy::{Config, Plan, Proxy, config::NothingEmbedded};
 use attache_service::{Address, Metrics, config::Document};
@@ -17,6 +21,79 @@ pub struct RunningProxy {
     pub address: SocketAddr,
     /// What keeps it running: it stops when this is dropped.
     pub keeper: Box<dyn Any + Send>,
+    metrics: Metrics,
+    log: Option<PathBuf>,
+}
+
+impl RunningProxy {
+    /// The counters of External Processing that are not 0.
+    pub fn counters(&self) -> Value {
+        let mut counters = BTreeMap::<String, u64>::new();
+        for line in self.metrics.render().lines() {
+            let found = line.strip_prefix("attache_ext_proc_");
+            let Some((name, rest)) = found.and_then(|line| line.split_once("_total{")) else {
+                continue;
+            };
+            let count = rest.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok());
+            if let Some(count) = count.filter(|count| *count > 0) {
+                *counters.entry(name.to_owned()).or_default() += count;
+            }
+        }
+        json!(counters)
+    }
+
+    /// The last line of the access log in the words of both proxies.
+    pub fn log_line(&self) -> Value {
+        let text = self
+            .log
+            .as_ref()
+            .and_then(|log| fs::read_to_string(log).ok());
+        let last = text.as_deref().unwrap_or_default().lines().last();
+        let line: Value =
+            (last.and_then(|line| serde_json::from_str(line).ok())).unwrap_or_default();
+        let mut policies = Map::new();
+        for call in line["policies"].as_array().into_iter().flatten() {
+            let (filter, phase) = (text_of(&call["filter"]), text_of(&call["phase"]));
+            let of = policies.entry(filter).or_insert_with(|| json!({}));
+            of[phase] = call["grpc_status"].clone();
+        }
+        json!({
+            "status": line["status"],
+            "flags": line["flags"],
+            "details": line["details"].as_str().map(|details| details.replace(' ', "_")),
+            "policies": policies,
+        })
+    }
+}
+
+fn text_of(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+impl Drop for RunningProxy {
+    fn drop(&mut self) {
+        if let Some(log) = &self.log {
+            let _ = fs::remove_file(log);
+        }
+    }
+}
+
+/// Starts our proxy, with an access log if wanted.
+///
+/// # Errors
+/// What is wrong with the configuration, or why it does not start.
+pub async fn start(config: &str, logged: bool) -> Result<RunningProxy, String> {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    if !logged {
+        return start_ours(config).await;
+    }
+    let nth = NEXT.fetch_add(1, Ordering::Relaxed);
+    let log = std::env::temp_dir().join(format!("attache-{}-{nth}.log", std::process::id()));
+    let mut with_log: Value = serde_json::from_str(config).map_err(|e| e.to_string())?;
+    with_log["listeners"][0]["access_log"] = json!({ "path": log });
+    let mut proxy = start_ours(&with_log.to_string()).await?;
+    proxy.log = Some(log);
+    Ok(proxy)
 }
 
 /// Starts our proxy with this configuration.
@@ -25,7 +102,8 @@ pub struct RunningProxy {
 /// What is wrong with the configuration, or why it does not start.
 pub async fn start_ours(config: &str) -> Result<RunningProxy, String> {
     let (_, plan) = read(config)?;
-    let running = Proxy::start(plan, Metrics::default())
+    let metrics = Metrics::default();
+    let running = Proxy::start(plan, metrics.clone())
         .await
         .map_err(|e| e.to_string())?;
     let address = match running.addresses().first() {
@@ -40,6 +118,8 @@ pub async fn start_ours(config: &str) -> Result<RunningProxy, String> {
     Ok(RunningProxy {
         address,
         keeper: Box::new(running),
+        metrics,
+        log: None,
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::task::JoinSet;
@@ -14,6 +14,9 @@ use crate::origin::Origin;
 use crate::scenario::{Expect, Scenario};
 use crate::service::Service;
 use crate::{client, envoy_config, expect, noise, ours};
+
+/// How long counters and access logs may lag behind.
+const BOOKS: Duration = Duration::from_secs(5);
 
 /// How long a scenario may take.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -64,6 +67,10 @@ impl Sockets {
             .origins
             .iter()
             .map(|(name, socket)| of(name, socket, http2));
+        // The same service, spoken to in HTTP/1.1.
+        let plain = (self.services.iter())
+            .filter(|_| scenario.calls_http())
+            .map(|(name, socket)| of(&format!("{name}-http"), socket, false));
         let services = self
             .services
             .iter()
@@ -74,7 +81,8 @@ impl Sockets {
             address: nowhere,
             http2: true,
         };
-        origins.chain(services).chain([dead]).collect()
+        let all = origins.chain(services).chain(plain);
+        all.chain([dead]).collect()
     }
 
     /// The same sockets for another run: both proxies have the very same
@@ -115,12 +123,22 @@ impl Sockets {
     }
 }
 
+/// What a proxy tells about its own work.
+trait Books {
+    /// Its counters of External Processing.
+    fn stats(&self) -> impl Future<Output = Value>;
+    /// The last line of its access log.
+    fn log(&self) -> Value;
+}
+
 /// Runs a scenario through the proxy at `address`.
 async fn observe(
     scenario: &Scenario,
+    expect: &Expect,
     sockets: Sockets,
     address: SocketAddr,
     prefix: &str,
+    books: &impl Books,
 ) -> Result<Value, String> {
     let board = Board::new();
     let tasks = sockets.serve(scenario, &board)?;
@@ -132,8 +150,50 @@ async fn observe(
     board.wait_idle().await;
     drop(tasks);
     let mut seen = board.observation()?;
+    // The books are written a moment later than everything else happens.
+    let start = Instant::now();
+    loop {
+        if scenario.is_counted() {
+            seen["stats"] = books.stats().await;
+        }
+        if scenario.is_logged() {
+            seen["log"] = books.log();
+        }
+        let closed = !scenario.is_counted() && !scenario.is_logged();
+        let found = if closed {
+            Vec::new()
+        } else {
+            expect.books(&seen)
+        };
+        if found.is_empty() || start.elapsed() > BOOKS {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     noise::clean(&mut seen, prefix);
     Ok(seen)
+}
+
+struct EnvoyBooks<'a>(&'a Envoy, usize);
+
+impl Books for EnvoyBooks<'_> {
+    async fn stats(&self) -> Value {
+        self.0.stats(self.1).await
+    }
+
+    fn log(&self) -> Value {
+        self.0.log(self.1)
+    }
+}
+
+impl Books for ours::RunningProxy {
+    async fn stats(&self) -> Value {
+        self.counters()
+    }
+
+    fn log(&self) -> Value {
+        self.log_line()
+    }
 }
 
 /// A scenario that is ready to run.
@@ -156,7 +216,7 @@ impl Prepared {
         let sockets = Sockets::bind(scenario)?;
         let clusters = sockets.clusters(scenario);
         let config = ours::config(scenario, &clusters)?;
-        let (bootstrap, refusal) = match ours::read(&config) {
+        let (mut bootstrap, refusal) = match ours::read(&config) {
             Ok((config, _)) => (envoy_config::exported(nth, &config)?, None),
             Err(refusal) => {
                 let (frame, _) = ours::read(&ours::frame(scenario, &clusters))?;
@@ -164,6 +224,9 @@ impl Prepared {
                 (bootstrap, Some(refusal))
             }
         };
+        if scenario.is_logged() {
+            envoy_config::log_requests(&mut bootstrap, nth, scenario)?;
+        }
         Ok(Self {
             nth,
             sockets,
@@ -179,7 +242,10 @@ impl Prepared {
             .address(self.nth)
             .ok_or("Envoy has no listener for this scenario")?;
         let prefix = envoy_config::prefix(self.nth);
-        let seen = observe(scenario, self.sockets.again()?, address, &prefix).await?;
+        let books = EnvoyBooks(envoy, self.nth);
+        let sockets = self.sockets.again()?;
+        let expect = &scenario.expect;
+        let seen = observe(scenario, expect, sockets, address, &prefix, &books).await?;
         keep("envoy", scenario, &seen)?;
         Ok(seen)
     }
@@ -188,15 +254,19 @@ impl Prepared {
     /// that our proxy has no such settings yet.
     pub async fn through_ours(&self, scenario: &Scenario) -> Result<Option<Value>, String> {
         match (&scenario.not_yet, &self.refusal) {
+            _ if scenario.envoy_only.is_some() => return Ok(None),
             (None, None) => {}
+            (Some(_), None) if scenario.is_pending() => {}
             (Some(part), Some(refusal)) if refusal.contains(part) => return Ok(None),
             (_, Some(refusal)) => return Err(format!("refused: {refusal}")),
             (Some(_), None) => {
                 return Err("takes this configuration now: remove `not_yet`".to_owned());
             }
         }
-        let proxy = ours::start_ours(&self.config).await?;
-        let seen = observe(scenario, self.sockets.again()?, proxy.address, "").await?;
+        let proxy = ours::start(&self.config, scenario.is_logged()).await?;
+        let sockets = self.sockets.again()?;
+        let expect = scenario.expect_ours.as_ref().unwrap_or(&scenario.expect);
+        let seen = observe(scenario, expect, sockets, proxy.address, "", &proxy).await?;
         keep("ours", scenario, &seen)?;
         Ok(Some(seen))
     }

@@ -52,12 +52,39 @@ pub struct Scenario {
     #[serde(default)]
     pub expect_ours: Option<Expect>,
     /// A part of the message with which our proxy refuses the scenario's
-    /// configuration, while it has no such setting.
+    /// configuration, while it has no such setting; `behaviour` where it has
+    /// the setting, but does not behave so yet.
     #[serde(default)]
     pub not_yet: Option<String>,
+    /// Why our proxy will never run this scenario.
+    #[serde(default)]
+    pub envoy_only: Option<String>,
     /// Where the scenario stands: `ext_proc/headers`.
     #[serde(skip)]
     pub file: String,
+}
+
+/// Behaviours that no scenario shows.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeftOut {
+    /// The number in the specification.
+    pub spec: u32,
+    /// The behaviour.
+    pub what: String,
+    /// Why it is left out.
+    pub reason: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    common: Map<String, Value>,
+    #[serde(default)]
+    left_out: Vec<LeftOut>,
+    #[serde(default)]
+    scenarios: Vec<Map<String, Value>>,
 }
 
 /// A message that a script sends: the client's request or an origin's answer.
@@ -94,6 +121,13 @@ pub struct Outgoing {
     pub silent: bool,
     /// The connection closes after this message.
     pub close: bool,
+    /// After the head bytes go as they are, both ways at once, until the
+    /// connection closes: an upgrade, or the inside of a CONNECT.
+    pub raw: bool,
+    /// An origin speaks no HTTP at all: raw bytes from the start.
+    pub tcp: bool,
+    /// The client leaves when this was seen, whatever it still waits for.
+    pub leave: Option<Condition>,
 }
 
 /// A step in sending a body.
@@ -106,6 +140,9 @@ pub struct BodyStep {
     pub send: Option<Value>,
     /// Close the connection here.
     pub abort: bool,
+    /// Send until the proxy takes no more for half a second, and note how much
+    /// it took.
+    pub stall: bool,
 }
 
 /// What was expected, each part as far as it is written.
@@ -124,6 +161,23 @@ pub struct Expect {
     pub origin: Option<Value>,
     /// The calls at the services: how many, or all of them, in order.
     pub calls: Option<Value>,
+    /// The filter's counters that are not 0, summed over all instances.
+    pub stats: Option<Value>,
+    /// The line in the proxy's access log.
+    pub log: Option<Value>,
+}
+
+/// One piece of a body as it leaves.
+#[derive(Debug, Clone, Default)]
+pub struct Piece {
+    /// What to wait for.
+    pub wait: Option<Condition>,
+    /// The bytes.
+    pub data: Vec<u8>,
+    /// Close the connection instead.
+    pub abort: bool,
+    /// Send until the proxy takes no more.
+    pub stall: bool,
 }
 
 /// A body as it leaves.
@@ -136,7 +190,7 @@ pub struct Payload {
     /// Whether the pieces leave one by one.
     pub stepwise: bool,
     /// The pieces.
-    pub steps: Vec<(Option<Condition>, Vec<u8>, bool)>,
+    pub steps: Vec<Piece>,
     /// Trailers.
     pub trailers: Headers,
 }
@@ -151,6 +205,26 @@ impl Scenario {
 
     /// All scenarios below the folder `scenarios`.
     pub fn load_all() -> Result<Vec<Self>, String> {
+        let files = Self::files()?;
+        let mut all = Vec::new();
+        for (name, text) in files {
+            all.extend(Self::load(&name, &text)?);
+        }
+        Ok(all)
+    }
+
+    /// What the files leave out.
+    pub fn left_out() -> Result<Vec<LeftOut>, String> {
+        let mut all = Vec::new();
+        for (name, text) in Self::files()? {
+            let read: File = serde_saphyr::from_str(&text).map_err(|e| format!("{name}: {e}"))?;
+            all.extend(read.left_out);
+        }
+        Ok(all)
+    }
+
+    /// All files of scenarios, by their short names.
+    fn files() -> Result<Vec<(String, String)>, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
         let mut all = Vec::new();
         for kind in Self::KINDS {
@@ -160,7 +234,7 @@ impl Scenario {
             for file in files {
                 let text = std::fs::read_to_string(&file).map_err(|e| e.to_string())?;
                 let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-                all.extend(Self::load(&format!("{kind}/{stem}"), &text)?);
+                all.push((format!("{kind}/{stem}"), text));
             }
         }
         Ok(all)
@@ -169,13 +243,6 @@ impl Scenario {
     /// The scenarios of one file. What stands under `common` holds for each
     /// that does not say otherwise.
     pub fn load(file: &str, text: &str) -> Result<Vec<Self>, String> {
-        #[derive(Deserialize)]
-        #[serde(deny_unknown_fields)]
-        struct File {
-            #[serde(default)]
-            common: Map<String, Value>,
-            scenarios: Vec<Map<String, Value>>,
-        }
         let read: File = serde_saphyr::from_str(text).map_err(|e| format!("{file}: {e}"))?;
         let mut all = Vec::new();
         for scenario in read.scenarios {
@@ -202,11 +269,39 @@ impl Scenario {
             return Err("`deviates` and `expect_ours` belong together".to_owned());
         }
         let expect = &self.expect;
-        let parts = [&expect.client, &expect.service, &expect.origin];
+        let parts = [
+            &expect.client,
+            &expect.service,
+            &expect.origin,
+            &expect.stats,
+        ];
         if parts.iter().all(|part| part.is_none()) && expect.services.is_empty() {
             return Err("nothing is expected".to_owned());
         }
         Ok(())
+    }
+
+    /// Whether a filter calls its service by HTTP/1.1 and JSON.
+    pub fn calls_http(&self) -> bool {
+        let text = format!("{:?}{:?}", self.filters, self.routes);
+        text.contains("http_service")
+    }
+
+    /// Whether our proxy takes the settings, but behaves otherwise as yet.
+    pub fn is_pending(&self) -> bool {
+        self.not_yet.as_deref() == Some("behaviour")
+    }
+
+    /// Whether anybody looks at the access log.
+    pub fn is_logged(&self) -> bool {
+        let ours = self.expect_ours.as_ref().is_some_and(|e| e.log.is_some());
+        ours || self.expect.log.is_some()
+    }
+
+    /// Whether anybody looks at the counters.
+    pub fn is_counted(&self) -> bool {
+        let ours = self.expect_ours.as_ref().is_some_and(|e| e.stats.is_some());
+        ours || self.expect.stats.is_some()
     }
 
     /// The test's name.
@@ -254,7 +349,9 @@ fn complete(kind: &str, body: &Value) -> Value {
     };
     match kind {
         "ext_proc" => {
-            body.entry("grpc_service").or_insert(service);
+            if !body.contains_key("http_service") {
+                body.entry("grpc_service").or_insert(service);
+            }
             patient(&mut body, "message_timeout");
         }
         "ext_authz" => {
@@ -287,6 +384,15 @@ fn without_nulls(value: Value) -> Value {
     }
 }
 
+impl Piece {
+    fn of(data: Vec<u8>) -> Self {
+        Self {
+            data,
+            ..Self::default()
+        }
+    }
+}
+
 impl Outgoing {
     /// Whether this side speaks HTTP/2.
     pub fn is_h2(&self) -> bool {
@@ -311,18 +417,22 @@ impl Outgoing {
             if !framed && !self.is_h2() {
                 headers.push(("content-length".to_owned(), bytes.len().to_string().into()));
             }
-            steps.push((None, bytes, false));
+            steps.push(Piece::of(bytes));
         } else if self.chunks.is_some() || self.steps.is_some() {
-            chunked = !sized && !self.is_h2();
+            chunked = !sized && !self.is_h2() && !self.raw && !self.tcp;
             if chunked && !framed {
                 headers.push(("transfer-encoding".to_owned(), b"chunked".to_vec()));
             }
             for chunk in self.chunks.iter().flatten() {
-                steps.push((None, text::to_bytes(chunk)?, false));
+                steps.push(Piece::of(text::to_bytes(chunk)?));
             }
             for step in self.steps.iter().flatten() {
-                let bytes = step.send.as_ref().map_or(Ok(Vec::new()), text::to_bytes)?;
-                steps.push((step.r#await.clone(), bytes, step.abort));
+                steps.push(Piece {
+                    wait: step.r#await.clone(),
+                    data: step.send.as_ref().map_or(Ok(Vec::new()), text::to_bytes)?,
+                    abort: step.abort,
+                    stall: step.stall,
+                });
             }
         }
         let trailers = list(&self.trailers)?;
@@ -338,7 +448,19 @@ impl Outgoing {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn every_number_of_the_specification_has_its_scenario_or_its_reason() {
+        let scenarios = Scenario::load_all().unwrap();
+        let of_ext_proc = scenarios.iter().filter(|s| s.file.starts_with("ext_proc/"));
+        let mut numbers: BTreeSet<u32> = of_ext_proc.flat_map(|s| s.spec.clone()).collect();
+        numbers.extend(Scenario::left_out().unwrap().iter().map(|left| left.spec));
+        let missing: Vec<u32> = (1..=120).filter(|n| !numbers.contains(n)).collect();
+        assert!(missing.is_empty(), "no scenario for {missing:?}");
+    }
 
     #[test]
     fn every_deviation_has_its_row_in_the_table() {

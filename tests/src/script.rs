@@ -4,7 +4,9 @@
 //! `request_body`, … for External Processing, `check`, `should_rate_limit`).
 //! The n-th message of a kind takes the n-th action; one action need not be
 //! in a list. Messages beyond the list are answered with the plain
-//! "go on" of their kind. An action is `continue`, `silent`, `close`, or
+//! "go on" of their kind. An action is `continue`, `silent`, `close`, `echo`
+//! (the body comes back as full duplex wants it; at the end of a list it holds
+//! for all that follow), or
 //!
 //! | field | what is done |
 //! |---|---|
@@ -12,11 +14,15 @@
 //! | `delay` | wait so many seconds |
 //! | `common` | reply with this `CommonResponse` (or trailers mutation) |
 //! | `reply` | reply with this message |
+//! | `stream` | send this `StreamedBodyResponse` in the message's direction |
 //! | `garbage` | send these bytes as a message |
 //! | `end` | end the call with this `{code, message}` |
 //! | `reset` | reset the stream |
 //!
 //! done in this order, or a list of such steps.
+//!
+//! `reads: n` beside the kinds makes the service read no further than its n-th
+//! message until the client found that the proxy takes no more from it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -28,7 +34,11 @@ use crate::text;
 
 /// The lists of a script by kind.
 #[derive(Debug, Clone, Default)]
-pub struct Script(BTreeMap<String, Vec<Value>>);
+pub struct Script {
+    kinds: BTreeMap<String, Vec<Value>>,
+    /// The number of messages of a call that the service reads.
+    pub reads: Option<usize>,
+}
 
 /// One thing to do.
 #[derive(Debug, Clone)]
@@ -37,6 +47,8 @@ pub enum Step {
     Await(Condition),
     /// Wait for so long.
     Delay(Duration),
+    /// Send the message's body back as it is.
+    Echo,
     /// Send this message.
     Reply(Value),
     /// Send these bytes as a message.
@@ -65,7 +77,12 @@ impl Script {
             .as_object()
             .ok_or_else(|| format!("not a script: {value}"))?;
         let mut kinds = BTreeMap::new();
+        let mut reads = None;
         for (kind, actions) in object {
+            if kind == "reads" {
+                reads = actions.as_u64().map(|n| n as usize);
+                continue;
+            }
             if !KINDS.contains(&kind.as_str()) {
                 return Err(format!("no kind of message: {kind}"));
             }
@@ -78,14 +95,16 @@ impl Script {
             }
             kinds.insert(kind.clone(), actions);
         }
-        Ok(Self(kinds))
+        Ok(Self { kinds, reads })
     }
 
     /// The steps for the n-th message (from 0) of a kind.
     pub fn steps(&self, kind: &str, nth: usize) -> Vec<Step> {
-        let action = self.0.get(kind).and_then(|actions| actions.get(nth));
+        let actions = self.kinds.get(kind).map_or(&[][..], Vec::as_slice);
         let plain = json!("continue");
-        steps(kind, action.unwrap_or(&plain)).unwrap_or_default()
+        let rest = actions.last().filter(|last| *last == "echo");
+        let action = actions.get(nth).or(rest).unwrap_or(&plain);
+        steps(kind, action).unwrap_or_default()
     }
 }
 
@@ -95,6 +114,7 @@ fn steps(kind: &str, action: &Value) -> Result<Vec<Step>, String> {
             "continue" => Ok(vec![Step::Reply(go_on(kind))]),
             "silent" => Ok(Vec::new()),
             "close" => Ok(vec![Step::End(0, String::new())]),
+            "echo" => Ok(vec![Step::Echo]),
             _ => Err(format!("no action: {word}")),
         },
         Value::Array(list) => {
@@ -107,7 +127,7 @@ fn steps(kind: &str, action: &Value) -> Result<Vec<Step>, String> {
         Value::Object(fields) => {
             let mut all = Vec::new();
             let known = [
-                "await", "delay", "common", "reply", "garbage", "end", "reset",
+                "await", "delay", "common", "reply", "stream", "garbage", "end", "reset",
             ];
             if let Some(other) = fields.keys().find(|key| !known.contains(&key.as_str())) {
                 return Err(format!("no step: {other}"));
@@ -131,6 +151,7 @@ fn step(kind: &str, key: &str, value: &Value) -> Result<Step, String> {
         )),
         "common" => Step::Reply(common(kind, value)),
         "reply" => Step::Reply(value.clone()),
+        "stream" => Step::Reply(streamed(kind, value)),
         "garbage" => Step::Garbage(text::to_bytes(value)?),
         "end" => {
             let code = value
@@ -153,6 +174,13 @@ fn go_on(kind: &str) -> Value {
         "should_rate_limit" => json!({ "overall_code": "OK" }),
         _ => json!({ kind: {} }),
     }
+}
+
+/// The answer to a piece of a body in full duplex mode.
+pub fn streamed(kind: &str, piece: &Value) -> Value {
+    let direction = kind.split('_').next().unwrap_or_default();
+    let response = json!({ "body_mutation": { "streamed_response": piece } });
+    json!({ format!("{direction}_body"): { "response": response } })
 }
 
 fn common(kind: &str, value: &Value) -> Value {

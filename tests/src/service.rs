@@ -9,11 +9,13 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use prost_reflect::MessageDescriptor;
 use serde_json::{Map, Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use crate::board::Board;
-use crate::script::{Script, Step};
+use crate::h1::{self, Framing, Reader};
+use crate::script::{Script, Step, streamed};
 use crate::{message, noise, text};
 
 /// A service with its name in the scenario.
@@ -75,16 +77,16 @@ impl Method {
     }
 
     fn kind_of(&self, message: &Value) -> String {
-        let kinds = ["headers", "body", "trailers"];
-        let known = |key: &&String| kinds.iter().any(|kind| key.ends_with(&format!("_{kind}")));
-        let found = message
-            .as_object()
-            .and_then(|object| object.keys().find(known));
-        self.kind
-            .map(str::to_owned)
-            .or(found.cloned())
-            .unwrap_or_else(|| "none".to_owned())
+        self.kind.map_or_else(|| kind_of(message), str::to_owned)
     }
+}
+
+/// The kind of a message of External Processing.
+fn kind_of(message: &Value) -> String {
+    let kinds = ["headers", "body", "trailers"];
+    let known = |key: &&String| kinds.iter().any(|kind| key.ends_with(&format!("_{kind}")));
+    let found = (message.as_object()).and_then(|object| object.keys().find(known));
+    found.cloned().unwrap_or_else(|| "none".to_owned())
 }
 
 impl Service {
@@ -97,6 +99,10 @@ impl Service {
 
     async fn connection(self, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
+        let mut start = [0; 4];
+        if !matches!(stream.peek(&mut start).await, Ok(1..) if start.starts_with(b"PRI")) {
+            return self.connection_h1(stream).await;
+        }
         let mut builder = h2::server::Builder::new();
         builder
             .initial_window_size(1 << 20)
@@ -146,6 +152,7 @@ impl Service {
         tell: mpsc::UnboundedSender<Value>,
     ) {
         let mut held = BytesMut::new();
+        let mut count = 0;
         while let Some(data) = body.data().await {
             let Ok(data) = data else { return };
             let _ = body.flow_control().release_capacity(data.len());
@@ -160,6 +167,10 @@ impl Service {
                         let _ = tell.send(message);
                     }
                     Err(error) => self.board.error(error),
+                }
+                count += 1;
+                if self.script.reads == Some(count) {
+                    self.board.wait_stalled().await;
                 }
             }
         }
@@ -197,7 +208,12 @@ impl Service {
                 next(&mut counts, &kind)
             };
             for step in self.script.steps(&kind, nth) {
+                let step = match step {
+                    Step::Echo => Step::Reply(echo(&kind, &message)),
+                    other => other,
+                };
                 match step {
+                    Step::Echo => {}
                     Step::Await(condition) => self.board.wait(&condition).await,
                     Step::Delay(time) => tokio::select! {
                         () = tokio::time::sleep(time) => {}
@@ -227,6 +243,72 @@ impl Service {
         }
     }
 
+    /// External Processing in its HTTP flavour: one POST with JSON for each
+    /// message.
+    async fn connection_h1(self, stream: TcpStream) {
+        let (from, mut to) = stream.into_split();
+        let mut reader = Reader::new(from);
+        let of = |name| message::descriptor(&format!("envoy.service.ext_proc.v3.{name}"));
+        let (request, response) = (of("ProcessingRequest"), of("ProcessingResponse"));
+        while let Some(head) = reader.head().await {
+            let mut body = Vec::new();
+            let framing = head.framing(Framing::None);
+            if reader
+                .body(framing, |data| body.extend_from_slice(data))
+                .await
+                .is_none()
+            {
+                return;
+            }
+            let headers = crate::client::to_map(&head.headers);
+            let message = match message::from_json(&request, &body) {
+                Ok(message) => message,
+                Err(error) => return self.board.error(error),
+            };
+            let nth = self.board.note(|seen| {
+                let line = head.line.trim_end_matches(" HTTP/1.1");
+                seen.calls.push(json!({
+                    "service": self.name, "method": line, "metadata": metadata(&headers),
+                    "content_type": headers.get("content-type").map(|v| text::from_bytes(v.as_bytes())),
+                }));
+                let of = seen.messages.entry(self.name.clone()).or_default();
+                of.push(message.clone());
+                let same = |other: &&Value| kind_of(other) == kind_of(&message);
+                of.iter().filter(same).count() - 1
+            });
+            let kind = kind_of(&message);
+            for step in self.script.steps(&kind, nth) {
+                let answer = match step {
+                    Step::Await(condition) => {
+                        self.board.wait(&condition).await;
+                        continue;
+                    }
+                    Step::Reply(value) => match message::to_json(&response, &value) {
+                        Ok(json) => (200, json),
+                        Err(error) => return self.board.error(error),
+                    },
+                    Step::Garbage(bytes) => (200, bytes),
+                    Step::End(code, text) => (code, text.into_bytes()),
+                    _ => continue,
+                };
+                let headers = vec![
+                    ("content-type".to_owned(), b"application/json".to_vec()),
+                    (
+                        "content-length".to_owned(),
+                        answer.1.len().to_string().into_bytes(),
+                    ),
+                ];
+                let mut bytes = h1::write_head(&format!("HTTP/1.1 {} Answer", answer.0), &headers);
+                bytes.extend_from_slice(&answer.1);
+                let _ = to.write_all(&bytes).await;
+            }
+            if self.script.steps(&kind, nth).is_empty() {
+                reader.closed().await;
+            }
+            self.board.note(|seen| seen.ended += 1);
+        }
+    }
+
     /// Unary calls are counted over the whole scenario.
     fn nth_call(&self, _kind: &str) -> usize {
         self.board.note(|seen| {
@@ -235,6 +317,15 @@ impl Service {
                 .map_or(0, |list| list.len() - 1)
         })
     }
+}
+
+/// A body as full duplex wants it back.
+fn echo(kind: &str, message: &Value) -> Value {
+    let mut piece = message.get(kind).cloned().unwrap_or_default();
+    if let Some(fields) = piece.as_object_mut() {
+        fields.retain(|name, _| name == "body" || name == "end_of_stream");
+    }
+    streamed(kind, &piece)
 }
 
 fn next(counts: &mut HashMap<String, usize>, kind: &str) -> usize {

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use attache_tests::envoy::{self, Envoy};
 use attache_tests::left_out;
@@ -22,6 +22,8 @@ struct Stage {
     scenarios: Vec<Scenario>,
     runtime: Runtime,
     fleet: OnceLock<Result<Fleet, String>>,
+    /// Those marked `not_yet` that pass all the same.
+    ready: Mutex<Vec<usize>>,
 }
 
 struct Fleet {
@@ -60,6 +62,15 @@ impl Stage {
             }
         };
         let ours = self.runtime.block_on(prepared.through_ours(scenario));
+        if scenario.is_pending() {
+            run::verdict(scenario, envoy.as_ref(), None)?;
+            if let Ok(true) =
+                ours.map(|ours| run::verdict(scenario, envoy.as_ref(), ours.as_ref()).is_ok())
+            {
+                self.ready.lock().unwrap().push(nth);
+            }
+            return Ok(Completion::Completed);
+        }
         let ours = ours.map_err(|error| format!("through ours: {error}"))?;
         run::verdict(scenario, envoy.as_ref(), ours.as_ref())?;
         Ok(Completion::Completed)
@@ -82,6 +93,27 @@ impl Stage {
             listed.join(", ")
         );
         (count > 0).then_some(line)
+    }
+
+    /// What only Envoy can show, and what no scenario shows, in one line each.
+    fn left_out(&self) -> Vec<String> {
+        let only: Vec<_> = (self.scenarios.iter())
+            .filter_map(|s| Some(format!("{}: {}", s.title(), s.envoy_only.as_ref()?)))
+            .collect();
+        let left: Vec<_> = (Scenario::left_out().unwrap_or_default().iter())
+            .map(|left| format!("{} {}: {}", left.spec, left.what, left.reason))
+            .collect();
+        let line = |words: &str, list: Vec<String>| {
+            (!list.is_empty()).then(|| format!("{words}: {}", list.join("; ")))
+        };
+        let ready = self.ready.lock().unwrap();
+        let ready = ready.iter().map(|nth| self.scenarios[*nth].title());
+        let lines = [
+            line("pass already, so remove `not_yet`", ready.collect()),
+            line("through Envoy only", only),
+            line("shown by no scenario", left),
+        ];
+        lines.into_iter().flatten().collect()
     }
 }
 
@@ -107,6 +139,7 @@ fn main() -> ExitCode {
         scenarios,
         runtime,
         fleet: OnceLock::new(),
+        ready: Mutex::default(),
     });
     let trial = |(nth, title): (usize, String)| {
         let stage = Arc::clone(&stage);
@@ -114,8 +147,10 @@ fn main() -> ExitCode {
     };
     let trials = titles.into_iter().enumerate().map(trial).collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Some(line) = stage.not_yet().filter(|_| !arguments.list) {
-        println!("{line}");
+    if !arguments.list {
+        for line in stage.not_yet().into_iter().chain(stage.left_out()) {
+            println!("{line}");
+        }
     }
     // Envoy ends here, with the last hold on the stage.
     drop(stage);

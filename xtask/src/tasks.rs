@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::tools::Tools;
-use crate::{envoy, process, workspace};
+use crate::{envoy, process, processors, workspace};
 
 /// `cargo xtask tools`
 pub(crate) fn tools() -> Result<(), String> {
@@ -13,6 +13,9 @@ pub(crate) fn tools() -> Result<(), String> {
 /// `cargo xtask test`
 pub(crate) fn test(args: &[String]) -> Result<(), String> {
     let tools = Tools::install()?;
+    if !names_packages(args) || args.iter().any(|arg| arg.ends_with("attache-tests")) {
+        processors::build_all()?;
+    }
     let mut cargo = process::cargo();
     cargo.current_dir(workspace::root()).arg("test");
     if !names_packages(args) {

@@ -1,5 +1,6 @@
 //! A processor that sets one header each way and turns response bodies into
-//! capitals, chunk by chunk, so that every answer shows that it was here.
+//! capitals, chunk by chunk, so that every answer shows that it was here. Written as one usually
+//! is: on tonic's stubs, served by tonic on a runtime of several threads.
 
 use std::net::SocketAddr;
 use std::pin::Pin;

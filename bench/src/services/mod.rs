@@ -1,6 +1,7 @@
-//! Policy services that decide nothing: what a proxy pays for asking is
-//! measured with these, and they are the yardstick for our own.
+//! Policy services: those that decide nothing, with which it is measured what a proxy pays for
+//! asking, and a processor written twice, by hand and with our framework.
 
 pub(crate) mod authz;
 pub(crate) mod ext_proc;
+pub(crate) mod processor;
 pub(crate) mod ratelimit;

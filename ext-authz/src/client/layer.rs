@@ -12,7 +12,7 @@ use std::{
 use attache_filter::{
     Body, BoxError, Channels, LocalReply, RequestContext,
     context::{PolicyCall, ResponseFlag},
-    reply::ReplyForm,
+    reply::{self, ReplyForm},
 };
 use attache_proto::auth::CheckResponse;
 use attache_service::{Channel, Method, Metrics};
@@ -104,12 +104,18 @@ where
         let shared = self.shared.clone();
         let mut request = request.map(Body::new);
         let context = RequestContext::of(&mut request);
+        if context.is_answered() {
+            return Box::pin(inner.call(request));
+        }
         Box::pin(async move {
             let changes = match shared.decide(request, &context).await {
-                Decision::Answer(response) => return Ok(response),
+                Decision::Answer(parts, response) => {
+                    let request = Request::from_parts(*parts, Body::empty());
+                    return reply::inward(&mut inner, request, response).await;
+                }
                 Decision::Pass(request, changes) => {
                     let response = inner.call(request).await?;
-                    if changes.is_empty() {
+                    if changes.is_empty() || context.is_direct() {
                         return Ok(response);
                     }
                     (response, changes)
@@ -125,7 +131,8 @@ type ResponseChanges = Vec<(answer::ResponseVerb, HeaderName, HeaderValue)>;
 
 enum Decision {
     Pass(Request<Body>, ResponseChanges),
-    Answer(Response<Body>),
+    /// With the head of the request that was denied.
+    Answer(Box<request::Parts>, Response<Body>),
 }
 
 impl Shared {
@@ -143,9 +150,8 @@ impl Shared {
             if !filter.deny_at_disable {
                 return Decision::Pass(request, Vec::new());
             }
-            let form = ReplyForm::of(request.method(), request.headers());
             let reply = LocalReply::new(filter.reading.status_on_error, "ext_authz_error");
-            return deny(reply, form, context);
+            return deny(reply, request.into_parts().0, context);
         }
 
         let (parts, body) = request.into_parts();
@@ -155,13 +161,11 @@ impl Shared {
         let (shown, body) = match plan {
             Some(plan) if body::has_body(&parts, &body) => match body::hold(body, plan).await {
                 Ok(Held::Shown(shown, body)) => (shown, body),
-                Ok(Held::TooLarge) => return too_large(&parts, context),
+                Ok(Held::TooLarge) => return too_large(parts, context),
                 // The client went away or broke the protocol; nobody waits for this answer.
                 Err(_) => {
-                    let form = ReplyForm::of(&parts.method, &parts.headers);
                     let reply = LocalReply::new(StatusCode::BAD_REQUEST, "request_body_error");
-                    context.set_details(reply.details.clone());
-                    return Decision::Answer(reply.into_response(form));
+                    return answer_with(reply, parts, context);
                 }
             },
             _ => (Shown::default(), body),
@@ -209,14 +213,11 @@ impl Shared {
             Verdict::Allow(effects) => self.allowed(request, effects, context),
             Verdict::Deny(reply) => {
                 self.stats.denied.inc();
-                let form = ReplyForm::of(request.method(), request.headers());
-                deny(local_reply(reply, "ext_authz_denied"), form, context)
+                let reply = local_reply(reply, "ext_authz_denied");
+                deny(reply, request.into_parts().0, context)
             }
             Verdict::Error(reply) => self.failed(request, reply, context),
-            Verdict::Invalid(invalid) => {
-                let form = ReplyForm::of(request.method(), request.headers());
-                self.invalid(invalid, form, context)
-            }
+            Verdict::Invalid(invalid) => self.invalid(invalid, request.into_parts().0, context),
         }
     }
 
@@ -250,7 +251,6 @@ impl Shared {
         }
         let reroute = reroutes(&filter.clear_route, &effects);
         let (mut parts, body) = request.into_parts();
-        let form = ReplyForm::of(&parts.method, &parts.headers);
         let applied = apply::request(
             &mut parts,
             &mut effects,
@@ -258,7 +258,7 @@ impl Shared {
             filter.limits,
         );
         if let Err(invalid) = applied {
-            return self.invalid(invalid, form, context);
+            return self.invalid(invalid, parts, context);
         }
         self.stats.ok.inc();
         if reroute {
@@ -286,16 +286,20 @@ impl Shared {
             }
             return Decision::Pass(request, Vec::new());
         }
-        let form = ReplyForm::of(request.method(), request.headers());
         let reply = match reply {
             Some(reply) => local_reply(reply, "ext_authz_error"),
             None => LocalReply::new(filter.reading.status_on_error, "ext_authz_error"),
         };
-        deny(reply, form, context)
+        deny(reply, request.into_parts().0, context)
     }
 
     /// The answer cannot be carried out; the failure mode does not cover this.
-    fn invalid(&self, invalid: Invalid, form: ReplyForm, context: &RequestContext) -> Decision {
+    fn invalid(
+        &self,
+        invalid: Invalid,
+        parts: request::Parts,
+        context: &RequestContext,
+    ) -> Decision {
         self.stats.invalid.inc();
         let status = match invalid {
             Invalid::Answer => StatusCode::INTERNAL_SERVER_ERROR,
@@ -308,7 +312,7 @@ impl Shared {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         };
-        deny(LocalReply::new(status, "ext_authz_invalid"), form, context)
+        deny(LocalReply::new(status, "ext_authz_invalid"), parts, context)
     }
 
     fn keep_metadata(
@@ -352,6 +356,7 @@ impl Shared {
             ResponseOutcome::OverLimit => {
                 self.stats.response_header_limits_reached.inc();
                 context.set_details("ext_authz_invalid");
+                context.answer_direct();
                 let mut response = Response::new(Body::empty());
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                 return response;
@@ -382,15 +387,19 @@ fn local_reply(reply: Reply, details: impl Into<Cow<'static, str>>) -> LocalRepl
     }
 }
 
-fn deny(reply: LocalReply, form: ReplyForm, context: &RequestContext) -> Decision {
+fn deny(reply: LocalReply, parts: request::Parts, context: &RequestContext) -> Decision {
     context.add_flag(ResponseFlag::UnauthorizedExternalService);
+    answer_with(reply, parts, context)
+}
+
+fn answer_with(reply: LocalReply, parts: request::Parts, context: &RequestContext) -> Decision {
     context.set_details(reply.details.clone());
-    Decision::Answer(reply.into_response(form))
+    let form = ReplyForm::of(&parts.method, &parts.headers);
+    Decision::Answer(Box::new(parts), reply.into_response(form))
 }
 
 /// The body is larger than the auth service is to see; no check is made.
-fn too_large(parts: &request::Parts, context: &RequestContext) -> Decision {
-    let form = ReplyForm::of(&parts.method, &parts.headers);
+fn too_large(parts: request::Parts, context: &RequestContext) -> Decision {
     let mut reply = LocalReply::new(StatusCode::PAYLOAD_TOO_LARGE, "request_payload_too_large")
         .with_body("Payload Too Large");
     if parts.version < Version::HTTP_2 {
@@ -399,6 +408,5 @@ fn too_large(parts: &request::Parts, context: &RequestContext) -> Decision {
             .headers
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
-    context.set_details(reply.details.clone());
-    Decision::Answer(reply.into_response(form))
+    answer_with(reply, parts, context)
 }

@@ -7,7 +7,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use attache_filter::{Body, BoxError, Channels, LocalReply, RequestContext, reply::ReplyForm};
+use attache_filter::{
+    Body, BoxError, Channels, LocalReply, RequestContext,
+    reply::{self, ReplyForm},
+};
 use attache_service::{Channel, HttpClient, Method, Metrics};
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request};
@@ -108,14 +111,14 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let context = RequestContext::of(&mut request);
         let (parts, body) = request.into_parts();
-        let begun = self.shared.begin(&parts, context);
+        let begun = self.shared.begin(&parts, context.clone());
         let request = Request::from_parts(parts, body);
         match begun {
             None => Box::pin(inner.call(request)),
             Some((exchange, callee)) => {
                 let method = self.shared.method.clone();
                 let shared = Shared::new(exchange, callee, method);
-                Box::pin(run(shared, inner, request))
+                Box::pin(run(shared, inner, request, context))
             }
         }
     }
@@ -172,11 +175,13 @@ impl Fixed {
             stats: self.stats.clone(),
             modes,
             failure_mode_allow,
-            extras: self.filter.extras(per_route),
-            request_limit: route
+            buffer_limit: route
                 .as_ref()
-                .and_then(|route| route.request_buffer_limit)
-                .unwrap_or(self.filter.buffer_limit),
+                .and_then(|route| route.buffer_limit)
+                .map_or(self.filter.buffer_limit, |limit| {
+                    limit.max(self.filter.buffer_limit)
+                }),
+            extras: self.filter.extras(per_route),
         };
         Some((Exchange::new(terms, context, form, now()), callee))
     }
@@ -190,62 +195,140 @@ enum Answer {
     Final(Response<Body>),
 }
 
+impl Answer {
+    fn of(response: Response<Body>, is_final: bool) -> Self {
+        match is_final {
+            true => Self::Final(response),
+            false => Self::Response(response),
+        }
+    }
+
+    /// The response, and whether it is final.
+    fn split(self) -> (Response<Body>, bool) {
+        match self {
+            Self::Response(response) => (response, false),
+            Self::Final(response) => (response, true),
+        }
+    }
+}
+
 async fn run<S>(
     shared: Shared,
     inner: S,
     request: Request<Body>,
+    context: Arc<RequestContext>,
 ) -> Result<Response<Body>, S::Error>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
-    match ask(&shared, inner, request).await? {
-        Answer::Response(response) => Ok(respond(&shared, response).await),
-        Answer::Final(response) => Ok(response),
+    match ask(&shared, inner, request, &context).await? {
+        Answer::Response(response) if !context.is_direct() => {
+            Ok(respond(&shared, response, &context).await)
+        }
+        Answer::Response(response) | Answer::Final(response) => Ok(response),
     }
 }
 
 /// The request phase, and the inner service's answer.
-async fn ask<S>(shared: &Shared, mut inner: S, request: Request<Body>) -> Result<Answer, S::Error>
+async fn ask<S>(
+    shared: &Shared,
+    mut inner: S,
+    request: Request<Body>,
+    context: &Arc<RequestContext>,
+) -> Result<Answer, S::Error>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
 {
+    if context.is_answered() {
+        shared.with(Exchange::skip_request);
+        return inner.call(request).await.map(Answer::Response);
+    }
     let (parts, mut body) = request.into_parts();
     let end = body.is_end_stream();
     shared.with(|x| x.headers(Side::Request, Head::Request(parts), end, now()));
-    let head = poll_fn(|cx| shared.poll_head(Side::Request, &mut body, cx)).await;
+    let head = poll_fn(|cx| match context.is_answered() {
+        true => Poll::Ready(None),
+        false => shared.poll_head(Side::Request, &mut body, cx).map(Some),
+    })
+    .await;
     let parts = match head {
-        Ok(Head::Request(parts)) => parts,
-        Ok(Head::Response(parts)) => {
+        Some(Ok(Head::Request(parts))) => parts,
+        Some(Ok(Head::Response(parts))) => {
             return Ok(Answer::Final(Response::from_parts(parts, Body::empty())));
         }
-        Err(Interruption::Outcome(Outcome::Local(parts))) => {
+        Some(Err(Interruption::Outcome(Outcome::Local(parts)))) => {
             let body = Body::new(Local::new(shared.clone(), body));
-            return Ok(Answer::Final(Response::from_parts(*parts, body)));
+            let answer = Answer::Final(Response::from_parts(*parts, body));
+            return inward(shared, inner, answer, context).await;
         }
-        Err(interruption) => return Ok(interrupted(shared, interruption, StatusCode::BAD_REQUEST)),
+        Some(Err(interruption)) => {
+            let answer = interrupted(shared, interruption, StatusCode::BAD_REQUEST);
+            return inward(shared, inner, answer, context).await;
+        }
+        // A layer further outside answers while the processor is waited for.
+        None => {
+            let request = reclaimed(shared, context);
+            return inner.call(request).await.map(Answer::Response);
+        }
     };
     shared.with(|x| x.request_goes_on(&parts));
     let body = processed(shared, Side::Request, body);
     let mut response = pin!(inner.call(Request::from_parts(parts, body)));
+    let mut is_final = None;
     poll_fn(|cx| {
         // The processor first: what it says while the upstream is waited for acts at once.
-        if let Poll::Ready(outcome) = shared.poll_outcome(cx) {
-            return Poll::Ready(Ok(interrupted(
-                shared,
-                Interruption::Outcome(outcome),
-                StatusCode::INTERNAL_SERVER_ERROR,
-            )));
+        if is_final.is_none()
+            && let Poll::Ready(outcome) = shared.poll_outcome(cx)
+        {
+            let outcome = Interruption::Outcome(outcome);
+            let (response, last) =
+                interrupted(shared, outcome, StatusCode::INTERNAL_SERVER_ERROR).split();
+            // The innermost service notices when it is asked again, below.
+            match context.hand_inward(response) {
+                Ok(()) => is_final = Some(last),
+                Err(response) => return Poll::Ready(Ok(Answer::of(*response, last))),
+            }
         }
         response
             .as_mut()
             .poll(cx)
-            .map(|result| result.map(Answer::Response))
+            .map_ok(|response| Answer::of(response, is_final.unwrap_or(false)))
     })
     .await
 }
 
+/// Takes an answer of this layer through the response phase of those further inside.
+async fn inward<S>(
+    shared: &Shared,
+    mut inner: S,
+    answer: Answer,
+    context: &Arc<RequestContext>,
+) -> Result<Answer, S::Error>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+{
+    let request = reclaimed(shared, context);
+    let (response, is_final) = answer.split();
+    let response = reply::inward(&mut inner, request, response).await?;
+    Ok(Answer::of(response, is_final))
+}
+
+/// The request that does not go on, for those who look at its head only.
+fn reclaimed(shared: &Shared, context: &Arc<RequestContext>) -> Request<Body> {
+    if let Some(parts) = shared.with(Exchange::reclaim_request) {
+        return Request::from_parts(parts, Body::empty());
+    }
+    let mut request = Request::new(Body::empty());
+    request.extensions_mut().insert(context.clone());
+    request
+}
+
 /// The response phase.
-async fn respond(shared: &Shared, response: Response<Body>) -> Response<Body> {
+async fn respond(
+    shared: &Shared,
+    response: Response<Body>,
+    context: &RequestContext,
+) -> Response<Body> {
     let (parts, mut body) = response.into_parts();
     let end = body.is_end_stream() || shared.with(|x| x.form().head);
     shared.with(|x| x.headers(Side::Response, Head::Response(parts), end, now()));
@@ -255,9 +338,12 @@ async fn respond(shared: &Shared, response: Response<Body>) -> Response<Body> {
         }
         // A request head cannot come out of the response direction.
         Ok(Head::Request(_)) => Response::new(Body::empty()),
-        Err(interruption) => match interrupted(shared, interruption, StatusCode::BAD_GATEWAY) {
-            Answer::Response(response) | Answer::Final(response) => response,
-        },
+        Err(interruption) => {
+            context.answer_direct();
+            interrupted(shared, interruption, StatusCode::BAD_GATEWAY)
+                .split()
+                .0
+        }
     }
 }
 

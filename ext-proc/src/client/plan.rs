@@ -540,6 +540,38 @@ impl PerRoute {
         (errors.len() == before).then_some(planned)
     }
 
+    /// These settings with those of `less_specific` (of the virtual host) where there are none:
+    /// field by field. What is disabled there is not where there are settings here, and the
+    /// other way round.
+    #[must_use]
+    pub fn over(&self, less_specific: &Self) -> Self {
+        if self.disabled || less_specific.disabled {
+            return self.clone();
+        }
+        let mut merged = less_specific.clone();
+        merged.modes = self.modes.or(merged.modes);
+        merged.failure_mode_allow = self.failure_mode_allow.or(merged.failure_mode_allow);
+        merged.service = self.service.clone().or(merged.service);
+        merged.attributes = self.attributes.clone().or(merged.attributes);
+        merged.metadata_options = match (&self.metadata_options, merged.metadata_options) {
+            (Some(own), Some(theirs)) => Some(MetadataOptions {
+                forwarding_namespaces: own
+                    .forwarding_namespaces
+                    .clone()
+                    .or(theirs.forwarding_namespaces),
+                receiving_namespaces: own
+                    .receiving_namespaces
+                    .clone()
+                    .or(theirs.receiving_namespaces),
+            }),
+            (own, theirs) => own.clone().or(theirs),
+        };
+        for (name, value) in &self.initial_metadata {
+            merged.initial_metadata.insert(name, value.clone());
+        }
+        merged
+    }
+
     /// The clusters that the route calls, for a check that they exist.
     pub fn clusters(&self) -> Vec<Located<String>> {
         self.service
@@ -629,6 +661,27 @@ mod tests {
             let error = plan(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn settings_of_a_route_stand_over_those_of_its_virtual_host() {
+        let mut errors = Errors::new();
+        let mut route = |text: &str| PerRoute::plan(&decode(text), &mut errors).unwrap();
+        let host = route(
+            "overrides: { failure_mode_allow: true, processing_mode: { response_header_mode: SKIP }, \
+             grpc_initial_metadata: [{ key: a, value: '1' }, { key: b, value: '1' }] }",
+        );
+        let own = route(
+            "overrides: { failure_mode_allow: false, grpc_initial_metadata: [{ key: b, value: '2' }] }",
+        );
+        let disabled = route("disabled: true");
+        let merged = own.over(&host);
+        assert_eq!(merged.failure_mode_allow, Some(false));
+        assert!(!merged.modes.unwrap().response_headers);
+        assert_eq!(merged.initial_metadata["a"], "1");
+        assert_eq!(merged.initial_metadata["b"], "2");
+        assert!(!route("overrides: {}").over(&disabled).disabled);
+        assert!(disabled.over(&host).disabled);
     }
 
     #[test]

@@ -3,10 +3,21 @@
 use bytes::{Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 
-/// What is gathered of one body so far.
+use super::exchange::Exchange;
+
+/// What is carried from one piece of a body to the next.
 #[derive(Debug, Default)]
-pub(super) struct Gathered {
-    pub(super) bytes: BytesMut,
+pub(super) struct Carry {
+    /// Held back: it comes before the next piece.
+    held: Bytes,
+    /// Gathered by those who want the whole.
+    gathered: BytesMut,
+}
+
+impl Carry {
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.gathered.is_empty()
+    }
 }
 
 /// A body that cannot be had as wanted.
@@ -24,9 +35,19 @@ pub enum BodyError {
     /// It does not fit the proxy's buffer (BUFFERED_PARTIAL), and the rest is not shown.
     #[error("the proxy shows the beginning of the body only")]
     Partial,
-    /// It ended with trailers after all its pieces were taken, so nothing can carry the rest.
-    #[error("a streamed body ended with trailers while it was being gathered")]
+    /// It ended with trailers while a part of it was held back: all its pieces are answered, so
+    /// nothing can carry the rest.
+    #[error(
+        "a body in STREAMED mode ends with trailers while a part of it is held back, \
+         and nothing can carry that any more: configure BUFFERED or FULL_DUPLEX_STREAMED"
+    )]
     Trailers,
+    /// The proxy does not do what was asked for.
+    #[error(
+        "the proxy sends pieces of a body that was to be BUFFERED: it ignores mode overrides, \
+         or does not allow this one"
+    )]
+    NotBuffered,
 }
 
 /// How much of a body a piece is.
@@ -62,12 +83,21 @@ pub(super) enum Extent {
 /// ```
 #[derive(Debug)]
 pub struct Body<'a> {
+    /// What is known of the exchange; dynamic metadata goes out through it.
+    pub exchange: Exchange,
     data: Bytes,
     extent: Extent,
-    gathered: &'a mut Gathered,
+    carry: &'a mut Carry,
     limit: usize,
+    announces_trailers: bool,
     /// What goes on, once it differs from what came.
     output: Option<Output>,
+    /// What came: to go on if the handler fails.
+    came: Bytes,
+    /// How much was gathered before.
+    gathered_before: usize,
+    /// The whole of what was gathered, once it was given out.
+    whole: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -78,29 +108,62 @@ enum Output {
 
 impl<'a> Body<'a> {
     pub(super) fn new(
-        data: Bytes,
+        piece: Bytes,
         extent: Extent,
-        gathered: &'a mut Gathered,
+        carry: &'a mut Carry,
         limit: usize,
+        exchange: Exchange,
     ) -> Self {
+        let held = std::mem::take(&mut carry.held);
+        // What was held back goes on with this piece unless it is taken: that is a change.
+        let (data, output) = match held.is_empty() {
+            true => (piece, None),
+            false => (joined(&held, &piece), Some(Output::One(Bytes::new()))),
+        };
         Self {
+            came: data.clone(),
+            gathered_before: carry.gathered.len(),
+            exchange,
             data,
             extent,
-            gathered,
+            carry,
             limit,
-            output: None,
+            announces_trailers: false,
+            output,
+            whole: None,
         }
     }
 
-    /// The data of this piece, which goes on unless it is taken or replaced.
+    /// The head announced trailers, and nothing can follow the last piece.
+    pub(super) fn announcing_trailers(mut self, announces_trailers: bool) -> Self {
+        self.announces_trailers = announces_trailers;
+        self
+    }
+
+    /// Whether this is a body in STREAMED mode whose head announced trailers (`trailer`, or a gRPC
+    /// content type): what is held back of it could not be sent, so nothing may be.
+    pub fn announces_trailers(&self) -> bool {
+        self.announces_trailers
+    }
+
+    /// The data of this piece, after what was held back of those before. It goes on unless it is
+    /// taken or replaced.
     pub fn data(&self) -> &Bytes {
         &self.data
     }
 
-    /// Whether this is the last piece. Streamed bodies often end with an empty one; a streamed
-    /// body that ends with trailers has none.
+    /// Whether this is the last piece. Streamed bodies often end with an empty one.
+    ///
+    /// In STREAMED mode a body that ends with trailers has no last piece. In FULL_DUPLEX_STREAMED
+    /// mode it has an empty one, when the trailers have come.
     pub fn is_last(&self) -> bool {
         self.extent == Extent::Last
+    }
+
+    /// Whether more follows that is not shown: the body is larger than the buffer of a proxy in
+    /// BUFFERED_PARTIAL mode, or trailers end it.
+    pub fn is_beginning(&self) -> bool {
+        self.extent == Extent::Beginning
     }
 
     /// Takes the data out: what shall go on instead is pushed, now or with a later piece.
@@ -113,16 +176,37 @@ impl<'a> Body<'a> {
     pub fn push(&mut self, data: impl Into<Bytes>) {
         let data = data.into();
         let kept = std::mem::take(&mut self.data);
+        self.add(kept);
+        self.add(data);
+    }
+
+    fn add(&mut self, data: Bytes) {
         self.output = Some(match self.output.take() {
-            None if kept.is_empty() => Output::One(data),
+            None => Output::One(data),
             Some(Output::One(first)) if first.is_empty() => Output::One(data),
-            None => joined(&kept, &data),
-            Some(Output::One(first)) => joined(&first, &data),
+            Some(output) if data.is_empty() => output,
+            Some(Output::One(first)) => {
+                let mut many = BytesMut::with_capacity((first.len() + data.len()) * 2);
+                many.extend_from_slice(&first);
+                many.extend_from_slice(&data);
+                Output::Many(many)
+            }
             Some(Output::Many(mut many)) => {
                 many.extend_from_slice(&data);
                 Output::Many(many)
             }
         });
+    }
+
+    /// Holds back the end of what was taken, which a later piece may have to be seen with: the
+    /// next piece comes after it. What is held back with the last piece goes on as it is.
+    ///
+    /// In STREAMED mode the end of a body may come without a last piece, namely with trailers;
+    /// then what is held back cannot be sent any more, which is an error
+    /// ([`BodyError::Trailers`]): at once where the head announces trailers, else when they come.
+    pub fn hold(&mut self, end: Bytes) {
+        self.output.get_or_insert(Output::One(Bytes::new()));
+        self.carry.held = end;
     }
 
     /// Puts `data` in place of all that would go on with this piece.
@@ -139,21 +223,22 @@ impl<'a> Body<'a> {
     /// ([`Server::max_body`](super::Server::max_body)), or than the buffer of a proxy in
     /// BUFFERED_PARTIAL mode.
     pub fn whole(&mut self) -> Result<Option<Bytes>, BodyError> {
-        if self.gathered.bytes.len() + self.data.len() > self.limit {
+        if self.carry.gathered.len() + self.data.len() > self.limit {
             return Err(BodyError::TooLarge { limit: self.limit });
         }
-        if self.extent == Extent::Beginning {
+        if self.is_beginning() {
             return Err(BodyError::Partial);
         }
-        if self.is_last() && self.gathered.bytes.is_empty() {
+        if self.is_last() && self.carry.gathered.is_empty() {
             return Ok(Some(self.data.clone()));
         }
         let data = self.take();
-        self.gathered.bytes.extend_from_slice(&data);
+        self.carry.gathered.extend_from_slice(&data);
         if !self.is_last() {
             return Ok(None);
         }
-        let whole = self.gathered.bytes.split().freeze();
+        let whole = self.carry.gathered.split().freeze();
+        self.whole = Some(whole.clone());
         self.replace(whole.clone());
         Ok(Some(whole))
     }
@@ -169,6 +254,22 @@ impl<'a> Body<'a> {
         }
     }
 
+    /// Changes the whole body as JSON, with its last piece; see [`Body::whole`].
+    ///
+    /// # Errors
+    /// When the body is too large or not that JSON.
+    pub fn edit_json<T, F>(&mut self, edit: F) -> Result<(), BodyError>
+    where
+        T: DeserializeOwned + Serialize,
+        F: FnOnce(&mut T),
+    {
+        if let Some(mut value) = self.json()? {
+            edit(&mut value);
+            self.set_json(&value)?;
+        }
+        Ok(())
+    }
+
     /// Puts a value as JSON in place of the body.
     ///
     /// # Errors
@@ -178,20 +279,58 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    /// What goes on instead of the piece; `None` when the piece goes on as it came.
-    pub(super) fn into_output(self) -> Option<Bytes> {
-        match self.output? {
-            Output::One(data) => Some(data),
-            Output::Many(data) => Some(data.freeze()),
+    /// Whether as much was held back as may be.
+    pub(super) fn check(&self) -> Result<(), BodyError> {
+        if self.carry.held.len() > self.limit {
+            return Err(BodyError::TooLarge { limit: self.limit });
         }
+        if self.announces_trailers && !self.is_last() && !self.carry.is_empty() {
+            return Err(BodyError::Trailers);
+        }
+        Ok(())
+    }
+
+    /// What goes on instead of the piece; `None` when the piece goes on as it came.
+    pub(super) fn into_output(mut self) -> (Exchange, Option<Bytes>) {
+        if self.output.is_some() && !self.data.is_empty() {
+            // Held back before, and not touched now.
+            let data = std::mem::take(&mut self.data);
+            self.push(data);
+        }
+        if self.extent != Extent::Piece && !self.carry.held.is_empty() {
+            let held = std::mem::take(&mut self.carry.held);
+            self.add(held);
+        }
+        let output = self.output.map(|output| match output {
+            Output::One(data) => data,
+            Output::Many(data) => data.freeze(),
+        });
+        (self.exchange, output)
+    }
+
+    /// All that came and has not gone on.
+    pub(super) fn into_input(self) -> (Exchange, Bytes) {
+        self.carry.held = Bytes::new();
+        let before = match &self.whole {
+            Some(whole) => whole.slice(..self.gathered_before.min(whole.len())),
+            None => {
+                self.carry.gathered.truncate(self.gathered_before);
+                self.carry.gathered.split().freeze()
+            }
+        };
+        let came = match before.is_empty() {
+            true => self.came,
+            false => joined(&before, &self.came),
+        };
+        (self.exchange, came)
     }
 }
 
-fn joined(a: &[u8], b: &[u8]) -> Output {
-    let mut many = BytesMut::with_capacity(a.len() + b.len());
-    many.extend_from_slice(a);
-    many.extend_from_slice(b);
-    Output::Many(many)
+fn joined(a: &[u8], b: &[u8]) -> Bytes {
+    let mut both = BytesMut::with_capacity(a.len() + b.len());
+    both.extend_from_slice(a);
+    both.extend_from_slice(b);
+    both.freeze()
 }
 
 #[cfg(test)]
@@ -199,7 +338,7 @@ mod tests {
     use super::*;
 
     fn outputs(pieces: &[&'static str], each: impl Fn(&mut Body<'_>)) -> Vec<Option<Bytes>> {
-        let mut gathered = Gathered::default();
+        let mut carry = Carry::default();
         let count = pieces.len();
         let piece = |(n, data): (usize, &&'static str)| {
             let mut body = Body::new(
@@ -209,11 +348,12 @@ mod tests {
                 } else {
                     Extent::Piece
                 },
-                &mut gathered,
+                &mut carry,
                 10,
+                Exchange::default(),
             );
             each(&mut body);
-            body.into_output()
+            body.into_output().1
         };
         pieces.iter().enumerate().map(piece).collect()
     }
@@ -259,6 +399,53 @@ mod tests {
                 Some(Bytes::from("abcd!"))
             ]
         );
+    }
+
+    #[test]
+    fn what_is_held_back_comes_before_the_next_piece() {
+        let out = outputs(&["ab", "cd", "ef"], |body| {
+            let mut data = body.take();
+            let end = data.split_off(data.len() - 1);
+            body.push(data);
+            body.hold(end);
+        });
+        // With the last piece it goes on.
+        assert_eq!(out, ["a", "bc", "def"].map(|data| Some(Bytes::from(data))));
+    }
+
+    #[test]
+    fn what_is_held_back_and_then_left_alone_goes_on() {
+        let out = outputs(&["ab", "cd"], |body| {
+            if !body.is_last() {
+                let data = body.take();
+                body.hold(data);
+            }
+        });
+        assert_eq!(out, [Some(Bytes::new()), Some(Bytes::from("abcd"))]);
+    }
+
+    fn piece<'a>(carry: &'a mut Carry, data: &'static str, extent: Extent) -> Body<'a> {
+        Body::new(data.into(), extent, carry, 10, Exchange::default())
+    }
+
+    #[test]
+    fn a_failed_handler_gives_back_all_that_has_not_gone_on() {
+        for hold in [true, false] {
+            let mut carry = Carry::default();
+            let mut first = piece(&mut carry, "ab", Extent::Piece);
+            if hold {
+                let data = first.take();
+                first.hold(data);
+            } else {
+                assert!(first.whole().unwrap().is_none());
+            }
+            assert_eq!(first.into_output().1, Some(Bytes::new()));
+
+            let mut second = piece(&mut carry, "cd", Extent::Last);
+            assert!(second.whole().unwrap().is_some());
+            assert_eq!(second.into_input().1, "abcd", "{hold}");
+            assert!(carry.is_empty());
+        }
     }
 
     #[test]

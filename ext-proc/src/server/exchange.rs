@@ -1,277 +1,331 @@
-//! Runs a processor over a session.
+//! What is known of an exchange beside its messages.
 
-use std::{
-    any::Any,
-    future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
-    pin::pin,
-    task::Poll,
-    time::Duration,
-};
+use std::collections::BTreeMap;
 
-use attache_proto::ext_proc_filter::processing_mode::BodySendMode;
-use http::{HeaderValue, header};
-use tonic::Status;
+use attache_proto::core;
+use http::HeaderMap;
+use prost_types::{Any, Struct, Value, value::Kind};
+use serde::{Serialize, de::DeserializeOwned};
 
-use super::{
-    body::{Body, BodyError, Extent, Gathered},
-    head::{RequestHead, ResponseHead, Trailers, will_have_length},
-    headers::Changes,
-    immediate::Immediate,
-    processor::{Processor, Result, Stop},
-    session::{BodyPhase, Direction, HeadersPhase, Phase, Session, TrailersPhase},
-};
+/// What a proxy tells beside the messages, and what it is told: the metadata of the gRPC call,
+/// attributes, dynamic metadata.
+#[derive(Debug, Default)]
+pub struct Exchange(Option<Box<Inner>>);
 
-/// What becomes of an exchange whose handler fails: by an error, a panic, or out of time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum OnFailure {
-    /// The stream ends with a gRPC error: the proxy decides (`failure_mode_allow`).
-    #[default]
-    Report,
-    /// The exchange goes on unprocessed.
-    Pass,
-    /// The caller gets an empty answer with this HTTP status.
-    Respond(u16),
+#[derive(Debug, Default)]
+struct Inner {
+    call: HeaderMap,
+    attributes: Struct,
+    metadata: core::Metadata,
+    outgoing: Outgoing,
+    observed: bool,
 }
 
-/// How exchanges are run.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Settings {
-    pub(super) on_failure: OnFailure,
-    pub(super) deadline: Duration,
-    pub(super) max_body: usize,
+/// Dynamic metadata on its way to the proxy, which takes the namespaces that its
+/// `metadata_options.receiving_namespaces` name.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Outgoing {
+    pub(super) untyped: Struct,
+    pub(super) typed: BTreeMap<String, Any>,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            on_failure: OnFailure::default(),
-            deadline: Duration::from_secs(10),
-            max_body: 4 << 20,
-        }
-    }
-}
-
-/// What is known of one direction between its phases.
-#[derive(Default)]
-struct Flow {
-    /// The head that goes on has a `content-length`.
-    has_length: bool,
-    gathered: Gathered,
-}
-
-/// How a phase leaves the exchange.
-enum Next {
-    Go,
-    End(std::result::Result<(), Status>),
-}
-
-pub(super) async fn run<P: Processor>(
-    mut session: Session,
-    mut processor: P,
-    settings: Settings,
-) -> std::result::Result<(), Status> {
-    let mut request = Flow::default();
-    let mut response = Flow::default();
-    while let Some(phase) = session.next().await {
-        let direction = match &phase {
-            Phase::Headers(phase) => phase.direction,
-            Phase::Body(phase) => phase.direction,
-            Phase::Trailers(phase) => phase.direction,
-        };
-        let flow = match direction {
-            Direction::Request => &mut request,
-            Direction::Response => &mut response,
-        };
-        let next = match phase {
-            Phase::Headers(phase) => headers(&mut processor, phase, flow, settings).await,
-            Phase::Body(phase) => {
-                let mode = session.body_mode(direction);
-                body(&mut processor, phase, flow, mode, settings).await
-            }
-            Phase::Trailers(phase) => trailers(&mut processor, phase, flow, settings).await,
-        };
-        if let Next::End(result) = next {
-            return result;
-        }
-    }
-    Ok(())
-}
-
-/// Gives the reply that an unsuccessful handler leads to.
-macro_rules! stopped {
-    ($reply:expr, $stop:expr, $settings:expr) => {
-        match judge($stop, $settings) {
-            Judgement::Respond(immediate) => {
-                $reply.respond(*immediate);
-                Next::End(Ok(()))
-            }
-            Judgement::End(result) => {
-                $reply.withhold();
-                Next::End(result)
-            }
-        }
-    };
-}
-
-async fn headers<P: Processor>(
-    processor: &mut P,
-    phase: HeadersPhase,
-    flow: &mut Flow,
-    settings: Settings,
-) -> Next {
-    let declares = |fields: &[_]| will_have_length(fields, &Changes::default());
-    let had_length = declares(&phase.headers);
-    let (result, mut headers, clear_route_cache, new_body) = match phase.direction {
-        Direction::Request => {
-            let mut head = RequestHead::new(phase.headers, phase.end_of_stream);
-            let result = guard(processor.request_headers(&mut head), settings).await;
-            (result, head.headers, head.clear_route_cache, head.new_body)
-        }
-        Direction::Response => {
-            let mut head = ResponseHead::new(phase.headers, phase.end_of_stream);
-            let result = guard(processor.response_headers(&mut head), settings).await;
-            (result, head.headers, false, head.new_body)
-        }
-    };
-    if let Err(stop) = result {
-        return stopped!(phase.reply, stop, settings);
-    }
-    let changes = headers.take_changes();
-    flow.has_length = if changes.touches(&header::CONTENT_LENGTH) {
-        changes.value(&header::CONTENT_LENGTH).is_some()
-    } else {
-        had_length
-    };
-    let replied = match new_body {
-        Some(body) => phase.reply.replace_body(changes, clear_route_cache, body),
-        None => phase.reply.change(changes, clear_route_cache),
-    };
-    after(replied, settings)
-}
-
-async fn body<P: Processor>(
-    processor: &mut P,
-    phase: BodyPhase,
-    flow: &mut Flow,
-    mode: BodySendMode,
-    settings: Settings,
-) -> Next {
-    let whole = mode == BodySendMode::Buffered;
-    let extent = match mode {
-        _ if phase.end_of_stream || whole => Extent::Last,
-        BodySendMode::BufferedPartial => Extent::Beginning,
-        _ => Extent::Piece,
-    };
-    let length = phase.data.len();
-    let mut body = Body::new(phase.data, extent, &mut flow.gathered, settings.max_body);
-    let result = match phase.direction {
-        Direction::Request => guard(processor.request_body(&mut body), settings).await,
-        Direction::Response => guard(processor.response_body(&mut body), settings).await,
-    };
-    if let Err(stop) = result {
-        return stopped!(phase.reply, stop, settings);
-    }
-    let Some(data) = body.into_output() else {
-        phase.reply.pass();
-        return Next::Go;
-    };
-    let mut changes = Changes::default();
-    if whole && flow.has_length && data.len() != length {
-        changes.replace(header::CONTENT_LENGTH, Some(HeaderValue::from(data.len())));
-    }
-    after(phase.reply.replace(data, changes), settings)
-}
-
-async fn trailers<P: Processor>(
-    processor: &mut P,
-    phase: TrailersPhase,
-    flow: &mut Flow,
-    settings: Settings,
-) -> Next {
-    if !flow.gathered.bytes.is_empty() {
-        return stopped!(phase.reply, BodyError::Trailers.into(), settings);
-    }
-    let mut trailers = Trailers::new(phase.trailers);
-    let result = match phase.direction {
-        Direction::Request => guard(processor.request_trailers(&mut trailers), settings).await,
-        Direction::Response => guard(processor.response_trailers(&mut trailers), settings).await,
-    };
-    match result {
-        Err(stop) => stopped!(phase.reply, stop, settings),
-        Ok(()) => after(
-            phase.reply.change(trailers.headers.take_changes()),
-            settings,
-        ),
-    }
-}
-
-/// A reply was refused before it was sent: the handler is at fault.
-fn after<E>(replied: std::result::Result<(), E>, settings: Settings) -> Next
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    match replied {
-        Ok(()) => Next::Go,
-        Err(error) => match judge(error.into(), settings) {
-            // The message has passed already: only ending the stream is left.
-            Judgement::Respond(_) => Next::End(Err(Status::internal("the processor failed"))),
-            Judgement::End(result) => Next::End(result),
-        },
-    }
-}
-
-enum Judgement {
-    Respond(Box<Immediate>),
-    /// The stream ends; OK lets everything pass.
-    End(std::result::Result<(), Status>),
-}
-
-fn judge(stop: Stop, settings: Settings) -> Judgement {
-    match stop {
-        Stop::Respond(immediate) => Judgement::Respond(immediate),
-        Stop::Failed(error) => {
-            tracing::error!(%error, "the processor failed");
-            match settings.on_failure {
-                // The error stays in our log: the proxy may show a status to callers.
-                OnFailure::Report => Judgement::End(Err(Status::internal("the processor failed"))),
-                OnFailure::Pass => Judgement::End(Ok(())),
-                OnFailure::Respond(status) => {
-                    let answer = Immediate::new(status).details("processor_failed");
-                    Judgement::Respond(Box::new(answer))
-                }
-            }
-        }
-    }
-}
-
-/// A handler that did not come back.
+/// A value that dynamic metadata cannot hold.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
-    #[error("the handler panicked: {0}")]
-    Panicked(String),
-    #[error("the handler took longer than {0:?}")]
-    TimedOut(Duration),
+pub enum MetadataError {
+    /// It has no JSON form.
+    #[error("metadata `{namespace}`: {source}")]
+    Json {
+        /// The namespace.
+        namespace: String,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// Proxies ignore a namespace that is no object.
+    #[error("metadata `{0}` is not an object")]
+    NotAnObject(String),
 }
 
-/// Runs a handler: a panic or running out of time is a failure like any other.
-async fn guard(handler: impl Future<Output = Result> + Send, settings: Settings) -> Result {
-    let mut handler = pin!(handler);
-    let caught = std::future::poll_fn(|cx| {
-        match catch_unwind(AssertUnwindSafe(|| handler.as_mut().poll(cx))) {
-            Ok(poll) => poll,
-            Err(panic) => Poll::Ready(Err(Lost::Panicked(panic_message(&*panic)).into())),
-        }
-    });
-    match tokio::time::timeout(settings.deadline, caught).await {
-        Ok(result) => result,
-        Err(_) => Err(Lost::TimedOut(settings.deadline).into()),
+/// The place of an exchange in a trace, as the proxy's call says it (W3C `traceparent`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trace<'a> {
+    /// 32 hexadecimal digits.
+    pub trace_id: &'a str,
+    /// The proxy's span: 16 hexadecimal digits.
+    pub parent_id: &'a str,
+    /// Whether the trace is recorded.
+    pub sampled: bool,
+}
+
+impl<'a> Trace<'a> {
+    fn parse(header: &'a str) -> Option<Self> {
+        let mut parts = header.split('-');
+        let (version, trace_id, parent_id, flags) =
+            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let hexadecimal = |text: &str, length| {
+            text.len() == length && text.bytes().all(|digit| digit.is_ascii_hexdigit())
+        };
+        let known = hexadecimal(version, 2) && version != "ff";
+        let whole = hexadecimal(trace_id, 32) && hexadecimal(parent_id, 16);
+        let flags = hexadecimal(flags, 2).then(|| u8::from_str_radix(flags, 16).ok())??;
+        (known && whole).then_some(Self {
+            trace_id,
+            parent_id,
+            sampled: flags & 1 == 1,
+        })
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.map(str::to_owned)
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
+impl Exchange {
+    pub(super) fn of_call(call: HeaderMap) -> Self {
+        let inner = Inner {
+            call,
+            ..Inner::default()
+        };
+        Self(Some(Box::new(inner)))
+    }
+
+    /// The metadata of the gRPC call: the filter's `initial_metadata`, trace headers. Where a
+    /// proxy puts `x-request-id` and the like.
+    pub fn call(&self) -> Option<&HeaderMap> {
+        Some(&self.0.as_ref()?.call)
+    }
+
+    /// The trace that the exchange belongs to, if the proxy says so.
+    pub fn trace(&self) -> Option<Trace<'_>> {
+        Trace::parse(self.call()?.get("traceparent")?.to_str().ok()?)
+    }
+
+    /// An attribute, such as `request.id` or `source.address`, of those that the filter sends
+    /// (`request_attributes`, `response_attributes`); `None` when it is not there or of another
+    /// type.
+    pub fn attribute<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        let value = self.0.as_ref()?.attributes.fields.get(name)?;
+        serde_json::from_value(json(value)).ok()
+    }
+
+    /// All attributes, as JSON.
+    pub fn attributes(&self) -> serde_json::Value {
+        self.0.as_ref().map_or_else(
+            || json_object(&Struct::default()),
+            |inner| json_object(&inner.attributes),
+        )
+    }
+
+    /// The request's dynamic metadata of a namespace that the filter forwards
+    /// (`forwarding_namespaces.untyped`), as it was with the last message; `None` when it is not
+    /// there or of another type.
+    pub fn metadata<T: DeserializeOwned>(&self, namespace: &str) -> Option<T> {
+        let metadata = &self.0.as_ref()?.metadata.filter_metadata;
+        serde_json::from_value(json_object(metadata.get(namespace)?)).ok()
+    }
+
+    /// Typed metadata of a namespace that the filter forwards (`forwarding_namespaces.typed`).
+    pub fn typed_metadata(&self, namespace: &str) -> Option<&Any> {
+        let metadata = &self.0.as_ref()?.metadata;
+        metadata.typed_filter_metadata.get(namespace)
+    }
+
+    /// Sets dynamic metadata of the request, an object, with the reply to this part. A proxy
+    /// takes it if the filter receives the namespace (`receiving_namespaces.untyped`).
+    ///
+    /// # Errors
+    /// When `value` is no JSON object.
+    pub fn set_metadata<T: Serialize + ?Sized>(
+        &mut self,
+        namespace: &str,
+        value: &T,
+    ) -> Result<(), MetadataError> {
+        self.outgoing().set(namespace, value)
+    }
+
+    /// Sets typed metadata of the request, with the reply to this part
+    /// (`receiving_namespaces.typed`).
+    pub fn set_typed_metadata(&mut self, namespace: impl Into<String>, value: Any) {
+        self.outgoing().set_typed(namespace, value);
+    }
+
+    /// Whether the proxy only lets observe (`observability_mode`): nothing that is changed has an
+    /// effect.
+    pub fn is_observed(&self) -> bool {
+        self.0.as_ref().is_some_and(|inner| inner.observed)
+    }
+
+    fn outgoing(&mut self) -> &mut Outgoing {
+        &mut self.0.get_or_insert_default().outgoing
+    }
+
+    pub(super) fn take_outgoing(&mut self) -> Option<Outgoing> {
+        let inner = self.0.as_mut()?;
+        (!inner.outgoing.is_empty()).then(|| std::mem::take(&mut inner.outgoing))
+    }
+
+    pub(super) fn learn(
+        &mut self,
+        attributes: Vec<Struct>,
+        metadata: Option<core::Metadata>,
+        observed: bool,
+    ) {
+        if attributes.is_empty() && metadata.is_none() && !observed {
+            return;
+        }
+        let inner = self.0.get_or_insert_default();
+        for more in attributes {
+            inner.attributes.fields.extend(more.fields);
+        }
+        if let Some(metadata) = metadata {
+            inner.metadata = metadata;
+        }
+        inner.observed |= observed;
+    }
+}
+
+impl Outgoing {
+    /// Sets the metadata of a namespace: an object.
+    ///
+    /// # Errors
+    /// When `value` is no JSON object.
+    pub fn set<T: Serialize + ?Sized>(
+        &mut self,
+        namespace: &str,
+        value: &T,
+    ) -> Result<(), MetadataError> {
+        let value = serde_json::to_value(value).map_err(|source| MetadataError::Json {
+            namespace: namespace.to_owned(),
+            source,
+        })?;
+        if !value.is_object() {
+            return Err(MetadataError::NotAnObject(namespace.to_owned()));
+        }
+        self.untyped
+            .fields
+            .insert(namespace.to_owned(), from_json(value));
+        Ok(())
+    }
+
+    /// Sets the typed metadata of a namespace.
+    pub fn set_typed(&mut self, namespace: impl Into<String>, value: Any) {
+        self.typed.insert(namespace.into(), value);
+    }
+
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.untyped.fields.is_empty() && self.typed.is_empty()
+    }
+}
+
+fn json_object(object: &Struct) -> serde_json::Value {
+    let fields = object.fields.iter();
+    serde_json::Value::Object(
+        fields
+            .map(|(name, value)| (name.clone(), json(value)))
+            .collect(),
+    )
+}
+
+/// Numbers that are whole are written as such: protobuf has one kind only.
+fn json(value: &Value) -> serde_json::Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match &value.kind {
+        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
+        Some(Kind::BoolValue(value)) => (*value).into(),
+        Some(Kind::NumberValue(value)) if value.fract() == 0.0 && value.abs() < EXACT => {
+            (*value as i64).into()
+        }
+        Some(Kind::NumberValue(value)) => (*value).into(),
+        Some(Kind::StringValue(value)) => value.as_str().into(),
+        Some(Kind::StructValue(value)) => json_object(value),
+        Some(Kind::ListValue(list)) => list.values.iter().map(json).collect(),
+    }
+}
+
+fn from_json(value: serde_json::Value) -> Value {
+    let kind = match value {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(value) => Kind::BoolValue(value),
+        serde_json::Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        serde_json::Value::String(value) => Kind::StringValue(value),
+        serde_json::Value::Array(values) => Kind::ListValue(prost_types::ListValue {
+            values: values.into_iter().map(from_json).collect(),
+        }),
+        serde_json::Value::Object(fields) => Kind::StructValue(Struct {
+            fields: fields
+                .into_iter()
+                .map(|(name, value)| (name, from_json(value)))
+                .collect(),
+        }),
+    };
+    Value { kind: Some(kind) }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn metadata_goes_out_and_comes_back_as_it_was() {
+        let value = json!({"a": [1, "x", null, true, 0.5], "b": {"c": {}}});
+        let mut exchange = Exchange::default();
+        exchange.set_metadata("ns", &value).unwrap();
+        assert!(matches!(
+            exchange.set_metadata("ns", &1),
+            Err(MetadataError::NotAnObject(_))
+        ));
+
+        let outgoing = exchange.take_outgoing().unwrap();
+        assert!(exchange.take_outgoing().is_none());
+        let Some(Kind::StructValue(inner)) = outgoing.untyped.fields["ns"].kind.clone() else {
+            panic!();
+        };
+        let metadata = core::Metadata {
+            filter_metadata: [("ns".to_owned(), inner)].into(),
+            ..core::Metadata::default()
+        };
+        exchange.learn(Vec::new(), Some(metadata), false);
+        assert_eq!(exchange.metadata::<serde_json::Value>("ns"), Some(value));
+        assert_eq!(exchange.metadata::<serde_json::Value>("other"), None);
+    }
+
+    #[test]
+    fn attributes_are_read_as_the_type_that_is_wanted() {
+        let fields = [
+            ("request.size".to_owned(), from_json(json!(5))),
+            ("request.id".to_owned(), from_json(json!("r"))),
+        ];
+        let mut exchange = Exchange::default();
+        exchange.learn(
+            vec![Struct {
+                fields: fields.into(),
+            }],
+            None,
+            false,
+        );
+
+        assert_eq!(exchange.attribute::<u64>("request.size"), Some(5));
+        assert_eq!(
+            exchange.attribute::<String>("request.id").as_deref(),
+            Some("r")
+        );
+        assert_eq!(exchange.attribute::<u64>("request.id"), None);
+        assert_eq!(
+            exchange.attributes(),
+            json!({"request.id": "r", "request.size": 5})
+        );
+    }
+
+    #[test]
+    fn a_trace_is_one_or_none() {
+        let (trace_id, parent_id) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        let header = format!("00-{trace_id}-{parent_id}-01");
+        let trace = Trace {
+            trace_id,
+            parent_id,
+            sampled: true,
+        };
+        assert_eq!(Trace::parse(&header), Some(trace));
+        for bad in ["", "00-1-2-3", "ff-x", &header[..50]] {
+            assert_eq!(Trace::parse(bad), None, "{bad}");
+        }
+    }
 }

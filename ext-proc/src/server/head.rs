@@ -1,10 +1,21 @@
 //! Heads and trailers as a processor sees them.
 
-use attache_proto::core;
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode};
 
-use super::headers::{HeaderError, Headers};
+use super::{
+    exchange::Exchange,
+    headers::{HeaderError, Headers},
+    session::{Modes, ModesRefused},
+};
+
+/// What a handler leaves of a head.
+pub(super) struct Given {
+    pub(super) headers: Headers,
+    pub(super) exchange: Exchange,
+    pub(super) new_body: Option<Bytes>,
+    pub(super) modes: Option<Modes>,
+}
 
 /// The head of a request.
 ///
@@ -15,18 +26,53 @@ use super::headers::{HeaderError, Headers};
 pub struct RequestHead {
     /// The headers.
     pub headers: Headers,
+    /// What is known of the exchange; dynamic metadata goes out through it.
+    pub exchange: Exchange,
     end_of_stream: bool,
     pub(super) clear_route_cache: bool,
-    pub(super) new_body: Option<Bytes>,
+    new_body: Option<Bytes>,
+    modes: Option<Modes>,
+    overrides: Option<ModesRefused>,
 }
 
 impl RequestHead {
-    pub(super) fn new(received: Vec<core::HeaderValue>, end_of_stream: bool) -> Self {
+    pub(super) fn new(
+        headers: Headers,
+        end_of_stream: bool,
+        exchange: Exchange,
+        overrides: Option<ModesRefused>,
+    ) -> Self {
         Self {
-            headers: Headers::new(received),
+            headers,
+            exchange,
             end_of_stream,
             clear_route_cache: false,
             new_body: None,
+            modes: None,
+            overrides,
+        }
+    }
+
+    pub(super) fn given(self) -> Given {
+        Given {
+            headers: self.headers,
+            exchange: self.exchange,
+            new_body: self.new_body,
+            modes: self.modes,
+        }
+    }
+
+    /// Changes what is shown of the rest of the exchange.
+    ///
+    /// # Errors
+    /// When the proxy would ignore the wish.
+    pub fn override_modes(&mut self, modes: Modes) -> Result<(), ModesRefused> {
+        match self.overrides {
+            Some(refused) => Err(refused),
+            None => {
+                self.modes = Some(modes);
+                Ok(())
+            }
         }
     }
 
@@ -65,34 +111,36 @@ impl RequestHead {
             return Err(refused());
         }
         let value = HeaderValue::from_str(path).map_err(|_| refused())?;
-        self.headers.set_pseudo(":path", value);
-        Ok(())
+        self.headers.set_pseudo(":path", value)
     }
 
-    /// Changes the method; the proxy must allow it (`allow_all_routing`).
+    /// Changes the method. The proxy must allow it (`allow_all_routing`), unless the body was
+    /// replaced before.
     ///
     /// # Errors
-    /// When it is no valid method.
+    /// When it is no valid method, or the proxy would refuse it.
     pub fn set_method(&mut self, method: &str) -> Result<(), HeaderError> {
         let refused = || HeaderError::Value(":method".to_owned());
         http::Method::from_bytes(method.as_bytes()).map_err(|_| refused())?;
         let value = HeaderValue::from_str(method).map_err(|_| refused())?;
-        self.headers.set_pseudo(":method", value);
-        Ok(())
+        if self.new_body.is_some() {
+            self.headers.force_pseudo(":method", value);
+            return Ok(());
+        }
+        self.headers.set_pseudo(":method", value)
     }
 
     /// Changes the authority (host); the proxy must allow it (`allow_all_routing`).
     ///
     /// # Errors
-    /// When it is no valid authority.
+    /// When it is no valid authority, or the proxy would refuse it.
     pub fn set_authority(&mut self, authority: &str) -> Result<(), HeaderError> {
         let refused = || HeaderError::Value(":authority".to_owned());
         authority
             .parse::<http::uri::Authority>()
             .map_err(|_| refused())?;
         let value = HeaderValue::from_str(authority).map_err(|_| refused())?;
-        self.headers.set_pseudo(":authority", value);
-        Ok(())
+        self.headers.set_pseudo(":authority", value)
     }
 
     /// Has the proxy pick the route again, by what the request is after these changes.
@@ -111,16 +159,51 @@ impl RequestHead {
 pub struct ResponseHead {
     /// The headers.
     pub headers: Headers,
+    /// What is known of the exchange; dynamic metadata goes out through it.
+    pub exchange: Exchange,
     end_of_stream: bool,
-    pub(super) new_body: Option<Bytes>,
+    new_body: Option<Bytes>,
+    modes: Option<Modes>,
+    overrides: Option<ModesRefused>,
 }
 
 impl ResponseHead {
-    pub(super) fn new(received: Vec<core::HeaderValue>, end_of_stream: bool) -> Self {
+    pub(super) fn new(
+        headers: Headers,
+        end_of_stream: bool,
+        exchange: Exchange,
+        overrides: Option<ModesRefused>,
+    ) -> Self {
         Self {
-            headers: Headers::new(received),
+            headers,
+            exchange,
             end_of_stream,
             new_body: None,
+            modes: None,
+            overrides,
+        }
+    }
+
+    pub(super) fn given(self) -> Given {
+        Given {
+            headers: self.headers,
+            exchange: self.exchange,
+            new_body: self.new_body,
+            modes: self.modes,
+        }
+    }
+
+    /// Changes what is shown of the rest of the exchange.
+    ///
+    /// # Errors
+    /// When the proxy would ignore the wish.
+    pub fn override_modes(&mut self, modes: Modes) -> Result<(), ModesRefused> {
+        match self.overrides {
+            Some(refused) => Err(refused),
+            None => {
+                self.modes = Some(modes);
+                Ok(())
+            }
         }
     }
 
@@ -143,8 +226,7 @@ impl ResponseHead {
             return Err(HeaderError::Status(status));
         }
         self.headers
-            .set_pseudo(":status", HeaderValue::from(status.as_u16()));
-        Ok(())
+            .set_pseudo(":status", HeaderValue::from(status.as_u16()))
     }
 
     /// Gives the response this body instead of its own, which is not shown any more.
@@ -158,25 +240,12 @@ impl ResponseHead {
 pub struct Trailers {
     /// The trailers.
     pub headers: Headers,
+    /// What is known of the exchange; dynamic metadata goes out through it.
+    pub exchange: Exchange,
 }
 
 impl Trailers {
-    pub(super) fn new(received: Vec<core::HeaderValue>) -> Self {
-        Self {
-            headers: Headers::new(received),
-        }
+    pub(super) fn new(headers: Headers, exchange: Exchange) -> Self {
+        Self { headers, exchange }
     }
-}
-
-/// Whether a head has a `content-length` once its changes are made.
-pub(super) fn will_have_length(
-    received: &[core::HeaderValue],
-    changes: &super::headers::Changes,
-) -> bool {
-    if changes.touches(&header::CONTENT_LENGTH) {
-        return changes.value(&header::CONTENT_LENGTH).is_some();
-    }
-    received
-        .iter()
-        .any(|field| field.key == header::CONTENT_LENGTH.as_str())
 }

@@ -1,14 +1,12 @@
-//! Headers as received, and the changes to them in the form that Envoy understands.
+//! Headers as received, and the changes to them.
 
 use std::{ops::Deref, sync::OnceLock};
 
-use attache_proto::{core, ext_proc};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// Envoy refuses mutations with more entries than this, by default.
-const MAX_CHANGES: usize = 100;
+use super::{changes::Changes, rules::Rules, session::Fieldset};
 
-/// A header change that Envoy would refuse or garble.
+/// A header change that Envoy would refuse, ignore or garble.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// The name is not a header name.
@@ -20,9 +18,50 @@ pub enum HeaderError {
     /// The framing of a message is the proxy's business.
     #[error("`transfer-encoding` cannot be set: the proxy frames the message")]
     TransferEncoding,
+    /// The length is kept right by itself.
+    #[error("`content-length` cannot be set: it is kept right by itself")]
+    ContentLength,
     /// The status does not fit a final response.
     #[error("{0} is not a final status")]
     Status(http::StatusCode),
+    /// The proxy does not let processors change it.
+    #[error(
+        "the proxy refuses changes of `{name}` unless its `mutation_rules` have `{unless}`; \
+         if they do, say so with `Server::assume`"
+    )]
+    Refused {
+        /// The header or pseudo-header.
+        name: String,
+        /// The setting that allows it.
+        unless: &'static str,
+    },
+    /// No proxy lets it be removed.
+    #[error("`host` cannot be removed")]
+    Host,
+    /// More changes in one reply than the proxy accepts.
+    #[error("{changes} header changes in one reply; the proxy accepts {limit}")]
+    TooManyChanges {
+        /// How many there are.
+        changes: usize,
+        /// [`ProxySettings::max_headers`](super::ProxySettings::max_headers).
+        limit: usize,
+    },
+    /// More headers in the end than the proxy accepts.
+    #[error("the message would have {count} headers; the proxy accepts {limit}")]
+    TooManyHeaders {
+        /// How many there would be.
+        count: usize,
+        /// [`ProxySettings::max_headers`](super::ProxySettings::max_headers).
+        limit: usize,
+    },
+    /// More bytes of headers in the end than the proxy accepts.
+    #[error("the message would have {bytes} bytes of headers; the proxy accepts {limit}")]
+    TooLarge {
+        /// How many there would be.
+        bytes: usize,
+        /// [`ProxySettings::max_header_bytes`](super::ProxySettings::max_header_bytes).
+        limit: usize,
+    },
 }
 
 /// A header name, or what can become one.
@@ -61,16 +100,18 @@ impl IntoName for &str {
 /// ```
 #[derive(Debug, Default)]
 pub struct Headers {
-    received: Vec<core::HeaderValue>,
+    received: Fieldset,
     /// Made when somebody looks.
-    map: OnceLock<HeaderMap>,
+    map: OnceLock<Box<HeaderMap>>,
     changes: Changes,
+    rules: Rules,
 }
 
 impl Headers {
-    pub(super) fn new(received: Vec<core::HeaderValue>) -> Self {
+    pub(super) fn new(received: Fieldset, rules: Rules) -> Self {
         Self {
             received,
+            rules,
             ..Self::default()
         }
     }
@@ -83,7 +124,7 @@ impl Headers {
     where
         V: TryInto<HeaderValue>,
     {
-        let (name, value) = checked(name, value)?;
+        let (name, value) = self.checked(name, value)?;
         if let Some(map) = self.map.get_mut() {
             map.insert(&name, value.clone());
         }
@@ -99,7 +140,7 @@ impl Headers {
     where
         V: TryInto<HeaderValue>,
     {
-        let (name, value) = checked(name, value)?;
+        let (name, value) = self.checked(name, value)?;
         if let Some(map) = self.map.get_mut() {
             map.append(&name, value.clone());
         }
@@ -143,10 +184,45 @@ impl Headers {
     /// When the name is not valid.
     pub fn remove(&mut self, name: impl IntoName) -> Result<(), HeaderError> {
         let name = name.into_name()?;
+        if name == header::HOST {
+            return Err(HeaderError::Host);
+        }
+        self.allowed(name.as_str())?;
         if let Some(map) = self.map.get_mut() {
             map.remove(&name);
         }
         self.changes.replace(name, None);
+        Ok(())
+    }
+
+    /// Changes what is needed for the headers to be those of `wanted`, pseudo-headers aside.
+    /// `content-length` and `transfer-encoding` are left to the proxy.
+    ///
+    /// # Errors
+    /// When the proxy would refuse one of the changes.
+    pub fn assign(&mut self, wanted: &HeaderMap) -> Result<(), HeaderError> {
+        let framing = |name: &HeaderName| {
+            *name == header::CONTENT_LENGTH || *name == header::TRANSFER_ENCODING
+        };
+        let gone: Vec<_> = self
+            .keys()
+            .filter(|name| !wanted.contains_key(*name))
+            .cloned()
+            .collect();
+        for name in gone.into_iter().filter(|name| !framing(name)) {
+            self.remove(name)?;
+        }
+        for name in wanted.keys().filter(|name| !framing(name)) {
+            if self.get_all(name).iter().eq(wanted.get_all(name)) {
+                continue;
+            }
+            for (index, value) in wanted.get_all(name).iter().enumerate() {
+                match index {
+                    0 => self.insert(name.clone(), value.clone())?,
+                    _ => self.append(name.clone(), value.clone())?,
+                }
+            }
+        }
         Ok(())
     }
 
@@ -162,32 +238,103 @@ impl Headers {
         kind == "application/json" || kind.ends_with("+json")
     }
 
-    /// A pseudo-header, as received.
-    pub(super) fn pseudo(&self, name: &str) -> Option<&str> {
-        let field = self.received.iter().find(|field| field.key == name)?;
-        std::str::from_utf8(&field.raw_value).ok()
+    /// A pseudo-header (`:path`), as received; `None` when the proxy does not show it.
+    pub fn pseudo(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(self.received.get(name)?).ok()
     }
 
-    pub(super) fn set_pseudo(&mut self, name: &'static str, value: HeaderValue) {
+    /// Changes a pseudo-header, checked already.
+    ///
+    /// # Errors
+    /// When the proxy refuses that.
+    pub(super) fn set_pseudo(
+        &mut self,
+        name: &'static str,
+        value: HeaderValue,
+    ) -> Result<(), HeaderError> {
+        self.allowed(name)?;
+        self.changes.pseudo(name, value);
+        Ok(())
+    }
+
+    /// As [`Headers::set_pseudo`], whatever the rules are.
+    pub(super) fn force_pseudo(&mut self, name: &'static str, value: HeaderValue) {
         self.changes.pseudo(name, value);
     }
 
-    pub(super) fn take_changes(&mut self) -> Changes {
-        std::mem::take(&mut self.changes)
+    /// The changes so far, for a reply; none are left.
+    ///
+    /// # Errors
+    /// When there are more than the proxy accepts.
+    pub fn take_changes(&mut self) -> Result<Changes, HeaderError> {
+        let changes = std::mem::take(&mut self.changes);
+        changes.check(&self.received, self.rules)?;
+        Ok(changes)
     }
 
-    fn build(&self) -> HeaderMap {
-        let mut map = HeaderMap::with_capacity(self.received.len());
-        for field in &self.received {
+    /// Whether a `content-length` was received.
+    pub(super) fn had_length(&self) -> bool {
+        self.received.get(header::CONTENT_LENGTH.as_str()).is_some()
+    }
+
+    /// Whether the body is said to end with trailers.
+    pub(super) fn announces_trailers(&self) -> bool {
+        let grpc = |value: &[u8]| value.starts_with(b"application/grpc");
+        self.received.iter().any(|(name, value)| {
+            name == header::TRAILER.as_str() || name == header::CONTENT_TYPE.as_str() && grpc(value)
+        })
+    }
+
+    /// Removes the length, which no longer holds.
+    pub(super) fn remove_length(&mut self) {
+        self.changes.replace(header::CONTENT_LENGTH, None);
+    }
+
+    fn allowed(&self, name: &str) -> Result<(), HeaderError> {
+        let unless = match name {
+            "host" | ":authority" | ":method" | ":scheme" if !self.rules.allow_all_routing => {
+                "allow_all_routing"
+            }
+            _ if name.starts_with("x-envoy") && !self.rules.allow_envoy => "allow_envoy",
+            _ => return Ok(()),
+        };
+        Err(HeaderError::Refused {
+            name: name.to_owned(),
+            unless,
+        })
+    }
+
+    fn checked<V: TryInto<HeaderValue>>(
+        &self,
+        name: impl IntoName,
+        value: V,
+    ) -> Result<(HeaderName, HeaderValue), HeaderError> {
+        let name = name.into_name()?;
+        if name == header::TRANSFER_ENCODING {
+            return Err(HeaderError::TransferEncoding);
+        }
+        if name == header::CONTENT_LENGTH {
+            return Err(HeaderError::ContentLength);
+        }
+        self.allowed(name.as_str())?;
+        match value.try_into() {
+            Ok(value) => Ok((name, value)),
+            Err(_) => Err(HeaderError::Value(name.to_string())),
+        }
+    }
+
+    fn build(&self) -> Box<HeaderMap> {
+        let mut map = HeaderMap::with_capacity(self.received.count());
+        for (name, value) in self.received.iter() {
             if let (Ok(name), Ok(value)) = (
-                HeaderName::from_bytes(field.key.as_bytes()),
-                HeaderValue::from_maybe_shared(field.raw_value.clone()),
+                HeaderName::from_bytes(name.as_bytes()),
+                HeaderValue::from_maybe_shared(self.received.share(value)),
             ) {
                 map.append(name, value);
             }
         }
         self.changes.apply(&mut map);
-        map
+        Box::new(map)
     }
 }
 
@@ -202,173 +349,29 @@ impl Deref for Headers {
 
 impl<'a> FromIterator<(&'a str, &'a str)> for Headers {
     fn from_iter<I: IntoIterator<Item = (&'a str, &'a str)>>(fields: I) -> Self {
-        let field = |(key, value): (&str, &str)| core::HeaderValue {
-            key: key.to_ascii_lowercase(),
-            raw_value: value.as_bytes().to_vec().into(),
-            ..core::HeaderValue::default()
-        };
-        Self::new(fields.into_iter().map(field).collect())
-    }
-}
-
-fn checked<V: TryInto<HeaderValue>>(
-    name: impl IntoName,
-    value: V,
-) -> Result<(HeaderName, HeaderValue), HeaderError> {
-    let name = name.into_name()?;
-    if name == header::TRANSFER_ENCODING {
-        return Err(HeaderError::TransferEncoding);
-    }
-    match value.try_into() {
-        Ok(value) => Ok((name, value)),
-        Err(_) => Err(HeaderError::Value(name.to_string())),
-    }
-}
-
-/// Checked changes to headers, in a form that Envoy applies as meant.
-///
-/// Envoy removes first and sets afterwards, knows `append` but no other action, and reads only
-/// `raw_value`. So each name has one entry here, with the values it shall have in the end.
-#[derive(Debug, Default)]
-pub struct Changes {
-    entries: Vec<Change>,
-    pseudo: Vec<(&'static str, HeaderValue)>,
-}
-
-#[derive(Debug)]
-struct Change {
-    name: HeaderName,
-    /// The values replace those received, else they are added.
-    replaces: bool,
-    values: Vec<HeaderValue>,
-}
-
-/// More changes to one message than Envoy accepts.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0} header changes in one message; Envoy accepts {MAX_CHANGES}")]
-pub struct TooManyChanges(usize);
-
-impl Changes {
-    /// Whether nothing is changed.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.pseudo.is_empty()
-    }
-
-    pub(super) fn replace(&mut self, name: HeaderName, value: Option<HeaderValue>) {
-        let values = value.into_iter().collect();
-        match self.entries.iter_mut().find(|change| change.name == name) {
-            Some(change) => {
-                change.replaces = true;
-                change.values = values;
-            }
-            None => self.entries.push(Change {
-                name,
-                replaces: true,
-                values,
-            }),
-        }
-    }
-
-    fn append(&mut self, name: HeaderName, value: HeaderValue) {
-        match self.entries.iter_mut().find(|change| change.name == name) {
-            Some(change) => change.values.push(value),
-            None => self.entries.push(Change {
-                name,
-                replaces: false,
-                values: vec![value],
-            }),
-        }
-    }
-
-    fn pseudo(&mut self, name: &'static str, value: HeaderValue) {
-        self.pseudo.retain(|(present, _)| *present != name);
-        self.pseudo.push((name, value));
-    }
-
-    /// Whether `name` is set or removed.
-    pub(super) fn touches(&self, name: &HeaderName) -> bool {
-        self.entries.iter().any(|change| change.name == *name)
-    }
-
-    /// The one value that `name` is set to.
-    pub(super) fn value(&self, name: &HeaderName) -> Option<&HeaderValue> {
-        self.entries
-            .iter()
-            .find(|change| change.name == *name)?
-            .values
-            .first()
-    }
-
-    fn apply(&self, map: &mut HeaderMap) {
-        for change in &self.entries {
-            if change.replaces {
-                map.remove(&change.name);
-            }
-            for value in &change.values {
-                map.append(&change.name, value.clone());
-            }
-        }
-    }
-
-    /// The message, or `None` when nothing is changed.
-    ///
-    /// # Errors
-    /// When there are more changes than Envoy accepts.
-    pub(super) fn into_mutation(self) -> Result<Option<ext_proc::HeaderMutation>, TooManyChanges> {
-        if self.is_empty() {
-            return Ok(None);
-        }
-        let mut mutation = ext_proc::HeaderMutation::default();
-        for (name, value) in self.pseudo {
-            mutation.set_headers.push(option(name, value, false));
-        }
-        for change in self.entries {
-            if change.replaces && change.values.is_empty() {
-                mutation
-                    .remove_headers
-                    .push(change.name.as_str().to_owned());
-            }
-            for (value, first) in change.values.into_iter().zip((0..).map(|i| i == 0)) {
-                let append = !(first && change.replaces);
-                mutation
-                    .set_headers
-                    .push(option(change.name.as_str(), value, append));
-            }
-        }
-        let count = mutation
-            .set_headers
-            .len()
-            .max(mutation.remove_headers.len());
-        if count > MAX_CHANGES {
-            return Err(TooManyChanges(count));
-        }
-        Ok(Some(mutation))
-    }
-}
-
-fn option(key: &str, value: HeaderValue, append: bool) -> core::HeaderValueOption {
-    core::HeaderValueOption {
-        header: Some(core::HeaderValue {
-            key: key.to_owned(),
-            // Values are shared where they can be, copied where `http` does not give them away.
-            raw_value: bytes::Bytes::copy_from_slice(value.as_bytes()),
-            ..core::HeaderValue::default()
-        }),
-        append: append.then_some(true),
-        ..core::HeaderValueOption::default()
+        let fields = fields.into_iter();
+        let received = Fieldset::encode(fields.map(|(name, value)| (name, value.as_bytes())));
+        Self::new(received, Rules::default())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use attache_proto::ext_proc::HeaderMutation;
+    use prost::Message as _;
+
     use super::*;
 
+    fn mutation(headers: &mut Headers) -> HeaderMutation {
+        let changes = headers.take_changes().unwrap();
+        let mut buffer = bytes::BytesMut::new();
+        changes.encode(&mut buffer);
+        assert_eq!(buffer.len(), changes.encoded_len());
+        HeaderMutation::decode(buffer).unwrap()
+    }
+
     fn entries(headers: &mut Headers) -> (Vec<(String, String, bool)>, Vec<String>) {
-        let mutation = headers
-            .take_changes()
-            .into_mutation()
-            .unwrap()
-            .unwrap_or_default();
+        let mutation = mutation(headers);
         let set = mutation.set_headers.into_iter().map(|option| {
             let header = option.header.unwrap();
             assert_eq!(header.value, "");
@@ -452,13 +455,97 @@ mod tests {
             headers.append("Transfer-Encoding", "chunked"),
             Err(HeaderError::TransferEncoding)
         );
+        assert_eq!(
+            headers.insert("content-length", "1"),
+            Err(HeaderError::ContentLength)
+        );
+        assert_eq!(headers.remove("host"), Err(HeaderError::Host));
+        for (name, unless) in [
+            ("host", "allow_all_routing"),
+            ("x-envoy-retry-on", "allow_envoy"),
+        ] {
+            let name = name.to_owned();
+            let refused = Err(HeaderError::Refused {
+                name: name.clone(),
+                unless,
+            });
+            assert_eq!(headers.insert(name.as_str(), "1"), refused);
+        }
+        assert_eq!(headers.take_changes().unwrap().encoded_len(), 0);
+    }
+
+    #[test]
+    fn what_the_proxy_allows_is_not_refused() {
+        let rules = Rules {
+            allow_all_routing: true,
+            allow_envoy: true,
+            ..Rules::default()
+        };
+        let mut headers = Headers::new(Fieldset::default(), rules);
+        headers.insert("host", "h").unwrap();
+        headers.insert("x-envoy-retry-on", "5xx").unwrap();
+        headers
+            .set_pseudo(":method", HeaderValue::from_static("PUT"))
+            .unwrap();
+        assert_eq!(mutation(&mut headers).set_headers.len(), 3);
+    }
+
+    #[test]
+    fn numbers_and_sizes_are_checked_before_they_are_sent() {
+        let received = || Headers::from_iter([("x-big", "0123456789")]);
+
+        let mut headers = received();
         for n in 0..101 {
             headers.insert(format!("x-{n}").as_str(), "1").unwrap();
         }
         assert_eq!(
-            headers.take_changes().into_mutation(),
-            Err(TooManyChanges(101))
+            headers.take_changes().unwrap_err(),
+            HeaderError::TooManyChanges {
+                changes: 101,
+                limit: 100
+            }
         );
+
+        let mut headers = received();
+        for n in 0..100 {
+            headers.insert(format!("x-{n}").as_str(), "1").unwrap();
+        }
+        assert_eq!(
+            headers.take_changes().unwrap_err(),
+            HeaderError::TooManyHeaders {
+                count: 101,
+                limit: 100
+            }
+        );
+
+        // The bound is met exactly: what is replaced does not count.
+        let limit = (60 << 10) - "x-big".len();
+        for (length, fits) in [(limit, true), (limit + 1, false)] {
+            let mut headers = received();
+            headers.insert("x-big", "v".repeat(length)).unwrap();
+            assert_eq!(headers.take_changes().is_ok(), fits, "{length}");
+        }
+    }
+
+    #[test]
+    fn assigning_a_map_changes_what_differs() {
+        let mut headers = Headers::from_iter([
+            (":path", "/"),
+            ("x-same", "1"),
+            ("x-two", "1"),
+            ("x-gone", "1"),
+            ("content-length", "5"),
+        ]);
+        let mut wanted = HeaderMap::new();
+        wanted.insert("x-same", HeaderValue::from_static("1"));
+        wanted.append("x-two", HeaderValue::from_static("1"));
+        wanted.append("x-two", HeaderValue::from_static("2"));
+        wanted.insert("content-length", HeaderValue::from_static("9"));
+        headers.assign(&wanted).unwrap();
+
+        let (set, removed) = entries(&mut headers);
+        assert_eq!(set, [entry("x-two", "1", false), entry("x-two", "2", true)]);
+        assert_eq!(removed, ["x-gone"]);
     }
 
     proptest::proptest! {
@@ -478,7 +565,7 @@ mod tests {
                 }
             }
             let view = headers.clone();
-            let mutation = headers.take_changes().into_mutation().unwrap().unwrap_or_default();
+            let mutation = mutation(&mut headers);
 
             let mut applied = Headers::from_iter(received).clone();
             for name in &mutation.remove_headers {

@@ -1,8 +1,9 @@
 //! Answers that a processor gives itself.
 
-use attache_proto::{ext_proc, types};
-use bytes::Bytes;
+use attache_proto::{core, ext_proc, types};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, StatusCode};
+use prost::Message as _;
 
 use super::headers::{HeaderError, Headers, IntoName};
 
@@ -74,13 +75,33 @@ impl Immediate {
         self
     }
 
+    fn mutation(&mut self) -> Option<ext_proc::HeaderMutation> {
+        // Too many headers are dropped rather than the answer: it matters more.
+        let changes = self.headers.take_changes().ok()?;
+        let mut encoded = BytesMut::with_capacity(changes.encoded_len());
+        changes.encode(&mut encoded);
+        (!encoded.is_empty()).then(|| ext_proc::HeaderMutation::decode(encoded).ok())?
+    }
+
+    /// The head of a streamed answer, and what there is of a body.
+    pub(super) fn into_streamed(mut self) -> (core::HeaderMap, Bytes) {
+        let status = core::HeaderValue {
+            key: ":status".to_owned(),
+            raw_value: self.status.to_string().into(),
+            ..core::HeaderValue::default()
+        };
+        let set = self.mutation().unwrap_or_default().set_headers;
+        let set = set.into_iter().filter_map(|option| option.header);
+        let headers = std::iter::once(status).chain(set).collect();
+        (core::HeaderMap { headers }, self.body)
+    }
+
     pub(super) fn into_message(mut self) -> ext_proc::ImmediateResponse {
         ext_proc::ImmediateResponse {
             status: Some(types::HttpStatus {
                 code: i32::from(self.status),
             }),
-            // Too many headers are dropped rather than the answer: it matters more.
-            headers: self.headers.take_changes().into_mutation().ok().flatten(),
+            headers: self.mutation(),
             body: self.body,
             grpc_status: self
                 .grpc_status

@@ -27,21 +27,31 @@
 //! - [`session`]: the typed wire below, for what the trait cannot say.
 
 mod body;
+mod changes;
+mod drain;
 mod exchange;
 mod head;
 mod headers;
 mod immediate;
+mod metrics;
 mod processor;
+mod rules;
+mod runner;
 mod serve;
 pub mod session;
+pub mod tower;
+mod transport;
 
 #[cfg(test)]
 mod tests;
 
 pub use body::{Body, BodyError};
-pub use exchange::OnFailure;
+pub use changes::Changes;
+pub use exchange::{Exchange, MetadataError, Outgoing, Trace};
 pub use head::{RequestHead, ResponseHead, Trailers};
-pub use headers::{Changes, HeaderError, Headers, IntoName, TooManyChanges};
+pub use headers::{HeaderError, Headers, IntoName};
 pub use immediate::{Immediate, IntoStatus};
 pub use processor::{Processor, Result, Stop};
+pub use rules::ProxySettings;
+pub use runner::OnFailure;
 pub use serve::{ServeError, Server, routes, run, serve};

@@ -1,13 +1,18 @@
 //! From what was written to what runs: names resolved, values checked, defaults filled in.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use attache_filter::{FilterConfigs, Route as RouteInfo, matcher::FieldMatcher};
 use attache_service::{
     Address,
     admin::{AdminError, is_local},
     channel,
-    config::{Document, Errors, Located},
+    config::{Document, Errors, Located, Node, Size},
 };
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -15,7 +20,7 @@ use http::{HeaderValue, StatusCode};
 use super::{
     AccessLog, Cluster, Config, Embedded, EmbeddedService, EmbeddedServices, EscapedSlashesAction,
     Listener, PathMatch, PathRewrite, Redirect, RedirectCode, Route, RouteAction, SchemeChange,
-    Step, Target,
+    Step, Target, UpgradeConfig,
 };
 use crate::{
     Plan,
@@ -388,10 +393,11 @@ impl Builder<'_> {
                         );
                     }
                 }
+                let shared = self.filter_configs(&host.typed_per_filter_config, scope, errors);
                 VirtualHost {
                     name: host.name.clone(),
                     domains: host.domains.iter().map(|d| d.value.clone()).collect(),
-                    routes: self.entries(&host.routes, scope, errors),
+                    routes: self.entries(&host.routes, &shared, scope, errors),
                 }
             })
             .collect();
@@ -408,7 +414,7 @@ impl Builder<'_> {
             hosts.push(VirtualHost {
                 name: "default".to_owned(),
                 domains: vec!["*".to_owned()],
-                routes: self.entries(&config.routes, scope, errors),
+                routes: self.entries(&config.routes, &FilterConfigs::default(), scope, errors),
             });
         }
         RouteTable::new(hosts)
@@ -417,17 +423,24 @@ impl Builder<'_> {
     fn entries(
         &self,
         routes: &[Route],
+        shared: &FilterConfigs,
         scope: &Scope<'_>,
         errors: &mut Errors,
     ) -> Vec<Arc<RouteEntry>> {
         routes
             .iter()
-            .filter_map(|route| self.entry(route, scope, errors))
+            .filter_map(|route| self.entry(route, shared, scope, errors))
             .map(Arc::new)
             .collect()
     }
 
-    fn entry(&self, raw: &Route, scope: &Scope<'_>, errors: &mut Errors) -> Option<RouteEntry> {
+    fn entry(
+        &self,
+        raw: &Route,
+        shared: &FilterConfigs,
+        scope: &Scope<'_>,
+        errors: &mut Errors,
+    ) -> Option<RouteEntry> {
         let path = match &raw.r#match.path.value {
             PathMatch::Prefix(text) => PathTest::Prefix(text.clone()),
             PathMatch::Path(text) => PathTest::Exact(text.clone()),
@@ -441,6 +454,7 @@ impl Builder<'_> {
                 }
                 PathTest::Separated(text.clone())
             }
+            PathMatch::ConnectMatcher(_) => PathTest::Connect,
             PathMatch::SafeRegex(regex) => {
                 match attache_filter::matcher::full_match(&regex.regex) {
                     Ok(regex) => PathTest::Regex(regex),
@@ -451,6 +465,14 @@ impl Builder<'_> {
                 }
             }
         };
+        if matches!(path, PathTest::Connect)
+            && !matches!(&raw.action, Step::Route(action) if takes_connect(action))
+        {
+            errors.push(
+                &raw.r#match.path,
+                "`connect_matcher` needs `route` with `upgrade_configs: [{ upgrade_type: CONNECT, connect_config: {} }]`",
+            );
+        }
         let headers = raw
             .r#match
             .headers
@@ -458,7 +480,12 @@ impl Builder<'_> {
             .filter_map(|header| FieldMatcher::plan(header, errors))
             .map(|matcher| HeaderTest::new(move |parts| matcher.matches(parts)))
             .collect();
-        let filters = self.filter_configs(raw, scope, errors);
+        let mut filters = self.filter_configs(&raw.typed_per_filter_config, scope, errors);
+        for (name, policy) in scope.policies {
+            if let Some(policy) = policy {
+                policy.inherit(name, &mut filters, shared);
+            }
+        }
         let (action, cluster) = match &raw.action {
             Step::Route(action) => {
                 let forward = self.forward(action, scope, errors)?;
@@ -486,15 +513,23 @@ impl Builder<'_> {
             route: Arc::new(RouteInfo {
                 name: raw.name.clone().unwrap_or_default(),
                 cluster,
-                request_buffer_limit: None,
+                buffer_limit: raw
+                    .request_body_buffer_limit
+                    .or(raw.per_request_buffer_limit_bytes)
+                    .map(Size::as_usize),
                 filters,
             }),
         })
     }
 
-    fn filter_configs(&self, raw: &Route, scope: &Scope<'_>, errors: &mut Errors) -> FilterConfigs {
+    fn filter_configs(
+        &self,
+        raw: &BTreeMap<String, Node>,
+        scope: &Scope<'_>,
+        errors: &mut Errors,
+    ) -> FilterConfigs {
         let mut configs = FilterConfigs::default();
-        for (name, node) in &raw.typed_per_filter_config {
+        for (name, node) in raw {
             match scope.policies.get(name) {
                 None => {
                     let name = Located {
@@ -546,8 +581,36 @@ impl Builder<'_> {
                 _ => errors.push(host, format!("`{}` is not a host", host.value)),
             }
         }
+        for upgrade in &raw.upgrade_configs {
+            let on = upgrade.enabled.unwrap_or(true);
+            match (is_connect(upgrade), &upgrade.connect_config) {
+                (true, Some(_)) => forward.connect = on,
+                (true, None) if on => errors.push(
+                    &upgrade.upgrade_type,
+                    "a `CONNECT` is not passed on: write `connect_config: {}` to end it here",
+                ),
+                (true, None) => {}
+                (false, Some(_)) => errors.push(
+                    &upgrade.upgrade_type,
+                    "`connect_config` is for `CONNECT` only",
+                ),
+                (false, None) => {
+                    let name = upgrade.upgrade_type.to_ascii_lowercase();
+                    forward.upgrades.push((name, on));
+                }
+            }
+        }
         Some(forward)
     }
+}
+
+fn is_connect(upgrade: &UpgradeConfig) -> bool {
+    upgrade.upgrade_type.eq_ignore_ascii_case("connect")
+}
+
+fn takes_connect(action: &RouteAction) -> bool {
+    let mut configs = action.upgrade_configs.iter();
+    configs.any(|upgrade| is_connect(upgrade) && upgrade.enabled != Some(false))
 }
 
 fn redirect_plan(raw: &Redirect) -> RedirectPlan {

@@ -26,8 +26,8 @@ pub use cluster::{Cluster, Embedded, Endpoints, LbPolicy, Target};
 pub use filter::{FilterConfig, Policy};
 pub use listener::{AccessLog, AccessLogFormat, EscapedSlashesAction, LimitsConfig, Listener};
 pub use route::{
-    Body, DirectResponse, PathMatch, PathRewrite, Redirect, RedirectCode, Route, RouteAction,
-    RouteMatch, SchemeChange, Step, VirtualHost,
+    Body, ConnectConfig, ConnectMatcher, DirectResponse, PathMatch, PathRewrite, Redirect,
+    RedirectCode, Route, RouteAction, RouteMatch, SchemeChange, Step, UpgradeConfig, VirtualHost,
 };
 
 use crate::Plan;

@@ -7,7 +7,7 @@ use attache_filter::{
     matcher::{HeaderMatcher, RegexMatcher},
 };
 use attache_service::{
-    config::{Located, Node},
+    config::{Located, Node, Size},
     config_enum, config_oneof, config_struct,
 };
 
@@ -20,9 +20,11 @@ config_struct! {
         pub domains: Vec<Located<String>>,
         /// In order: the first that matches is taken.
         pub routes: Vec<Route>,
+        /// Settings of filters for all of these routes. A route's own go before them: of
+        /// `ext_proc` field by field, of the others as a whole.
+        pub typed_per_filter_config: BTreeMap<String, Node>,
     }
     elsewhere {
-        "typed_per_filter_config" => "not supported yet on virtual hosts: write it on the routes",
         "rate_limits" => "write `rate_limits` in the filter or in the route's `typed_per_filter_config`",
         "retry_policy" => "retries are not supported yet",
         "request_headers_to_add" => "header changes by routes are not supported yet",
@@ -44,6 +46,11 @@ config_struct! {
         /// Settings of filters for this route, by filter name: Envoy's `ExtProcPerRoute`,
         /// `ExtAuthzPerRoute` and `RateLimitPerRoute`.
         pub typed_per_filter_config: BTreeMap<String, Node>,
+        /// How much of one body a policy may hold back on this route, when that is more than the
+        /// listener's `per_connection_buffer_limit_bytes`; less has no effect, as in Envoy.
+        pub request_body_buffer_limit: Option<Size>,
+        /// The same, without `request_body_buffer_limit`.
+        pub per_request_buffer_limit_bytes: Option<Size>,
     }
     oneof {
         /// What is done with them.
@@ -57,8 +64,6 @@ config_struct! {
         "response_headers_to_remove" => "header changes by routes are not supported yet",
         "decorator" => "tracing is not supported yet",
         "tracing" => "tracing is not supported yet",
-        "per_request_buffer_limit_bytes" => "not supported yet: the limit is 1 MiB",
-        "request_body_buffer_limit" => "not supported yet: the limit is 1 MiB",
         "stat_prefix" => "there are no statistics by route",
     }
 }
@@ -96,11 +101,17 @@ config_oneof! {
         PathSeparatedPrefix(String) = "path_separated_prefix",
         /// The whole path matches.
         SafeRegex(RegexMatcher) = "safe_regex",
+        /// The request is a `CONNECT`; nothing else matches those.
+        ConnectMatcher(ConnectMatcher) = "connect_matcher",
     }
     elsewhere {
-        "connect_matcher" => "CONNECT is not supported",
         "path_match_policy" => "path templates are not supported",
     }
+}
+
+config_struct! {
+    /// Matches `CONNECT` requests (Envoy's `RouteMatch.ConnectMatcher`).
+    pub struct ConnectMatcher {}
 }
 
 config_oneof! {
@@ -132,6 +143,8 @@ config_struct! {
         pub prefix_rewrite: Option<Located<String>>,
         /// Replaces the host.
         pub host_rewrite_literal: Option<Located<String>>,
+        /// Ways out of HTTP on this route, whatever `upgrades` of the listener says.
+        pub upgrade_configs: Vec<UpgradeConfig>,
     }
     elsewhere {
         "weighted_clusters" => "not supported yet: name one `cluster`",
@@ -143,7 +156,6 @@ config_struct! {
         "host_rewrite_header" => "not supported yet; `host_rewrite_literal` is",
         "hash_policy" => "hashing is not supported yet",
         "request_mirror_policies" => "mirroring is not supported yet",
-        "upgrade_configs" => "write `upgrades` on the listener",
         "max_stream_duration" => "not supported yet; `timeout` bounds the whole exchange",
         "cors" => "CORS is the work of a processor",
         "metadata_match" => "endpoints have no metadata",
@@ -151,6 +163,27 @@ config_struct! {
         "internal_redirect_policy" => "not supported yet",
         "hedge_policy" => "not supported",
         "append_x_forwarded_host" => "not supported yet",
+    }
+}
+
+config_struct! {
+    /// A way out of HTTP (Envoy's `RouteAction.UpgradeConfig`).
+    pub struct UpgradeConfig {
+        /// What `Upgrade` asks for, such as `websocket`, or `CONNECT`.
+        pub upgrade_type: Located<String>,
+        /// Default true.
+        pub enabled: Option<bool>,
+        /// A `CONNECT` ends here, and its bytes go to the cluster over a connection of their own.
+        pub connect_config: Option<ConnectConfig>,
+    }
+}
+
+config_struct! {
+    /// How a `CONNECT` ends here.
+    pub struct ConnectConfig {}
+    elsewhere {
+        "proxy_protocol_config" => "the PROXY protocol is not supported yet",
+        "allow_post" => "tunnels over POST are not supported",
     }
 }
 

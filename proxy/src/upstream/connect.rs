@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::{Endpoint, UploadBody, UpstreamError};
+use crate::tunnel::Io;
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
@@ -58,6 +59,30 @@ pub(super) async fn http2(endpoint: &Endpoint) -> Result<Http2, UpstreamError> {
                 }
             }
         }
+    })
+    .await
+}
+
+/// A connection without HTTP on it.
+pub(super) async fn plain(endpoint: &Endpoint) -> Result<Box<dyn Io>, UpstreamError> {
+    bounded(endpoint, async {
+        let io: Box<dyn Io> = match (&endpoint.target, &endpoint.cluster.tls) {
+            (Target::Embedded(connector), _) => Box::new(connector()),
+            (Target::Address(Address::Unix(path)), None) => {
+                Box::new(UnixStream::connect(path).await?)
+            }
+            (Target::Address(Address::Unix(path)), Some(tls)) => {
+                let io = UnixStream::connect(path).await?;
+                Box::new(tls.connect("localhost", io).await?)
+            }
+            (Target::Address(Address::Tcp { host, port }), None) => {
+                Box::new(tcp(host, *port).await?)
+            }
+            (Target::Address(Address::Tcp { host, port }), Some(tls)) => {
+                Box::new(tls.connect(host, tcp(host, *port).await?).await?)
+            }
+        };
+        Ok(io)
     })
     .await
 }

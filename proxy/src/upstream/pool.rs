@@ -12,7 +12,10 @@ use attache_service::{Address, channel::Target};
 use hyper::client::conn::{http1, http2};
 
 use super::{UploadBody, UpstreamError, connect};
-use crate::plan::{ClusterPlan, Protocol};
+use crate::{
+    plan::{ClusterPlan, Protocol},
+    tunnel::Io,
+};
 
 /// Kept connections per endpoint and worker; more are closed when their response ends.
 const MAX_KEPT: usize = 1024;
@@ -112,6 +115,11 @@ impl Endpoint {
 
     pub(super) async fn connect_http1(&self) -> Result<Http1, UpstreamError> {
         connect::http1(self).await
+    }
+
+    /// A connection of one's own, without HTTP on it.
+    pub(crate) async fn connect_plain(&self) -> Result<Box<dyn Io>, UpstreamError> {
+        connect::plain(self).await
     }
 
     fn http2_now(&self) -> Option<Http2> {

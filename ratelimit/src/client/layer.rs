@@ -13,7 +13,7 @@ use attache_filter::{
     Body, BoxError, Channels, RequestContext, Route,
     context::{PolicyCall, ResponseFlag},
     fraction::Fraction,
-    reply::ReplyForm,
+    reply::{self, ReplyForm},
 };
 use attache_proto::ratelimit::RateLimitResponse;
 use attache_service::{Channel, Method, Metrics, metrics::Counter};
@@ -160,7 +160,11 @@ where
         let mut service = std::mem::replace(&mut self.service, clone);
         let filter = self.filter.clone();
 
-        let Some(question) = filter.ask(&parts, &context) else {
+        let asked = match context.is_answered() {
+            true => None,
+            false => filter.ask(&parts, &context),
+        };
+        let Some(question) = asked else {
             return Box::pin(service.call(Request::from_parts(parts, body)));
         };
         Box::pin(async move {
@@ -168,12 +172,15 @@ where
             match filter.decide(&question, &context).await {
                 Effect::Reply(reply) => {
                     context.set_details(reply.details.clone());
-                    Ok(reply.into_response(form))
+                    let request = Request::from_parts(parts, Body::empty());
+                    reply::inward(&mut service, request, reply.into_response(form)).await
                 }
                 Effect::Continue { request, response } => {
                     headers::append_all(&mut parts.headers, &request);
                     let mut answer = service.call(Request::from_parts(parts, body)).await?;
-                    headers::append_all(answer.headers_mut(), &response);
+                    if !context.is_direct() {
+                        headers::append_all(answer.headers_mut(), &response);
+                    }
                     Ok(answer)
                 }
             }

@@ -31,14 +31,14 @@ const TRUSTED_LENGTH: usize = 256 << 10;
 
 /// Puts messages together from DATA frames; a message that arrives whole is not copied.
 #[derive(Default)]
-pub(super) struct Deframer {
+pub struct Deframer {
     partial: BytesMut,
     whole: Bytes,
 }
 
 impl Deframer {
     /// Adds one DATA frame.
-    pub(super) fn push(&mut self, data: Bytes) {
+    pub fn push(&mut self, data: Bytes) {
         if self.partial.is_empty() && self.whole.is_empty() {
             self.whole = data;
         } else {
@@ -47,8 +47,11 @@ impl Deframer {
         }
     }
 
-    /// The next complete message, if any.
-    pub(super) fn next(&mut self, max: usize) -> Result<Option<Bytes>, Status> {
+    /// The next complete message of at most `max` bytes, if any.
+    ///
+    /// # Errors
+    /// A larger message, or a compressed one.
+    pub fn next(&mut self, max: usize) -> Result<Option<Bytes>, Status> {
         let buffered: &[u8] = if self.whole.is_empty() {
             &self.partial
         } else {
@@ -60,13 +63,13 @@ impl Deframer {
         let [compressed, length @ ..] = *header;
         if compressed != 0 {
             return Err(Status::internal(
-                "the service sent a compressed message unasked",
+                "the peer sent a compressed message unasked",
             ));
         }
         let length = u32::from_be_bytes(length) as usize;
         if length > max {
             return Err(Status::resource_exhausted(format!(
-                "the service sent a message of {length} bytes; {max} are allowed"
+                "the peer sent a message of {length} bytes; {max} are allowed"
             )));
         }
         if let Some(missing) = length
@@ -87,7 +90,7 @@ impl Deframer {
     }
 
     /// Whether nothing is left over: no bytes of an unfinished message.
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.partial.is_empty() && self.whole.is_empty()
     }
 

@@ -1,0 +1,156 @@
+//! Building the example processors in other languages, by the commands of their READMEs.
+//!
+//! Each is copied to `target/processors/<language>` and built there, so that nothing is left
+//! beside the sources. That folder lies as deep as the example's own: the paths to our
+//! `.proto` files hold in both.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Instant;
+
+use crate::{process, sources, workspace};
+
+/// An example in another language.
+struct Language {
+    /// Its folder in `examples/processors`.
+    name: &'static str,
+    /// What people call it.
+    title: &'static str,
+    /// The commands that build it.
+    build: &'static [&'static str],
+}
+
+const LANGUAGES: &[Language] = &[
+    Language {
+        name: "go",
+        title: "Go",
+        build: &["go build -o processors ."],
+    },
+    Language {
+        name: "python",
+        title: "Python",
+        build: &[
+            "python3 -m venv .venv",
+            ".venv/bin/pip install -r requirements.txt",
+            ".venv/bin/python -m grpc_tools.protoc -I ../../../proto/proto \
+             --python_out=. --grpc_python_out=. \
+             envoy/config/core/v3/base.proto envoy/type/v3/http_status.proto \
+             envoy/extensions/filters/http/ext_proc/v3/processing_mode.proto \
+             envoy/service/ext_proc/v3/external_processor.proto",
+        ],
+    },
+    Language {
+        name: "node",
+        title: "Node",
+        build: &["npm ci"],
+    },
+    Language {
+        name: "java",
+        title: "Java",
+        build: &["mvn package"],
+    },
+];
+
+/// `cargo xtask processors`
+pub(crate) fn build_all() -> Result<(), String> {
+    // They mostly wait for downloads.
+    let failed: Vec<String> = thread::scope(|scope| {
+        let builds: Vec<_> = LANGUAGES
+            .iter()
+            .map(|language| scope.spawn(|| language.build()))
+            .collect();
+        let ends = builds.into_iter().zip(LANGUAGES);
+        ends.filter_map(|(build, language)| {
+            let end = build.join().unwrap_or_else(|_| Err("panic".to_owned()));
+            end.err().map(|why| format!("{}: {why}", language.title))
+        })
+        .collect()
+    });
+    if failed.is_empty() {
+        return Ok(());
+    }
+    Err(format!(
+        "cannot build the example processors\n{}",
+        failed.join("\n")
+    ))
+}
+
+impl Language {
+    fn build(&self) -> Result<(), String> {
+        let example = workspace::root()
+            .join("examples/processors")
+            .join(self.name);
+        let folder = workspace::root().join("target/processors").join(self.name);
+        let files =
+            sources::files(&example).map_err(|why| format!("{}: {why}", example.display()))?;
+        let shown = format!("target/processors/{}", self.name);
+        if sources::is_built(&files, &folder) {
+            println!("{} processors: {shown}", self.title);
+            return Ok(());
+        }
+        let start = Instant::now();
+        let written = fresh(&folder).and_then(|()| {
+            files.iter().try_for_each(|(path, content)| {
+                let path = folder.join(path);
+                fs::create_dir_all(path.parent().unwrap_or(&folder))?;
+                fs::write(path, content)
+            })
+        });
+        written.map_err(|why| format!("{}: {why}", folder.display()))?;
+        for line in self.build {
+            process::output(&mut command(line, &folder))?;
+        }
+        sources::mark_built(&files, &folder)
+            .map_err(|why| format!("{}: {why}", folder.display()))?;
+        let seconds = start.elapsed().as_secs();
+        println!("{} processors: {shown} (built in {seconds} s)", self.title);
+        Ok(())
+    }
+}
+
+/// An empty folder in place of whatever is there.
+fn fresh(folder: &Path) -> std::io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(why) if why.kind() != std::io::ErrorKind::NotFound => Err(why),
+        _ => fs::create_dir_all(folder),
+    }
+}
+
+/// The command of such a line, run in `folder`.
+fn command(line: &str, folder: &Path) -> Command {
+    let mut words = line.split(' ');
+    let program = words.next().unwrap_or_default();
+    // A program with a slash is one of the folder.
+    let program = match program.contains('/') {
+        true => folder.join(program),
+        false => PathBuf::from(program),
+    };
+    let mut command = Command::new(program);
+    command.args(words).current_dir(folder);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_readme_has_the_commands_that_build_its_example() {
+        for language in LANGUAGES {
+            let path = workspace::root()
+                .join("examples/processors")
+                .join(language.name)
+                .join("README.md");
+            // Long lines are broken there, as a shell allows.
+            let text = fs::read_to_string(path).unwrap().replace('\\', " ");
+            let words: Vec<&str> = text.split_whitespace().collect();
+            for line in language.build {
+                let line: Vec<&str> = line.split(' ').collect();
+                let found = words.windows(line.len()).any(|window| window == line);
+                assert!(found, "{}: {line:?}", language.name);
+            }
+        }
+    }
+}
