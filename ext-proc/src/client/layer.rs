@@ -257,7 +257,11 @@ where
             return Ok(Answer::Final(Response::from_parts(parts, Body::empty())));
         }
         Some(Err(Interruption::Outcome(Outcome::Local(parts)))) => {
-            let body = Body::new(Local::new(shared.clone(), body));
+            // Its head may be all there is, which is told by an empty body.
+            let body = match shared.with(|x| x.has_ended(Side::Response)) {
+                true => Body::empty(),
+                false => Body::new(Local::new(shared.clone(), body)),
+            };
             let answer = Answer::Final(Response::from_parts(*parts, body));
             return inward(shared, inner, answer, context).await;
         }

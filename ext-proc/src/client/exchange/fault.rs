@@ -151,10 +151,13 @@ impl Exchange {
             Fault::Spurious(_) | Fault::ImmediateDisabled => stats.spurious_msgs_received.inc(),
             _ => stats.stream_msgs_received.inc(),
         };
-        let status = match fault {
-            Fault::NoStatus => StatusCode::BAD_GATEWAY,
-            _ => self.terms.filter.status_on_error,
-        };
+        if let Fault::NoStatus = fault {
+            self.end_all_calls(call_status, now);
+            let reply = LocalReply::new(StatusCode::BAD_GATEWAY, details);
+            self.break_off(reply.with_body("missing required header: :status"));
+            return;
+        }
+        let status = self.terms.filter.status_on_error;
         self.fail(details.into(), status, call_status, can_pass, now);
     }
 
@@ -260,7 +263,9 @@ impl Exchange {
             direction.state = State::Idle;
         }
         self.context.set_details(reply.details.clone());
-        self.outcome = Some(if self.response.released {
+        // A response of the processor's own that nobody has taken yet has not begun either.
+        let untaken = matches!(self.outcome, Some(Outcome::Local(_)));
+        self.outcome = Some(if self.response.released && !untaken {
             Outcome::Reset
         } else {
             Outcome::Reply(Box::new(reply))

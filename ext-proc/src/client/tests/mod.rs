@@ -5,4 +5,5 @@ mod extras;
 mod failures;
 mod headers;
 mod life;
+mod modes;
 mod support;
