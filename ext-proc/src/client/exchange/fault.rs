@@ -91,6 +91,26 @@ impl Exchange {
         }
     }
 
+    /// A call over plain HTTP failed; `not_ok` when its answer has another status than 200.
+    pub(in crate::client) fn http_failed(&mut self, not_ok: bool, now: Instant) {
+        if self.stream == Stream::Closed {
+            return;
+        }
+        self.stream = Stream::Closed;
+        self.terms.stats.streams_closed.inc();
+        if not_ok {
+            self.terms.stats.http_not_ok_resp_received.inc();
+        }
+        let status = self.terms.filter.status_on_error;
+        self.fail(
+            "ext_proc_error_HTTP_ERROR".into(),
+            status,
+            ABORTED,
+            true,
+            now,
+        );
+    }
+
     /// A message was not answered in time.
     pub(super) fn timed_out(&mut self, now: Instant) {
         self.terms.stats.message_timeouts.inc();
