@@ -436,6 +436,7 @@ impl<P: Processor> Runner<P> {
         if let Some(metadata) = self.session.exchange_mut().take_outgoing() {
             reply.add_metadata(metadata);
         }
+        let holds_head = self.session.body_mode(direction).holds_head();
         let flow = self.flow(direction);
         if let Some(mut sink) = flow.sink.take() {
             let data = output.unwrap_or(came);
@@ -453,8 +454,7 @@ impl<P: Processor> Runner<P> {
             return;
         };
         let mut changes = Changes::default();
-        // In STREAMED mode too a proxy that had all of the body at once still holds the head.
-        if only && flow.has_length && data.len() != came.len() {
+        if only && holds_head && flow.has_length && data.len() != came.len() {
             changes.replace(header::CONTENT_LENGTH, Some(HeaderValue::from(data.len())));
         }
         reply.replace_anyway(data, changes);

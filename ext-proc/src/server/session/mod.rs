@@ -329,7 +329,9 @@ impl Session {
             Payload::Body(data, end_of_stream) => Phase::Body(BodyPhase {
                 direction,
                 reply: BodyReply(match mode {
-                    BodyMode::FullDuplexStreamed => handle.echo(data.clone(), end_of_stream),
+                    BodyMode::FullDuplexStreamed if handle.is_owed() => {
+                        handle.echo(data.clone(), end_of_stream)
+                    }
                     _ => handle,
                 }),
                 data,
