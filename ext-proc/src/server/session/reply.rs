@@ -327,15 +327,13 @@ impl HeadersReply {
         Ok(())
     }
 
-    /// Whether [`HeadersReply::stream`] is possible: for the head of a request, when both bodies
-    /// are in NONE or FULL_DUPLEX_STREAMED mode.
+    /// Whether [`HeadersReply::stream`] is possible: for the head of a request, when the body of
+    /// the request is in NONE or FULL_DUPLEX_STREAMED mode.
     pub fn can_stream(&self) -> bool {
         let streams = |mode| matches!(mode, BodyMode::None | BodyMode::FullDuplexStreamed);
+        let outbox = self.0.outbox.as_ref();
         self.0.direction == Direction::Request
-            && self.0.outbox.as_ref().is_some_and(|outbox| {
-                let queue = outbox.lock();
-                streams(queue.mode(Direction::Request)) && streams(queue.mode(Direction::Response))
-            })
+            && outbox.is_some_and(|outbox| streams(outbox.lock().mode(Direction::Request)))
     }
 
     /// Answers the caller instead, with a body of any length: the status and the headers of
