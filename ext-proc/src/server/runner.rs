@@ -66,7 +66,7 @@ impl Default for Settings {
 
 impl Settings {
     /// When a handler that is not done asks for more time, and for how much.
-    fn keep_alive(&self) -> Option<(Duration, Duration)> {
+    pub(super) fn keep_alive(&self) -> Option<(Duration, Duration)> {
         let more = self.proxy.max_message_timeout;
         (!more.is_zero()).then_some((self.proxy.message_timeout / 2, more))
     }
@@ -608,7 +608,7 @@ impl Slow {
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.map(str::to_owned)
         .or_else(|| panic.downcast_ref::<String>().cloned())

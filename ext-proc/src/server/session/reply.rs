@@ -394,6 +394,17 @@ impl BodyReply {
         });
     }
 
+    /// As [`BodyReply::replace_with`] or, without data, [`BodyReply::change`]; the proxy picks the
+    /// route again.
+    pub(in crate::server) fn reroute(mut self, data: Option<Bytes>, changes: Changes) {
+        self.0.send(Content {
+            changes,
+            body: data.map_or(BodyChange::Keep, BodyChange::Replace),
+            clear_route_cache: self.0.direction == Direction::Request,
+            ..Content::default()
+        });
+    }
+
     /// Changes headers only, while the proxy holds the head.
     ///
     /// # Errors
