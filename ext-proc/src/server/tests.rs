@@ -273,6 +273,16 @@ mod wire {
         }));
     }
 
+    /// A message as it is.
+    pub(super) fn send_message(stream: &mut GrpcStream, message: &ProcessingRequest) {
+        stream.send(encode_message(message));
+    }
+
+    pub(super) async fn receive_message(stream: &mut GrpcStream) -> Option<ProcessingResponse> {
+        let message = std::future::poll_fn(|cx| stream.poll_message(cx)).await?;
+        Some(ProcessingResponse::decode(message.unwrap()).unwrap())
+    }
+
     pub(super) async fn receive(stream: &mut GrpcStream) -> Option<Answer> {
         let message = std::future::poll_fn(|cx| stream.poll_message(cx)).await?;
         ProcessingResponse::decode(message.unwrap())

@@ -199,3 +199,26 @@ async fn much_that_waits_stops_the_reading() {
     while outbox.pop().is_some() {}
     assert!(futures_util::FutureExt::now_or_never(room()).is_some());
 }
+
+#[test]
+fn output_that_nothing_lets_go_is_bounded() {
+    let outbox = Outbox::default();
+    {
+        let mut queue = outbox.lock();
+        queue.set_modes(BodyMode::FullDuplexStreamed, BodyMode::None);
+        assert!(queue.take_stream(WAY));
+        queue.shown(WAY, Headers, false);
+        queue.shown(WAY, Body, false);
+        let piece = Bytes::from(vec![0; 1 << 20]);
+        for _ in 0..64 {
+            assert!(queue.push(WAY, |_| Some(piece.clone())));
+        }
+        assert!(!queue.is_closed());
+        queue.push(WAY, |_| Some(piece.clone()));
+        assert!(queue.is_closed());
+    }
+    assert_eq!(
+        outbox.end().unwrap_err().code(),
+        tonic::Code::ResourceExhausted
+    );
+}

@@ -128,6 +128,68 @@ async fn a_drain_closes_what_waits_and_lets_bodies_end() {
 }
 
 #[tokio::test]
+async fn attributes_and_metadata_come_in_and_metadata_goes_out() {
+    use attache_proto::{core::Metadata, ext_proc::ProcessingRequest};
+    use prost_types::{Any, Struct, Value, value::Kind};
+
+    #[derive(Clone)]
+    struct Tells;
+    impl Processor for Tells {
+        async fn request_headers(&mut self, request: &mut RequestHead) -> Result {
+            let exchange = &mut request.exchange;
+            let id: Option<String> = exchange.attribute("request.id");
+            let user: Option<serde_json::Value> = exchange.metadata("auth");
+            let told = serde_json::json!({ "id": id, "user": user });
+            exchange.set_metadata("told", &told)?;
+            exchange.set_typed_metadata("typed", Any::default());
+            Ok(())
+        }
+    }
+    let object = |name: &str, value: &str| Struct {
+        fields: [(
+            name.to_owned(),
+            Value {
+                kind: Some(Kind::StringValue(value.to_owned())),
+            },
+        )]
+        .into(),
+    };
+    let mut stream = wire::open(Server::new(Tells));
+    wire::send_message(
+        &mut stream,
+        &ProcessingRequest {
+            request: Some(wire::head()),
+            attributes: [(
+                "envoy.filters.http.ext_proc".to_owned(),
+                object("request.id", "r"),
+            )]
+            .into(),
+            metadata_context: Some(Metadata {
+                filter_metadata: [("auth".to_owned(), object("name", "n"))].into(),
+                ..Metadata::default()
+            }),
+            ..ProcessingRequest::default()
+        },
+    );
+    let reply = wire::receive_message(&mut stream).await.unwrap();
+    assert!(reply.response.is_some());
+    assert!(reply.typed_dynamic_metadata.contains_key("typed"));
+    let mut told = super::Exchange::default();
+    let metadata = Metadata {
+        filter_metadata: match reply.dynamic_metadata.unwrap().fields["told"].kind.clone() {
+            Some(Kind::StructValue(told)) => [("told".to_owned(), told)].into(),
+            other => panic!("{other:?}"),
+        },
+        ..Metadata::default()
+    };
+    told.learn(Vec::new(), Some(metadata), false);
+    assert_eq!(
+        told.metadata("told"),
+        Some(serde_json::json!({"id": "r", "user": {"name": "n"}}))
+    );
+}
+
+#[tokio::test]
 async fn a_proxy_that_only_lets_observe_gets_no_reply() {
     let server = Server::sessions(async |mut session| {
         while let Some(phase) = session.next().await {
