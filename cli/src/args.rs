@@ -252,6 +252,9 @@ pub(crate) struct ProbeExtProcArgs {
     /// Play these cases only, separated by commas.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     pub(crate) cases: Vec<String>,
+    /// Leave these cases out, separated by commas.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) skip: Vec<String>,
     /// Play cases of this body mode only.
     #[arg(long, value_enum, value_name = "MODE")]
     pub(crate) mode: Option<ProbeMode>,

@@ -130,19 +130,21 @@ fn plan(args: &ProbeExtProcArgs) -> Result<Plan, Failure> {
     plan.setup.rules = rules(args);
     plan.hang_timeout = args.hang_timeout;
     plan.metadata = metadata(&args.metadata)?;
-    for name in &args.cases {
+    for name in args.cases.iter().chain(&args.skip) {
         if !plan.cases.iter().any(|case| case.name == name) {
-            let message = format!("--cases: no case `{name}`; --list shows them");
+            let message = format!("no case `{name}`; --list shows them");
             return Err(Failure::Usage(message));
         }
     }
     plan.cases
         .retain(|case| args.cases.is_empty() || args.cases.iter().any(|name| name == case.name));
+    plan.cases
+        .retain(|case| !args.skip.iter().any(|name| name == case.name));
     if let Some(mode) = &args.mode {
         plan.cases.retain(|case| case.has_mode(mode.name()));
     }
     match plan.cases.is_empty() {
-        true => Err(Failure::Usage("no case is of that mode".to_owned())),
+        true => Err(Failure::Usage("no case is left".to_owned())),
         false => Ok(plan),
     }
 }

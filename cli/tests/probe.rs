@@ -146,12 +146,14 @@ fn a_wrong_processor_fails_with_exit_code_one_and_says_why() {
     ] {
         assert!(text.contains(part), "no `{part}` in:\n{text}");
     }
-    let ended = probe(&served.address, &["--mode", "none", "--format", "json"]);
+    let chosen = ["--mode", "none", "--skip", "headers", "--format", "json"];
+    let ended = probe(&served.address, &chosen);
     assert_eq!(ended.code(), 1);
     let report: serde_json::Value = serde_json::from_str(&ended.stdout()).unwrap();
     let finding = &report["cases"][0]["findings"][0];
     assert_eq!(finding["code"], "error-status");
     assert_eq!(finding["severity"], "violation");
+    assert_eq!(report["cases"][0]["name"], "request-headers-only");
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! The judge: what was sent and received in, findings out.
 
+mod answer;
 mod direction;
 mod headers;
+mod overrides;
 mod reply;
 mod timer;
 

@@ -5,18 +5,14 @@ use std::time::Duration;
 use attache_proto::{
     ext_proc::{
         BodyMutation, BodyResponse, CommonResponse, HeaderMutation, HeadersResponse,
-        ImmediateResponse, ProcessingResponse, StreamedBodyResponse, StreamedImmediateResponse,
-        TrailersResponse, body_mutation::Mutation, common_response::ResponseStatus,
-        processing_response::Response, streamed_immediate_response::Response as Streamed,
+        ProcessingResponse, StreamedBodyResponse, TrailersResponse, body_mutation::Mutation,
+        common_response::ResponseStatus, processing_response::Response,
     },
-    ext_proc_filter::{
-        ProcessingMode,
-        processing_mode::{BodySendMode, HeaderSendMode},
-    },
+    ext_proc_filter::processing_mode::BodySendMode,
 };
 
 use super::{
-    Checker, Local, Over,
+    Checker, Local,
     headers::{Lines, Target},
 };
 use crate::probe::{
@@ -27,7 +23,7 @@ use crate::probe::{
 /// The largest piece of body that is fit to be streamed.
 const FIT_CHUNK: usize = 64 << 10;
 
-const SIDES: [Side; 2] = [Side::Request, Side::Response];
+pub(super) const SIDES: [Side; 2] = [Side::Request, Side::Response];
 
 impl Checker {
     /// A message of the processor while the exchange goes on.
@@ -105,86 +101,10 @@ impl Checker {
         }
     }
 
-    fn more_time(&mut self, timeout: &prost_types::Duration, with_reply: bool, phase: Phase) {
-        if with_reply {
-            let did = "It sent override_message_timeout together with a reply.";
-            self.find(Code::TimeoutDiscards, phase, did);
-        }
-        let now = self.now;
-        let asked = Duration::try_from(*timeout).unwrap_or_default();
-        let fits = asked >= Duration::from_millis(1) && asked <= self.setup.max_message_timeout;
-        let taken = fits
-            && SIDES
-                .into_iter()
-                .any(|side| self.direction_mut(side).timer.extend(now, asked));
-        if !taken {
-            let did = format!("It asked for a message timeout of {asked:?}.");
-            self.find(Code::TimeoutIgnored, phase, did);
-        }
-    }
-
-    // ---- overrides of the mode
-
-    fn override_mode(&mut self, mode: &ProcessingMode, phase: Phase) {
-        let ignored = if !SIDES.into_iter().any(|side| self.headers_pending(side)) {
-            Some("no headers wait for a reply")
-        } else if !self.setup.allow_mode_override {
-            Some("allow_mode_override is not set")
-        } else if self.without_waiting {
-            Some("bodies are sent without waiting")
-        } else if self.configured_duplex {
-            Some("a body mode is FULL_DUPLEX_STREAMED")
-        } else {
-            None
-        };
-        if let Some(why) = ignored {
-            let did = format!("It sent a mode_override, and {why}.");
-            return self.find(Code::OverrideIgnored, phase, did);
-        }
-        for (side, new) in [
-            (Side::Request, mode.request_body_mode()),
-            (Side::Response, mode.response_body_mode()),
-        ] {
-            let old = self.mode(side);
-            let replied = phase.side() == Some(Side::Response) && side == Side::Request;
-            if replied || old == new {
-                continue;
-            }
-            if new == BodySendMode::None {
-                let did = format!(
-                    "Its mode_override turns {} off, which was {}.",
-                    Phase::Body(side),
-                    old.as_str_name()
-                );
-                self.find(Code::OverrideResets, phase, did);
-            }
-            self.direction_mut(side).mode = new;
-        }
-        self.mode_override = Some(*mode);
-    }
-
-    /// Envoy accepts it only to have the request body streamed before the headers are answered.
-    fn override_alone(&mut self, mode: &ProcessingMode) {
-        let accepted = self.setup.allow_mode_override
-            && !self.without_waiting
-            && !self.configured_duplex
-            && self.headers_pending(Side::Request)
-            && mode.request_body_mode() == BodySendMode::FullDuplexStreamed
-            && mode.request_trailer_mode() == HeaderSendMode::Send;
-        if !accepted {
-            let did = "It sent a mode_override without a reply.";
-            return self.fail(Code::OverrideAlone, Phase::Stream, did);
-        }
-        self.request.mode = mode.request_body_mode();
-        self.response.mode = mode.response_body_mode();
-        self.request.timer.stop(self.now);
-        self.mode_override = Some(*mode);
-    }
-
     // ---- replies to what was sent
 
     /// A reply matches something: its latency, and whether it was in time.
-    fn matched(&mut self, side: Side, phase: Phase, sent: Duration) {
+    pub(super) fn matched(&mut self, side: Side, phase: Phase, sent: Duration) {
         let now = self.now;
         let took = now.saturating_sub(sent);
         self.latencies.push((phase, took));
@@ -531,115 +451,6 @@ impl Checker {
 
     fn content_length(&self, side: Side) -> Option<u64> {
         self.direction(side).lines.as_ref()?.content_length()
-    }
-
-    // ---- answers to the caller
-
-    fn immediate(&mut self, answer: &ImmediateResponse) {
-        let phase = Phase::Stream;
-        let code = answer.status.as_ref().map_or(0, |status| status.code);
-        if code < 200 {
-            let did = format!("It answered with the status {code}.");
-            self.find(Code::ImmediateStatus, phase, did);
-        }
-        let mut found = Vec::new();
-        if let Some(mutation) = &answer.headers {
-            let mut lines = Lines::default();
-            lines.apply(
-                mutation,
-                Target::Immediate,
-                &self.setup.rules,
-                &mut |code, did| {
-                    found.push((code, did));
-                },
-            );
-        }
-        for (code, did) in found {
-            match code {
-                Code::InvalidName | Code::InvalidValue => {
-                    self.find(Code::ImmediateInvalid, phase, did);
-                }
-                code => self.find(code, phase, did),
-            }
-        }
-        let response = &self.response;
-        let begun = response.lines.is_some() && response.headers_at.is_none() && !response.held;
-        let passing = response.body_sent || response.trailers.is_some();
-        if begun && passing {
-            let did = "It answered the caller, who had the response headers already.";
-            self.find(Code::ImmediateTooLate, phase, did);
-        }
-        self.answered();
-    }
-
-    fn answered(&mut self) {
-        let now = self.now;
-        for side in SIDES {
-            let direction = self.direction_mut(side);
-            let due = direction.waiting(side);
-            let sent = direction.headers_at.take();
-            let sent = sent.or_else(|| direction.chunks.front().map(|chunk| chunk.at));
-            if let (Some(phase), Some(sent)) = (due, sent.or(direction.trailers_at)) {
-                self.matched(side, phase, sent);
-            }
-            self.direction_mut(side).timer.stop(now);
-        }
-        self.over = Some(Over::Answered);
-    }
-
-    fn local_part(&mut self, part: &StreamedImmediateResponse, first: bool) {
-        let phase = Phase::Stream;
-        if first {
-            let pending = self.request.headers_at.take();
-            let Some(sent) = pending else {
-                let did = "It began a response of its own when request_headers were answered or not sent.";
-                return self.fail(Code::StreamedTooLate, phase, did);
-            };
-            self.matched(Side::Request, Phase::Headers(Side::Request), sent);
-        }
-        let ends = match &part.response {
-            Some(Streamed::HeadersResponse(headers)) if first => {
-                let lines = headers.headers.as_ref().map_or(&[][..], |map| &map.headers);
-                let status = lines
-                    .iter()
-                    .find(|line| line.key.eq_ignore_ascii_case(":status"));
-                if status.is_none_or(|status| status.raw_value.is_empty()) {
-                    let did = "It began a response of its own without a :status in raw_value.";
-                    return self.fail(Code::StreamedImmediateStatus, phase, did);
-                }
-                for line in lines {
-                    if !line.value.is_empty() && line.raw_value.is_empty() {
-                        let did = format!("It set `{}` through `value`.", line.key.escape_debug());
-                        self.find(Code::OnlyValue, phase, did);
-                    }
-                }
-                headers.end_of_stream
-            }
-            Some(Streamed::BodyResponse(body)) if !first => {
-                // The response's mode does not matter.
-                let fits = matches!(
-                    self.request.mode,
-                    BodySendMode::None | BodySendMode::FullDuplexStreamed
-                );
-                if !fits {
-                    let did = "It streamed a body of its own while the request body is processed.";
-                    return self.fail(Code::StreamedImmediateMode, phase, did);
-                }
-                body.end_of_stream
-            }
-            Some(Streamed::TrailersResponse(_)) if !first => true,
-            Some(_) | None => {
-                let did = match first {
-                    true => "It began a response of its own without its headers.",
-                    false => "It sent the headers of its own response twice, or nothing.",
-                };
-                return self.fail(Code::StreamedImmediateOrder, phase, did);
-            }
-        };
-        self.local = if ends { Local::None } else { Local::Open };
-        if ends {
-            self.over = Some(Over::Answered);
-        }
     }
 }
 
