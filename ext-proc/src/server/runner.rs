@@ -66,7 +66,7 @@ impl Default for Settings {
 
 impl Settings {
     /// When a handler that is not done asks for more time, and for how much.
-    fn keep_alive(&self) -> Option<(Duration, Duration)> {
+    pub(super) fn keep_alive(&self) -> Option<(Duration, Duration)> {
         let more = self.proxy.max_message_timeout;
         (!more.is_zero()).then_some((self.proxy.message_timeout / 2, more))
     }
@@ -436,6 +436,7 @@ impl<P: Processor> Runner<P> {
         if let Some(metadata) = self.session.exchange_mut().take_outgoing() {
             reply.add_metadata(metadata);
         }
+        let holds_head = self.session.body_mode(direction).holds_head();
         let flow = self.flow(direction);
         if let Some(mut sink) = flow.sink.take() {
             let data = output.unwrap_or(came);
@@ -453,8 +454,7 @@ impl<P: Processor> Runner<P> {
             return;
         };
         let mut changes = Changes::default();
-        // In STREAMED mode too a proxy that had all of the body at once still holds the head.
-        if only && flow.has_length && data.len() != came.len() {
+        if only && holds_head && flow.has_length && data.len() != came.len() {
             changes.replace(header::CONTENT_LENGTH, Some(HeaderValue::from(data.len())));
         }
         reply.replace_anyway(data, changes);
@@ -608,7 +608,7 @@ impl Slow {
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.map(str::to_owned)
         .or_else(|| panic.downcast_ref::<String>().cloned())

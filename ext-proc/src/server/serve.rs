@@ -98,7 +98,7 @@ impl Server {
         })
     }
 
-    fn of(make: impl Fn(Arc<Settings>) -> Arc<Run> + Send + Sync + 'static) -> Self {
+    pub(super) fn of(make: impl Fn(Arc<Settings>) -> Arc<Run> + Send + Sync + 'static) -> Self {
         Self {
             make: Arc::new(make),
             settings: Settings::default(),

@@ -258,7 +258,7 @@ async fn a_beginning_is_not_taken_for_the_whole_but_can_be_changed() {
 async fn large_bodies_leave_in_small_pieces() {
     let body = Bytes::from(vec![b'a'; 300_000]);
     for mode in MODES {
-        let seen = both_ways(Whole, mode, &[body.clone()], None).await;
+        let seen = both_ways(Whole, mode, std::slice::from_ref(&body), None).await;
         assert_eq!(seen.forwarded().body().len(), 300_001, "{mode:?}");
         assert_eq!(seen.response.body().len(), 300_001, "{mode:?}");
     }
