@@ -86,6 +86,23 @@ impl CallMetadata {
         }
     }
 
+    /// These entries, and those of `less_specific` that have other names.
+    #[must_use]
+    pub fn over(&self, less_specific: &Self) -> Self {
+        let ours = |name: &HeaderName| {
+            self.fixed.contains_key(name) || self.formatted.iter().any(|(own, _)| own == name)
+        };
+        let mut merged = self.clone();
+        for (name, value) in less_specific.fixed.iter().filter(|(name, _)| !ours(name)) {
+            merged.fixed.append(name, value.clone());
+        }
+        let others = less_specific.formatted.iter();
+        merged
+            .formatted
+            .extend(others.filter(|(name, _)| !ours(name)).cloned());
+        merged
+    }
+
     /// Whether no entry has values of the request in it.
     pub fn is_fixed(&self) -> bool {
         self.formatted.is_empty()

@@ -566,9 +566,7 @@ impl PerRoute {
             }),
             (own, theirs) => own.clone().or(theirs),
         };
-        for (name, value) in &self.initial_metadata {
-            merged.initial_metadata.insert(name, value.clone());
-        }
+        merged.initial_metadata = self.initial_metadata.over(&merged.initial_metadata);
         merged
     }
 
@@ -678,8 +676,8 @@ mod tests {
         let merged = own.over(&host);
         assert_eq!(merged.failure_mode_allow, Some(false));
         assert!(!merged.modes.unwrap().response_headers);
-        assert_eq!(merged.initial_metadata["a"], "1");
-        assert_eq!(merged.initial_metadata["b"], "2");
+        assert_eq!(merged.initial_metadata.fixed["a"], "1");
+        assert_eq!(merged.initial_metadata.fixed["b"], "2");
         assert!(!route("overrides: {}").over(&disabled).disabled);
         assert!(disabled.over(&host).disabled);
     }
