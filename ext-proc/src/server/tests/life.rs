@@ -83,7 +83,7 @@ async fn a_trace_of_the_proxy_is_known_to_handlers() {
     Proxy::new(processor.clone())
         .filter(|filter| {
             let value = header.parse().unwrap();
-            filter.initial_metadata.insert("traceparent", value);
+            filter.initial_metadata.fixed.insert("traceparent", value);
         })
         .send(get())
         .await;
