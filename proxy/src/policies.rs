@@ -41,12 +41,20 @@ impl Planned {
         })
     }
 
-    /// The clusters that the filter calls, as named in the configuration.
+    /// The clusters that the filter calls over gRPC, as named in the configuration.
     pub(crate) fn clusters(&self) -> Vec<Located<String>> {
         match self {
             Self::Ratelimit(filter) => filter.clusters(),
             Self::ExtAuthz(filter) => filter.clusters(),
             Self::ExtProc(filter) => filter.clusters(),
+        }
+    }
+
+    /// The clusters that the filter calls over plain HTTP; they need no HTTP/2.
+    pub(crate) fn http_clusters(&self) -> Vec<Located<String>> {
+        match self {
+            Self::Ratelimit(_) | Self::ExtAuthz(_) => Vec::new(),
+            Self::ExtProc(filter) => filter.http_clusters(),
         }
     }
 

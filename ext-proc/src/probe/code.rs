@@ -277,7 +277,7 @@ codes! {
         "Envoy 1.40 knows the field and does nothing with it.";
         "Do not rely on it."
     MetadataNotStruct "metadata-not-a-struct" Warning:
-        "Envoy stores only the top-level keys of dynamic_metadata that hold a struct; the others have no effect.";
+        "Envoy stores the top-level keys of dynamic_metadata as namespaces, and one that holds no struct as an empty namespace.";
         "Use a namespace as the key and a struct as its value."
 
     ImmediateStatus "immediate-status-too-low" Warning:
@@ -296,7 +296,7 @@ codes! {
         "Envoy takes it as a spurious message and fails the request with 500: it is valid only as the first reply to request_headers.";
         "Use immediate_response later on."
     StreamedImmediateMode "streamed-immediate-in-other-mode" Violation:
-        "Envoy takes it as a spurious message and fails the request with 500: a body works with the body modes NONE and FULL_DUPLEX_STREAMED only.";
+        "Envoy takes it as a spurious message and fails the request with 500: a body works with the request body modes NONE and FULL_DUPLEX_STREAMED only.";
         "Use immediate_response in the other modes."
     StreamedImmediateStatus "streamed-immediate-without-status" Violation:
         "Envoy answers 502: the header :status is required.";

@@ -234,6 +234,11 @@ impl Builder<'_> {
             for cluster in planned.iter().flat_map(Planned::clusters) {
                 self.policy_cluster(&cluster, clusters, errors);
             }
+            for cluster in planned.iter().flat_map(Planned::http_clusters) {
+                if !clusters.contains_key(cluster.as_str()) {
+                    errors.unknown_name(&cluster, "cluster", clusters.keys().copied());
+                }
+            }
             policies.insert(name.clone(), planned);
         }
         policies

@@ -26,6 +26,8 @@ pub(super) struct Direction {
     /// Body messages that wait for a reply. Empty in FULL_DUPLEX_STREAMED mode.
     pub(super) chunks: VecDeque<Chunk>,
     pub(super) body_sent: bool,
+    /// Its only message was the first and the last.
+    at_once: bool,
     /// When the end of the body was sent.
     pub(super) body_ended: Option<Duration>,
     /// Bytes of the body as the processor wants them.
@@ -57,6 +59,7 @@ impl Direction {
     }
 
     pub(super) fn body(&mut self, message: &HttpBody, now: Duration) {
+        self.at_once = !self.body_sent && message.end_of_stream;
         self.body_sent = true;
         if message.end_of_stream {
             self.body_ended = Some(now);
@@ -73,6 +76,11 @@ impl Direction {
     pub(super) fn trailers(&mut self, message: &HttpTrailers, now: Duration) {
         self.trailers = Some(Lines::of(message.trailers.as_ref()));
         self.trailers_at = Some(now);
+    }
+
+    /// Whether the proxy may treat the body as a BUFFERED one, whatever the mode.
+    pub(super) fn came_at_once(&self) -> bool {
+        self.at_once && self.lines.is_some()
     }
 
     /// The oldest message that waits for a reply.

@@ -494,6 +494,9 @@ impl Checker {
         };
         if self.direction(side).held {
             self.mutate(side, phase, Some(mutation), Target::Message);
+        } else if self.direction(side).came_at_once() && is_of_length(mutation) {
+            // A STREAMED body that was whole when the headers were answered is treated as a
+            // BUFFERED one. The processor cannot know, and must have the length right then.
         } else {
             let did = "It changed headers in a reply to a body, when they had gone.";
             self.find_once(Code::LateHeaders, phase, did);
@@ -613,11 +616,13 @@ impl Checker {
                 headers.end_of_stream
             }
             Some(Streamed::BodyResponse(body)) if !first => {
-                let fits = [self.request.mode, self.response.mode].iter().all(|mode| {
-                    matches!(mode, BodySendMode::None | BodySendMode::FullDuplexStreamed)
-                });
+                // The response's mode does not matter.
+                let fits = matches!(
+                    self.request.mode,
+                    BodySendMode::None | BodySendMode::FullDuplexStreamed
+                );
                 if !fits {
-                    let did = "It streamed a body of its own while bodies are processed.";
+                    let did = "It streamed a body of its own while the request body is processed.";
                     return self.fail(Code::StreamedImmediateMode, phase, did);
                 }
                 body.end_of_stream
@@ -636,4 +641,15 @@ impl Checker {
             self.over = Some(Over::Answered);
         }
     }
+}
+
+/// Whether it is about content-length and nothing else.
+fn is_of_length(mutation: &HeaderMutation) -> bool {
+    let set = mutation
+        .set_headers
+        .iter()
+        .filter_map(|option| option.header.as_ref());
+    set.map(|header| &header.key)
+        .chain(&mutation.remove_headers)
+        .all(|name| name.eq_ignore_ascii_case("content-length"))
 }

@@ -906,6 +906,13 @@ fn header_mutations_must_be_valid() {
             &[Code::LateHeaders],
         ),
         (
+            "length in STREAMED, all at once",
+            begun(Streamed)
+                .body(Req, "a", true)
+                .body_answered(Req, set("content-length", "1")),
+            &[],
+        ),
+        (
             "late without headers",
             Script::new(Buffered)
                 .body(Req, "a", true)

@@ -203,6 +203,13 @@ fn new_body(body: &'static str) -> Response {
     })
 }
 
+/// Ten thousand exchanges may be open at once, and each is moved as it begins.
+#[test]
+fn an_exchange_is_small() {
+    let size = std::mem::size_of::<Exchange>();
+    assert!(size <= 1400, "{size}");
+}
+
 #[test]
 fn a_head_waits_for_its_answer_and_so_does_what_follows() {
     let mut bench = bench(|_| {});
