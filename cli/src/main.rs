@@ -5,6 +5,8 @@ mod demo;
 mod embedded;
 mod export;
 mod origin;
+mod probe;
+mod record;
 mod reload;
 mod run;
 mod services;
@@ -16,12 +18,12 @@ use std::{
 
 use clap::Parser;
 
-use args::{Args, Command};
+use args::{Args, Command, ProbeTarget, RecordTarget};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The command line or the configuration is wrong: nothing was started.
+/// The command line or the configuration is wrong, or a service is not there: nothing was done.
 const EXIT_WRONG: u8 = 2;
 
 fn main() -> ExitCode {
@@ -36,14 +38,25 @@ fn main() -> ExitCode {
         Some(Command::Schema(schema)) => export::schema(&schema),
         Some(Command::ExtAuthz(service)) => services::ext_authz(&service, &args.log),
         Some(Command::Ratelimit(service)) => services::ratelimit(&service, &args.log),
+        Some(Command::Probe(probe)) => match probe.target {
+            ProbeTarget::ExtProc(probe) => probe::ext_proc(&probe, &args.log),
+        },
+        Some(Command::Record(record)) => match record.target {
+            RecordTarget::ExtProc(record) => record::record(&record, &args.log),
+        },
+        Some(Command::Replay(replay)) => record::replay(&replay, &args.log),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        // What was found has been printed.
+        Err(Failure::Found) => ExitCode::FAILURE,
         Err(failure) => {
             eprintln!("{failure}");
             match failure {
-                Failure::Config(_) | Failure::Usage(_) => ExitCode::from(EXIT_WRONG),
-                Failure::Run(_) => ExitCode::FAILURE,
+                Failure::Config(_) | Failure::Usage(_) | Failure::NotReached(_) => {
+                    ExitCode::from(EXIT_WRONG)
+                }
+                Failure::Run(_) | Failure::Found => ExitCode::FAILURE,
             }
         }
     }
@@ -61,6 +74,12 @@ enum Failure {
     /// Something failed while starting or running.
     #[error("attache: {0}")]
     Run(String),
+    /// The service to be tried is not there.
+    #[error("attache: {0}")]
+    NotReached(String),
+    /// The service that was tried is wrong; the report says how.
+    #[error("attache: the service is wrong")]
+    Found,
 }
 
 /// Prints what was asked for. A reader that has seen enough (`| head`) is no failure.

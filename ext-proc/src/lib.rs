@@ -58,5 +58,6 @@
 
 pub mod client;
 pub mod json;
+pub mod probe;
 pub mod server;
 pub mod testing;

@@ -38,7 +38,7 @@ use http_body_util::{BodyExt, StreamBody};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{
-    client::{ExtProcLayer, Filter},
+    client::{BodyMode, ExtProcLayer, Filter},
     server::{Processor, Server},
 };
 
@@ -47,6 +47,8 @@ pub struct Proxy {
     server: Server,
     filter: Filter,
     answer: (http::response::Parts, Vec<Bytes>),
+    request_trailers: Option<HeaderMap>,
+    response_trailers: Option<HeaderMap>,
 }
 
 /// What came of one exchange.
@@ -54,6 +56,8 @@ pub struct Proxy {
 pub struct Exchange {
     /// What the upstream received; `None` when it was not asked.
     pub upstream: Option<Request<Bytes>>,
+    /// Trailers that the upstream received.
+    pub upstream_trailers: Option<HeaderMap>,
     /// What the caller got.
     pub response: Response<Bytes>,
     /// Trailers of the response.
@@ -91,7 +95,34 @@ impl Proxy {
             server,
             filter: Filter::new("testing", "processor"),
             answer: (Response::new(()).into_parts().0, Vec::new()),
+            request_trailers: None,
+            response_trailers: None,
         }
+    }
+
+    /// Shows bodies in these modes; trailers too, where full duplex wants them.
+    #[must_use]
+    pub fn bodies(self, request: BodyMode, response: BodyMode) -> Self {
+        self.filter(|filter| {
+            let modes = &mut filter.modes;
+            (modes.request_body, modes.response_body) = (request, response);
+            modes.request_trailers |= request == BodyMode::FullDuplexStreamed;
+            modes.response_trailers |= response == BodyMode::FullDuplexStreamed;
+        })
+    }
+
+    /// Ends requests that have a body with these trailers.
+    #[must_use]
+    pub fn request_trailers(mut self, trailers: HeaderMap) -> Self {
+        self.request_trailers = Some(trailers);
+        self
+    }
+
+    /// Ends the upstream's answer with these trailers.
+    #[must_use]
+    pub fn upstream_trailers(mut self, trailers: HeaderMap) -> Self {
+        self.response_trailers = Some(trailers);
+        self
     }
 
     /// Changes the settings of the proxy's filter.
@@ -132,8 +163,11 @@ impl Proxy {
                 .entry("content-length")
                 .or_insert(body.len().into());
         }
-        self.exchange(Request::from_parts(head, Body::from(body)))
-            .await
+        let body = match &self.request_trailers {
+            None => Body::from(body),
+            some => pieces_of(vec![body], some.clone()),
+        };
+        self.exchange(Request::from_parts(head, body)).await
     }
 
     /// Sends a request whose body comes in pieces.
@@ -143,7 +177,9 @@ impl Proxy {
         pieces: impl IntoIterator<Item = impl Into<Bytes>>,
     ) -> Exchange {
         let pieces = pieces.into_iter().map(Into::into).collect();
-        self.exchange(head.map(|()| pieces_of(pieces))).await
+        let trailers = self.request_trailers.clone();
+        self.exchange(head.map(|()| pieces_of(pieces, trailers)))
+            .await
     }
 
     async fn exchange(&self, request: Request<Body>) -> Exchange {
@@ -155,18 +191,22 @@ impl Proxy {
             &channels,
             &Metrics::default(),
         );
-        let received = Arc::<Mutex<Option<Request<Bytes>>>>::default();
+        let received = Arc::<Mutex<Option<(Request<Bytes>, Option<HeaderMap>)>>>::default();
         let note = received.clone();
         let (head, pieces) = self.answer.clone();
+        let trailers = self.response_trailers.clone();
         let upstream = service_fn(move |request: Request<Body>| {
             let note = note.clone();
-            let response = Response::from_parts(head.clone(), pieces_of(pieces.clone()));
+            let response =
+                Response::from_parts(head.clone(), pieces_of(pieces.clone(), trailers.clone()));
             async move {
                 let (head, body) = request.into_parts();
                 // A request that breaks off was not received.
                 if let Ok(body) = body.collect().await {
+                    let trailers = body.trailers().cloned();
                     let request = Request::from_parts(head, body.to_bytes());
-                    *note.lock().unwrap_or_else(PoisonError::into_inner) = Some(request);
+                    *note.lock().unwrap_or_else(PoisonError::into_inner) =
+                        Some((request, trailers));
                 }
                 Ok::<_, Infallible>(response)
             }
@@ -184,8 +224,10 @@ impl Proxy {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
+        let (upstream, upstream_trailers) = upstream.unzip();
         Exchange {
             upstream,
+            upstream_trailers: upstream_trailers.flatten(),
             response: Response::from_parts(head, body),
             trailers,
             broken,
@@ -193,12 +235,13 @@ impl Proxy {
     }
 }
 
-fn pieces_of(pieces: Vec<Bytes>) -> Body {
-    if pieces.iter().all(Bytes::is_empty) {
+fn pieces_of(pieces: Vec<Bytes>, trailers: Option<HeaderMap>) -> Body {
+    if pieces.iter().all(Bytes::is_empty) && trailers.is_none() {
         return Body::empty();
     }
-    let frames = pieces
-        .into_iter()
-        .map(|piece| Ok::<_, Infallible>(Frame::data(piece)));
-    Body::new(StreamBody::new(futures_util::stream::iter(frames)))
+    let frames = pieces.into_iter().map(Frame::data);
+    let frames = frames.chain(trailers.map(Frame::trailers));
+    Body::new(StreamBody::new(futures_util::stream::iter(
+        frames.map(Ok::<_, Infallible>),
+    )))
 }

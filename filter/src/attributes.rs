@@ -22,6 +22,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use attache_service::config::{Errors, Located};
 
+pub(crate) use facts::protocol;
 pub use facts::{Facts, Fields, Value};
 
 use self::{cel::Program, plain::Plain};

@@ -70,6 +70,28 @@ impl FilterConfigs {
         self.0.push((filter.into(), Arc::new(config)));
     }
 
+    /// Takes the settings of `filter` over from `less_specific`, unless there are own ones.
+    pub fn inherit(&mut self, filter: &str, less_specific: &Self) {
+        let named = |(name, _): &&(Arc<str>, _)| **name == *filter;
+        if self.0.iter().find(named).is_none()
+            && let Some(inherited) = less_specific.0.iter().find(named)
+        {
+            self.0.push(inherited.clone());
+        }
+    }
+
+    /// Replaces the settings of `filter`, if there are any of type `T`.
+    pub fn change<T: Send + Sync + 'static>(&mut self, filter: &str, change: impl FnOnce(&T) -> T) {
+        for (name, config) in &mut self.0 {
+            if **name == *filter
+                && let Some(old) = config.downcast_ref()
+            {
+                *config = Arc::new(change(old));
+                return;
+            }
+        }
+    }
+
     /// The settings of `filter`, if the route has any of type `T`.
     pub fn get<T: 'static>(&self, filter: &str) -> Option<&T> {
         self.0

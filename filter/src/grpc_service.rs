@@ -5,7 +5,8 @@ use std::time::Duration;
 use attache_proto::types;
 use attache_service::config::{ConfigValue, Errors, Located, Node, Schemas, Value, json};
 use attache_service::{config_enum, config_struct};
-use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::CallMetadata;
 
 config_struct! {
     /// Envoy's `config.core.v3.GrpcService`.
@@ -42,7 +43,7 @@ config_struct! {
     pub struct MetadataEntry {
         /// Name; lower-cased.
         pub key: String,
-        /// Value.
+        /// Value; formatters as in [`crate::call_metadata`] are filled in.
         pub value: Option<String>,
     }
     elsewhere {
@@ -70,7 +71,7 @@ pub struct ServiceCall {
     /// Bound on a call, if one is configured.
     pub timeout: Option<Duration>,
     /// Metadata of each call.
-    pub metadata: HeaderMap,
+    pub metadata: CallMetadata,
 }
 
 impl ServiceCall {
@@ -79,32 +80,9 @@ impl ServiceCall {
         Self {
             cluster: raw.envoy_grpc.cluster_name.clone(),
             timeout: raw.timeout,
-            metadata: plan_metadata(&raw.initial_metadata, errors),
+            metadata: CallMetadata::plan(&raw.initial_metadata, errors),
         }
     }
-}
-
-/// Call metadata from its entries; faults are reported at their place.
-pub fn plan_metadata(entries: &[Located<MetadataEntry>], errors: &mut Errors) -> HeaderMap {
-    let mut metadata = HeaderMap::new();
-    for entry in entries {
-        let name = HeaderName::from_bytes(entry.value.key.as_bytes());
-        let value = HeaderValue::from_str(entry.value.value.as_deref().unwrap_or_default());
-        match (name, value) {
-            (Ok(name), Ok(value)) => {
-                metadata.append(name, value);
-            }
-            (Err(_), _) => errors.push(
-                entry,
-                format!("`{}` is not a valid metadata name", entry.value.key),
-            ),
-            (_, Err(_)) => errors.push(
-                entry,
-                format!("the value of `{}` is not valid", entry.value.key),
-            ),
-        }
-    }
-    metadata
 }
 
 config_struct! {

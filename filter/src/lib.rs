@@ -7,6 +7,7 @@
 pub mod attributes;
 pub mod body;
 pub mod buffer;
+pub mod call_metadata;
 pub mod channels;
 pub mod context;
 pub mod fraction;
@@ -17,6 +18,7 @@ pub mod mutation;
 pub mod reply;
 
 pub use body::{Body, BoxError};
+pub use call_metadata::CallMetadata;
 pub use channels::Channels;
 pub use context::{ConnectionInfo, FilterConfigs, RequestContext, Route};
 pub use head::MessageHead;

@@ -104,6 +104,8 @@ pub(crate) struct Record {
     pub(crate) bytes_out: u64,
     pub(crate) status: Option<StatusCode>,
     pub(crate) answered: Option<Answered>,
+    /// The `content-length` of the response: nobody asks for more of its body than that.
+    pub(crate) length: Option<u64>,
     /// The response was written in full.
     pub(crate) complete: bool,
     /// The response body failed.
@@ -149,6 +151,7 @@ impl Record {
             bytes_out: 0,
             status: None,
             answered: None,
+            length: None,
             complete: false,
             cut_off: false,
         })
@@ -207,7 +210,11 @@ impl Line {
                 json!({
                     "filter": &*call.filter,
                     "phase": call.phase,
+                    "count": call.count,
                     "duration_ms": millis(call.latency),
+                    "max_ms": millis(call.max_latency),
+                    "bytes_sent": call.sent_bytes,
+                    "bytes_received": call.received_bytes,
                     "grpc_status": call.status,
                 })
             })

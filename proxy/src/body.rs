@@ -113,7 +113,9 @@ impl HttpBody for ClientBody {
                 Some(Err(_)) => record.cut_off = true,
                 None => {}
             }
-            record.complete |= frame.is_none() || this.body.is_end_stream();
+            record.complete |= frame.is_none()
+                || this.body.is_end_stream()
+                || record.length == Some(record.bytes_out);
         }
         Poll::Ready(frame)
     }

@@ -103,6 +103,10 @@ impl Edge {
         self.stats.count(response.status());
         if let Some(record) = &mut record {
             record.status = Some(response.status());
+            record.length = response
+                .headers()
+                .get(header::CONTENT_LENGTH)
+                .and_then(|length| length.to_str().ok()?.parse().ok());
             record.answered = response.extensions().get::<Answered>().cloned();
         }
         let response = response.map(|body| ClientBody::new(body, record, active));

@@ -12,7 +12,7 @@ use std::{
 
 use attache_service::{
     Address,
-    config::{ConfigValue, Located, Size, envoy::type_url, format_duration, json},
+    config::{ConfigValue, Located, Node, Size, envoy::type_url, format_duration, json},
     tls::{ClusterTls, ListenerTls, TlsVersion},
 };
 use json::{Map, Value, json};
@@ -174,7 +174,12 @@ fn virtual_hosts(config: &Config) -> Vec<Value> {
         .iter()
         .map(|host| {
             let domains: Vec<_> = host.domains.iter().map(|d| d.value.as_str()).collect();
-            json!({ "name": host.name, "domains": domains, "routes": routes(&host.routes) })
+            let mut json =
+                json!({ "name": host.name, "domains": domains, "routes": routes(&host.routes) });
+            if let Some(settings) = per_filter(&host.typed_per_filter_config, config) {
+                json["typed_per_filter_config"] = settings;
+            }
+            json
         })
         .collect();
     if !config.routes.is_empty() {
@@ -189,21 +194,19 @@ fn route(route: &Route, config: &Config) -> Option<Value> {
     let mut json = route.encode()?;
     let object = json.as_object_mut()?;
     object.remove("typed_per_filter_config");
-    let mut per_filter = Map::new();
-    for (name, node) in &route.typed_per_filter_config {
-        if let Some(filter) = config.filters.get(name)
-            && let Some(settings) = encode_per_route(&filter.value.0, node)
-        {
-            per_filter.insert(name.clone(), settings);
-        }
-    }
-    if !per_filter.is_empty() {
-        object.insert(
-            "typed_per_filter_config".to_owned(),
-            Value::Object(per_filter),
-        );
+    if let Some(settings) = per_filter(&route.typed_per_filter_config, config) {
+        object.insert("typed_per_filter_config".to_owned(), settings);
     }
     Some(json)
+}
+
+fn per_filter(settings: &BTreeMap<String, Node>, config: &Config) -> Option<Value> {
+    let encoded = settings.iter().filter_map(|(name, node)| {
+        let filter = config.filters.get(name)?;
+        Some((name.clone(), encode_per_route(&filter.value.0, node)?))
+    });
+    let encoded: Map<_, _> = encoded.collect();
+    (!encoded.is_empty()).then_some(Value::Object(encoded))
 }
 
 fn cluster(cluster: &Cluster, embedded: &BTreeMap<String, Address>) -> Result<Value, ExportError> {

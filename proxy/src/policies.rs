@@ -41,12 +41,20 @@ impl Planned {
         })
     }
 
-    /// The clusters that the filter calls, as named in the configuration.
+    /// The clusters that the filter calls over gRPC, as named in the configuration.
     pub(crate) fn clusters(&self) -> Vec<Located<String>> {
         match self {
             Self::Ratelimit(filter) => filter.clusters(),
             Self::ExtAuthz(filter) => filter.clusters(),
             Self::ExtProc(filter) => filter.clusters(),
+        }
+    }
+
+    /// The clusters that the filter calls over plain HTTP; they need no HTTP/2.
+    pub(crate) fn http_clusters(&self) -> Vec<Located<String>> {
+        match self {
+            Self::Ratelimit(_) | Self::ExtAuthz(_) => Vec::new(),
+            Self::ExtProc(filter) => filter.http_clusters(),
         }
     }
 
@@ -89,6 +97,16 @@ impl Planned {
                 clusters
             }
         }
+    }
+
+    /// Adds to a route's settings of the filter `name` what its virtual host says.
+    pub(crate) fn inherit(&self, name: &str, route: &mut FilterConfigs, host: &FilterConfigs) {
+        if let Self::ExtProc(_) = self
+            && let Some(host) = host.get::<ext_proc::PerRoute>(name)
+        {
+            route.change(name, |own: &ext_proc::PerRoute| own.over(host));
+        }
+        route.inherit(name, host);
     }
 
     pub(crate) fn as_policy(&self) -> Arc<dyn Policy> {

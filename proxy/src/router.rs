@@ -120,6 +120,9 @@ impl Router {
                 "no upstream is available",
             );
         };
+        if let Some(address) = endpoint.address {
+            context.set_upstream(address);
+        }
         if received.parts.method == Method::CONNECT {
             // Boxed: others need not carry its state.
             let connecting = connect(cluster, endpoint, forward, context, form, received);

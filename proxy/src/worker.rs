@@ -1,7 +1,7 @@
 //! One worker: a thread with its own runtime, listening sockets, upstream pools and channels.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::{Arc, atomic::AtomicUsize, mpsc::Sender},
     time::Duration,
@@ -10,7 +10,8 @@ use std::{
 use arc_swap::ArcSwap;
 use attache_filter::Channels;
 use attache_service::{
-    Address, Channel, ChannelSettings, Metrics, Shutdown,
+    Address, Channel, ChannelSettings, HttpClient, Metrics, Shutdown,
+    channel::Target,
     listen::{ListenError, Listener},
 };
 use tokio::{runtime::Builder, sync::mpsc, task::AbortHandle};
@@ -21,7 +22,7 @@ use crate::{
     connection::{self, Listening},
     edge::Edge,
     filters::{Site, Stack},
-    plan::Plan,
+    plan::{ClusterPlan, Plan, Protocol},
     router::{Innermost, Rerouted, Router},
     stats::ListenerStats,
     upstream::{Cluster, SWEEPS_PER_IDLE_TIMEOUT},
@@ -248,25 +249,40 @@ impl Worker {
     }
 }
 
-/// One channel per cluster that some policy calls.
+/// Clients for the policies: gRPC channels to what speaks HTTP/2, HTTP clients to everything.
+/// Only the channels that filters name connect before they are used; routes may name others.
 fn channels(plan: &Plan) -> Channels {
-    let mut names: Vec<String> = plan.filters.clusters().collect();
-    names.sort();
-    names.dedup();
-    names
-        .iter()
-        .filter_map(|name| plan.clusters.iter().find(|cluster| *cluster.name == **name))
+    let named: HashSet<String> = plan.filters.clusters().collect();
+    let settings = |cluster: &ClusterPlan| ChannelSettings {
+        tls: cluster.tls.clone(),
+        connect_timeout: cluster.connect_timeout,
+        ..ChannelSettings::new(
+            cluster.name.clone(),
+            cluster.targets.iter().map(|t| t.0.clone()).collect(),
+        )
+    };
+    let embedded = |cluster: &ClusterPlan| {
+        let mut targets = cluster.targets.iter();
+        targets.any(|target| matches!(target.0, Target::Embedded(_)))
+    };
+    let speaks_grpc =
+        |cluster: &ClusterPlan| cluster.protocol == Protocol::Http2 || embedded(cluster);
+    let clusters = plan.clusters.iter();
+    let channels: Channels = clusters
+        .clone()
+        .filter(|cluster| speaks_grpc(cluster))
         .map(|cluster| {
-            let targets = cluster.targets.iter().map(|t| t.0.clone()).collect();
-            let channel = Channel::new(ChannelSettings {
-                tls: cluster.tls.clone(),
-                connect_timeout: cluster.connect_timeout,
-                ..ChannelSettings::new(cluster.name.clone(), targets)
-            });
-            channel.warm_up();
+            let channel = Channel::new(settings(cluster));
+            if named.contains(&*cluster.name) {
+                channel.warm_up();
+            }
             channel
         })
-        .collect()
+        .collect();
+    channels.with_http(
+        clusters
+            .map(|cluster| HttpClient::new(settings(cluster), cluster.protocol == Protocol::Http2)),
+    )
 }
 
 fn helpers(plan: &Arc<Plan>, router: &Arc<Router>, first: bool) -> Vec<AbortHandle> {

@@ -5,6 +5,7 @@
 //! - [`channel`]: the gRPC client: one HTTP/2 connection per worker and endpoint.
 //! - [`config`]: reading, checking and printing configuration files.
 //! - [`host`]: the gRPC server: workers, health, reflection, drain.
+//! - [`http_client`]: the HTTP client of policies that are asked over plain HTTP.
 //! - [`listen`]: listening sockets, TCP and Unix.
 //! - [`metrics`]: Prometheus counters, gauges and histograms.
 //! - [`shutdown`]: the handle that ends everything, by signal or by hand.
@@ -16,6 +17,7 @@ pub mod admin;
 pub mod channel;
 pub mod config;
 pub mod host;
+pub mod http_client;
 pub mod listen;
 pub mod metrics;
 pub mod shutdown;
@@ -25,6 +27,7 @@ pub mod tls;
 pub use address::Address;
 pub use channel::{Channel, ChannelSettings, GrpcStream, Method};
 pub use host::{Health, Host};
+pub use http_client::{HttpClient, HttpError};
 pub use metrics::Metrics;
 pub use shutdown::Shutdown;
 

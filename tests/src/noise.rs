@@ -25,7 +25,7 @@ const HEADERS: [(&str, &str); 7] = [
 ];
 
 /// Metadata of a policy call that belongs to the transport.
-const CALL_METADATA: [(&str, &str); 10] = [
+const CALL_METADATA: [(&str, &str); 12] = [
     ("te", "required by gRPC"),
     ("content-type", "required by gRPC"),
     ("user-agent", "names the gRPC library"),
@@ -42,6 +42,8 @@ const CALL_METADATA: [(&str, &str); 10] = [
     ("x-envoy-expected-rq-timeout-ms", "the configured timeout"),
     ("x-request-id", "a random id"),
     ("traceparent", "a random id"),
+    ("content-length", "framing of one hop, in the HTTP flavour"),
+    ("transfer-encoding", "framing of one hop, in the HTTP flavour"),
 ];
 
 /// Whether a header is left out of observations.

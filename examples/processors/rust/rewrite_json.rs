@@ -1,5 +1,4 @@
-//! Adds a field to JSON responses. Works with `response_body_mode: BUFFERED`
-//! and `STREAMED`.
+//! Adds a field to JSON responses. Works in every body mode that shows the whole body.
 //!
 //! `cargo run --release --example rewrite_json [-- ADDRESS]`, by default on 127.0.0.1:50051.
 use std::process::ExitCode;
@@ -19,11 +18,10 @@ impl Processor for RewriteJson {
     }
 
     async fn response_body(&mut self, body: &mut Body<'_>) -> Result {
-        if self.is_json
-            && let Some(mut object) = body.json::<Map<String, Value>>()?
-        {
-            object.insert("processed_by".to_owned(), "attache".into());
-            body.set_json(&object)?;
+        if self.is_json {
+            body.edit_json(|object: &mut Map<String, Value>| {
+                object.insert("processed_by".to_owned(), "attache".into());
+            })?;
         }
         Ok(())
     }

@@ -17,7 +17,9 @@ use attache_filter::{
 use attache_proto::auth::CheckResponse;
 use attache_service::{Channel, Method, Metrics};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version, header, request,
+};
 use prost::Message as _;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -183,8 +185,9 @@ impl Shared {
         });
         let message = encode::check_request(&parts, context, shown, content, &filter.shown);
 
+        let metadata = filter.call.metadata.of(&parts, context);
         let asked = Instant::now();
-        let answered = self.ask(message.as_ref()).await;
+        let answered = self.ask(message.as_ref(), metadata).await;
         let latency = asked.elapsed();
         let status = answered.as_ref().err().map_or(0, |s| s.code() as i32);
         context.record_call(PolicyCall::one(
@@ -218,14 +221,13 @@ impl Shared {
         }
     }
 
-    async fn ask(&self, message: &[u8]) -> Result<CheckResponse, Status> {
+    async fn ask(&self, message: &[u8], metadata: HeaderMap) -> Result<CheckResponse, Status> {
         let Some(channel) = &self.channel else {
             let cluster = &*self.filter.call.cluster;
             return Err(Status::unavailable(format!(
                 "there is no cluster `{cluster}`"
             )));
         };
-        let metadata = self.filter.call.metadata.clone();
         let answer = channel
             .unary(&self.method, message, metadata, self.filter.timeout)
             .await?;

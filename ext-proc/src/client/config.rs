@@ -84,6 +84,53 @@ config_struct! {
 }
 
 config_struct! {
+    /// Envoy's `ExtProcHttpService`.
+    pub struct ExtProcHttpService {
+        /// The service.
+        pub http_service: HttpService,
+    }
+}
+
+config_struct! {
+    /// Envoy's `config.core.v3.HttpService`.
+    pub struct HttpService {
+        /// Where it is.
+        pub http_uri: HttpUri,
+        /// Headers of each request.
+        pub request_headers_to_add: Vec<AddedHeader>,
+    }
+    elsewhere {
+        "retry_policy" => "calls to policy services are not retried yet",
+        "formatters" => "there are no formatters beside those that values know by themselves",
+    }
+}
+
+config_struct! {
+    /// Envoy's `config.core.v3.HttpUri`.
+    pub struct HttpUri {
+        /// Host, path and query of requests.
+        pub uri: Located<String>,
+        /// Name of a cluster of this configuration.
+        pub cluster: Located<String>,
+        /// Bound on one answer.
+        pub timeout: Duration,
+    }
+}
+
+config_struct! {
+    /// Envoy's `config.core.v3.HeaderValueOption`, of requests that have no such headers yet.
+    pub struct AddedHeader {
+        /// The header.
+        pub header: Located<MetadataEntry>,
+    }
+    elsewhere {
+        "append" => "headers are added here, as there are no others",
+        "append_action" => "headers are added here, as there are no others",
+        "keep_empty_value" => "empty values are kept",
+    }
+}
+
+config_struct! {
     /// Envoy's `MetadataOptions.MetadataNamespaces`.
     pub struct MetadataNamespaces {
         /// Namespaces that hold structs.
@@ -155,8 +202,10 @@ impl<T: ConfigValue> ConfigValue for Typed<T> {
 config_struct! {
     /// Envoy's `envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor`.
     pub struct ExternalProcessor {
-        /// The processor.
-        pub grpc_service: GrpcService,
+        /// The processor; this or `http_service` must be there.
+        pub grpc_service: Option<GrpcService>,
+        /// The processor, when it is asked over plain HTTP, about headers only.
+        pub http_service: Option<Located<ExtProcHttpService>>,
         /// Let traffic pass when the processor fails. Default false.
         pub failure_mode_allow: Option<bool>,
         /// What the processor is shown. Default: headers of both directions.
@@ -205,7 +254,6 @@ config_struct! {
     }
     envoy_type = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
     elsewhere {
-        "http_service" => "not supported yet: use `grpc_service`",
         "async_mode" => "was never implemented by Envoy",
         "filter_metadata" => "is copied into a log object of Envoy that there is not here",
         "on_processing_response" => "is an extension of Envoy's own process",

@@ -27,6 +27,7 @@ use tonic::Status;
 use super::{
     Side,
     exchange::{Exchange, Head, Outcome},
+    http::HttpLink,
     linger::linger,
 };
 
@@ -98,7 +99,19 @@ enum Link {
         metadata: HeaderMap,
     },
     Open(GrpcStream),
+    Http(Box<HttpLink>),
     Closed,
+}
+
+/// Who is asked about an exchange, and how.
+pub(super) enum Callee {
+    /// Over gRPC. `channel` is `None` when the configured cluster does not exist.
+    Grpc {
+        channel: Option<Channel>,
+        metadata: HeaderMap,
+    },
+    /// Over plain HTTP.
+    Http(Box<HttpLink>),
 }
 
 /// An exchange with all it needs to move on; shared by the future and the two bodies.
@@ -126,17 +139,14 @@ pub(super) enum Next {
 }
 
 impl Shared {
-    /// `channel` is `None` when the configured cluster does not exist.
-    pub(super) fn new(
-        exchange: Exchange,
-        channel: Option<Channel>,
-        method: Method,
-        metadata: HeaderMap,
-    ) -> Self {
+    pub(super) fn new(exchange: Exchange, callee: Callee, method: Method) -> Self {
         let wakers = Arc::<Wakers>::default();
         let inner = Inner {
             exchange,
-            link: Link::Idle { channel, metadata },
+            link: match callee {
+                Callee::Grpc { channel, metadata } => Link::Idle { channel, metadata },
+                Callee::Http(link) => Link::Http(link),
+            },
             method,
             timer: None,
             waker: Waker::from(wakers.clone()),
@@ -282,6 +292,13 @@ impl Inner {
                 // Not more than those who read can take; they look here again.
                 Link::Open(_) if self.exchange.is_full() => Poll::Pending,
                 Link::Open(stream) => stream.poll_message(&mut cx),
+                Link::Http(link) => link.poll_message(&mut cx).map(|answer| match answer {
+                    Ok(message) => Some(Ok(message)),
+                    Err(failure) => {
+                        self.exchange.http_failed(failure.not_ok, now());
+                        None
+                    }
+                }),
                 Link::Idle { .. } | Link::Closed => return progress,
             };
             match received {
@@ -328,7 +345,9 @@ impl Inner {
                     }
                 }
             }
-            if let Link::Open(stream) = &mut self.link {
+            if let Link::Http(link) = &mut self.link {
+                link.send(piece);
+            } else if let Link::Open(stream) = &mut self.link {
                 stream.send(piece);
                 // Nobody waits for who only looks on: what it does not take stays in the outbox.
                 let waker = &self.waker;

@@ -11,17 +11,18 @@ use attache_filter::{
     Body, BoxError, Channels, LocalReply, RequestContext,
     reply::{self, ReplyForm},
 };
-use attache_service::{Channel, Method, Metrics};
+use attache_service::{Channel, HttpClient, Method, Metrics};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, request};
 use http_body::Body as _;
 use tower::{Layer, Service};
 
 use super::{
     Side,
     body::{Local, Processed},
-    drive::{Interruption, Shared, now},
+    drive::{Callee, Interruption, Shared, now},
     exchange::{Exchange, Head, Outcome, Terms},
+    http::HttpLink,
     plan::{Filter, PerRoute},
     stats::Stats,
 };
@@ -42,6 +43,7 @@ struct Fixed {
     filter: Arc<Filter>,
     channels: Channels,
     channel: Option<Channel>,
+    http: Option<HttpClient>,
     stats: Arc<Stats>,
     method: Method,
 }
@@ -50,12 +52,15 @@ impl ExtProcLayer {
     /// A layer for `filter`. A cluster that is not among `channels` counts as unreachable.
     pub fn new(filter: Arc<Filter>, channels: &Channels, metrics: &Metrics) -> Self {
         let channel = channels.get(&filter.cluster.value).cloned();
+        let http = filter.http.as_ref();
+        let http = http.and_then(|call| channels.http(&call.cluster.value).cloned());
         let stats = Arc::new(Stats::new(metrics, &filter.label()));
         Self {
             shared: Arc::new(Fixed {
                 filter,
                 channels: channels.clone(),
                 channel,
+                http,
                 stats,
                 method: Method::new(PROCESS),
             }),
@@ -104,12 +109,15 @@ where
         // The clone may not be ready; the one that was polled is.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        match self.shared.begin(&mut request) {
+        let context = RequestContext::of(&mut request);
+        let (parts, body) = request.into_parts();
+        let begun = self.shared.begin(&parts, context.clone());
+        let request = Request::from_parts(parts, body);
+        match begun {
             None => Box::pin(inner.call(request)),
-            Some((exchange, channel, metadata)) => {
+            Some((exchange, callee)) => {
                 let method = self.shared.method.clone();
-                let context = RequestContext::of(&mut request);
-                let shared = Shared::new(exchange, channel, method, metadata);
+                let shared = Shared::new(exchange, callee, method);
                 Box::pin(run(shared, inner, request, context))
             }
         }
@@ -118,12 +126,16 @@ where
 
 impl Fixed {
     /// The exchange of a request; `None` when the processor has no part in it.
-    fn begin(&self, request: &mut Request<Body>) -> Option<(Exchange, Option<Channel>, HeaderMap)> {
-        let context = RequestContext::of(request);
+    fn begin(
+        &self,
+        request: &request::Parts,
+        context: Arc<RequestContext>,
+    ) -> Option<(Exchange, Callee)> {
         let mut modes = self.filter.modes;
         let mut failure_mode_allow = self.filter.failure_mode_allow;
-        let mut metadata = self.filter.initial_metadata.clone();
+        let mut initial_metadata = &self.filter.initial_metadata;
         let mut channel = self.channel.as_ref();
+        let mut http = self.filter.http.as_ref();
         let route = context.route();
         let per_route = route
             .as_ref()
@@ -136,32 +148,42 @@ impl Fixed {
             failure_mode_allow = overrides.failure_mode_allow.unwrap_or(failure_mode_allow);
             if let Some(service) = &overrides.service {
                 channel = self.channels.get(&service.cluster.value);
-                metadata = service.metadata.clone();
-            }
-            for (name, value) in &overrides.initial_metadata {
-                metadata.insert(name, value.clone());
+                initial_metadata = &service.metadata;
+                http = None;
             }
         }
         if modes.is_off() {
             return None;
         }
-        let form = ReplyForm::of(request.method(), request.headers());
+        let callee = if let Some(call) = http {
+            let headers = call.headers(request);
+            Callee::Http(Box::new(HttpLink::new(call, self.http.clone(), headers)))
+        } else {
+            let mut metadata = initial_metadata.of(request, &context);
+            if let Some(overrides) = per_route {
+                let theirs = &overrides.initial_metadata;
+                theirs.override_in(&mut metadata, request, &context);
+            }
+            Callee::Grpc {
+                channel: channel.cloned(),
+                metadata,
+            }
+        };
+        let form = ReplyForm::of(&request.method, &request.headers);
         let terms = Terms {
             filter: self.filter.clone(),
             stats: self.stats.clone(),
             modes,
             failure_mode_allow,
-            request_limit: route
+            buffer_limit: route
                 .as_ref()
-                .and_then(|route| route.request_buffer_limit)
-                .unwrap_or(self.filter.buffer_limit),
+                .and_then(|route| route.buffer_limit)
+                .map_or(self.filter.buffer_limit, |limit| {
+                    limit.max(self.filter.buffer_limit)
+                }),
             extras: self.filter.extras(per_route),
         };
-        Some((
-            Exchange::new(terms, context, form, now()),
-            channel.cloned(),
-            metadata,
-        ))
+        Some((Exchange::new(terms, context, form, now()), callee))
     }
 }
 
@@ -235,8 +257,13 @@ where
             return Ok(Answer::Final(Response::from_parts(parts, Body::empty())));
         }
         Some(Err(Interruption::Outcome(Outcome::Local(parts)))) => {
-            let body = Body::new(Local::new(shared.clone(), body));
-            return Ok(Answer::Final(Response::from_parts(*parts, body)));
+            // Its head may be all there is, which is told by an empty body.
+            let body = match shared.with(|x| x.has_ended(Side::Response)) {
+                true => Body::empty(),
+                false => Body::new(Local::new(shared.clone(), body)),
+            };
+            let answer = Answer::Final(Response::from_parts(*parts, body));
+            return inward(shared, inner, answer, context).await;
         }
         Some(Err(interruption)) => {
             let answer = interrupted(shared, interruption, StatusCode::BAD_REQUEST);

@@ -4,7 +4,7 @@ use attache_filter::RequestContext;
 use attache_proto::{core::Metadata, ext_proc::ProcessingResponse};
 use bytes::Bytes;
 use prost::Message as _;
-use prost_types::value::Kind;
+use prost_types::{Struct, value::Kind};
 
 use super::{config, exchange::Terms};
 
@@ -81,17 +81,19 @@ pub(super) fn forward(terms: &Terms, context: &RequestContext) -> Bytes {
 }
 
 /// Takes in what a reply says of dynamic metadata. What is of no namespace that the processor
-/// may set, or is no struct, is left out.
+/// may set is left out; what is no struct makes its namespace, and nothing in it, as in Envoy.
 pub(super) fn receive(terms: &Terms, context: &RequestContext, reply: &ProcessingResponse) {
     let Some(rules) = terms.extras.metadata.as_deref() else {
         return;
     };
     if let Some(namespaces) = &reply.dynamic_metadata {
         for (name, value) in &namespaces.fields {
-            if let Some(Kind::StructValue(fields)) = &value.kind
-                && rules.receive.untyped.contains(name)
-            {
-                context.merge_metadata(name, fields.clone());
+            if rules.receive.untyped.contains(name) {
+                let fields = match &value.kind {
+                    Some(Kind::StructValue(fields)) => fields.clone(),
+                    _ => Struct::default(),
+                };
+                context.merge_metadata(name, fields);
             }
         }
     }

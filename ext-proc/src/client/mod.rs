@@ -6,6 +6,7 @@
 //! - `exchange`: the protocol, a pure state machine: what came in, what goes out.
 //! - `drive`, `body`: what connects an exchange with the gRPC call, the clock and the bodies.
 //! - `linger`: the streams of observing processors after their exchanges.
+//! - `http`: the flavour that asks over plain HTTP.
 //! - `encode`, `mutation`: messages out, header mutations in.
 //! - `attributes`, `metadata`, `extras`: what is told beside the message, and dynamic metadata in.
 //! - `stats`: Envoy's counters.
@@ -18,6 +19,7 @@ mod drive;
 mod encode;
 mod exchange;
 mod extras;
+mod http;
 mod layer;
 mod linger;
 mod metadata;
@@ -30,6 +32,7 @@ mod tests;
 
 pub use attributes::ShownAttributes;
 pub use body::BrokenOff;
+pub use http::HttpCall;
 pub use layer::{ExtProc, ExtProcLayer};
 pub use metadata::{MetadataRules, Namespaces};
 pub use plan::{BodyMode, Filter, Modes, PerRoute, RouteCacheAction};

@@ -3,19 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use attache_filter::{
-    grpc_service::{ServiceCall, plan_metadata},
+    CallMetadata,
+    grpc_service::ServiceCall,
     matcher::{ForwardedHeaders, TextMatchers},
     mutation::MutationRules,
 };
 use attache_proto::ext_proc_filter as wire;
 use attache_service::config::{Errors, Located};
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 
 use super::config::{
     BodySendMode, ExtProcPerRoute, ExternalProcessor, HeaderForwardingRules, HeaderSendMode,
     MetadataOptions, PerRouteOverride, ProcessingMode, RouteCacheActionName,
 };
-use super::{attributes::ShownAttributes, extras::Extras, metadata::MetadataRules};
+use super::{attributes::ShownAttributes, extras::Extras, http::HttpCall, metadata::MetadataRules};
 
 /// Envoy's default bound on the silence of an HTTP stream.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
@@ -165,8 +166,10 @@ pub struct Filter {
     pub name: Arc<str>,
     /// The cluster of the processor.
     pub cluster: Located<String>,
+    /// The processor, when it is asked over plain HTTP instead of gRPC.
+    pub http: Option<Arc<HttpCall>>,
     /// Metadata of each stream.
-    pub initial_metadata: HeaderMap,
+    pub initial_metadata: CallMetadata,
     /// What the processor is shown.
     pub modes: Modes,
     /// Bound on the answer to one message. Default 200 ms.
@@ -221,7 +224,8 @@ impl Filter {
         Self {
             name: name.into(),
             cluster: Located::nowhere(cluster.into()),
-            initial_metadata: HeaderMap::new(),
+            http: None,
+            initial_metadata: CallMetadata::default(),
             modes: Modes::default(),
             message_timeout: Duration::from_millis(200),
             max_message_timeout: Duration::ZERO,
@@ -249,8 +253,8 @@ impl Filter {
     /// Checks and compiles settings; every fault is reported at its place.
     pub fn plan(name: &str, raw: &ExternalProcessor, errors: &mut Errors) -> Option<Self> {
         let before = errors.len();
-        let service = ServiceCall::plan(&raw.grpc_service, errors);
-        let defaults = Self::new(name, service.cluster.value.clone());
+        let (cluster, initial_metadata, http) = plan_service(raw, errors)?;
+        let defaults = Self::new(name, cluster.value.clone());
         if let Some(mode) = &raw.processing_mode {
             check_full_duplex(mode, errors);
         }
@@ -278,8 +282,9 @@ impl Filter {
         let rules = raw.mutation_rules.as_ref();
         let forward = raw.forward_rules.as_ref();
         let filter = Self {
-            cluster: service.cluster,
-            initial_metadata: service.metadata,
+            cluster,
+            http: http.map(Arc::new),
+            initial_metadata,
             modes: raw
                 .processing_mode
                 .as_ref()
@@ -316,12 +321,24 @@ impl Filter {
             stat_prefix: raw.stat_prefix.clone().filter(|prefix| !prefix.is_empty()),
             name: defaults.name,
         };
+        if let Some(call) = &filter.http {
+            HttpCall::check_modes(filter.modes, &call.cluster, errors);
+        }
         (errors.len() == before).then_some(filter)
     }
 
-    /// The clusters that the filter calls, for a check that they exist.
+    /// The clusters that the filter calls over gRPC, for a check that they exist.
     pub fn clusters(&self) -> Vec<Located<String>> {
-        vec![self.cluster.clone()]
+        match self.http {
+            Some(_) => Vec::new(),
+            None => vec![self.cluster.clone()],
+        }
+    }
+
+    /// The clusters that the filter calls over plain HTTP, for the same check.
+    pub fn http_clusters(&self) -> Vec<Located<String>> {
+        let call = self.http.as_ref();
+        call.map(|call| call.cluster.clone()).into_iter().collect()
     }
 
     /// What goes beside the messages on a route.
@@ -408,6 +425,34 @@ fn check_full_duplex(mode: &Located<ProcessingMode>, errors: &mut Errors) {
     }
 }
 
+/// The processor: exactly one of two.
+fn plan_service(
+    raw: &ExternalProcessor,
+    errors: &mut Errors,
+) -> Option<(Located<String>, CallMetadata, Option<HttpCall>)> {
+    match (&raw.grpc_service, &raw.http_service) {
+        (Some(service), None) => {
+            let service = ServiceCall::plan(service, errors);
+            Some((service.cluster, service.metadata, None))
+        }
+        (None, Some(service)) => {
+            let call = HttpCall::plan(&service.http_service, errors)?;
+            Some((call.cluster.clone(), CallMetadata::default(), Some(call)))
+        }
+        (Some(_), Some(service)) => {
+            errors.push(
+                service,
+                "`grpc_service` and `http_service` exclude each other",
+            );
+            None
+        }
+        (None, None) => {
+            errors.push_unlocated("`ext_proc` needs a `grpc_service` or an `http_service`");
+            None
+        }
+    }
+}
+
 fn plan_route_cache(raw: &ExternalProcessor, errors: &mut Errors) -> RouteCacheAction {
     let action = match raw.route_cache_action {
         None | Some(RouteCacheActionName::Default) => RouteCacheAction::Default,
@@ -450,7 +495,7 @@ pub struct PerRoute {
     /// Replaces the filter's `failure_mode_allow`.
     pub failure_mode_allow: Option<bool>,
     /// Replaces or adds stream metadata, key by key.
-    pub initial_metadata: HeaderMap,
+    pub initial_metadata: CallMetadata,
     /// Replaces the filter's attributes.
     pub attributes: Option<Arc<ShownAttributes>>,
     /// Each list in it replaces the filter's.
@@ -480,7 +525,7 @@ impl PerRoute {
                 disabled: false,
                 modes: raw.processing_mode.as_ref().map(Modes::plan),
                 failure_mode_allow: raw.failure_mode_allow,
-                initial_metadata: plan_metadata(&raw.grpc_initial_metadata, errors),
+                initial_metadata: CallMetadata::plan(&raw.grpc_initial_metadata, errors),
                 attributes: raw
                     .processing_request_modifier
                     .as_ref()
@@ -493,6 +538,36 @@ impl PerRoute {
             },
         };
         (errors.len() == before).then_some(planned)
+    }
+
+    /// These settings with those of `less_specific` (of the virtual host) where there are none:
+    /// field by field. What is disabled there is not where there are settings here, and the
+    /// other way round.
+    #[must_use]
+    pub fn over(&self, less_specific: &Self) -> Self {
+        if self.disabled || less_specific.disabled {
+            return self.clone();
+        }
+        let mut merged = less_specific.clone();
+        merged.modes = self.modes.or(merged.modes);
+        merged.failure_mode_allow = self.failure_mode_allow.or(merged.failure_mode_allow);
+        merged.service = self.service.clone().or(merged.service);
+        merged.attributes = self.attributes.clone().or(merged.attributes);
+        merged.metadata_options = match (&self.metadata_options, merged.metadata_options) {
+            (Some(own), Some(theirs)) => Some(MetadataOptions {
+                forwarding_namespaces: own
+                    .forwarding_namespaces
+                    .clone()
+                    .or(theirs.forwarding_namespaces),
+                receiving_namespaces: own
+                    .receiving_namespaces
+                    .clone()
+                    .or(theirs.receiving_namespaces),
+            }),
+            (own, theirs) => own.clone().or(theirs),
+        };
+        merged.initial_metadata = self.initial_metadata.over(&merged.initial_metadata);
+        merged
     }
 
     /// The clusters that the route calls, for a check that they exist.
@@ -584,6 +659,27 @@ mod tests {
             let error = plan(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn settings_of_a_route_stand_over_those_of_its_virtual_host() {
+        let mut errors = Errors::new();
+        let mut route = |text: &str| PerRoute::plan(&decode(text), &mut errors).unwrap();
+        let host = route(
+            "overrides: { failure_mode_allow: true, processing_mode: { response_header_mode: SKIP }, \
+             grpc_initial_metadata: [{ key: a, value: '1' }, { key: b, value: '1' }] }",
+        );
+        let own = route(
+            "overrides: { failure_mode_allow: false, grpc_initial_metadata: [{ key: b, value: '2' }] }",
+        );
+        let disabled = route("disabled: true");
+        let merged = own.over(&host);
+        assert_eq!(merged.failure_mode_allow, Some(false));
+        assert!(!merged.modes.unwrap().response_headers);
+        assert_eq!(merged.initial_metadata.fixed["a"], "1");
+        assert_eq!(merged.initial_metadata.fixed["b"], "2");
+        assert!(!route("overrides: {}").over(&disabled).disabled);
+        assert!(disabled.over(&host).disabled);
     }
 
     #[test]

@@ -57,6 +57,8 @@ stats! {
     clear_route_cache_disabled,
     /// Answers given to callers by the filter: the processor's or its own errors.
     immediate_responses_sent,
+    /// Answers over plain HTTP with another status than 200.
+    http_not_ok_resp_received,
     /// Streams that the processor closed first.
     server_half_closed,
 }

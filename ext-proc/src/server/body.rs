@@ -38,7 +38,7 @@ pub enum BodyError {
     /// It ended with trailers while a part of it was held back: all its pieces are answered, so
     /// nothing can carry the rest.
     #[error(
-        "a body in STREAMED mode ended with trailers while a part of it was held back, \
+        "a body in STREAMED mode ends with trailers while a part of it is held back, \
          and nothing can carry that any more: configure BUFFERED or FULL_DUPLEX_STREAMED"
     )]
     Trailers,
@@ -89,6 +89,7 @@ pub struct Body<'a> {
     extent: Extent,
     carry: &'a mut Carry,
     limit: usize,
+    announces_trailers: bool,
     /// What goes on, once it differs from what came.
     output: Option<Output>,
     /// What came: to go on if the handler fails.
@@ -127,9 +128,22 @@ impl<'a> Body<'a> {
             extent,
             carry,
             limit,
+            announces_trailers: false,
             output,
             whole: None,
         }
+    }
+
+    /// The head announced trailers, and nothing can follow the last piece.
+    pub(super) fn announcing_trailers(mut self, announces_trailers: bool) -> Self {
+        self.announces_trailers = announces_trailers;
+        self
+    }
+
+    /// Whether this is a body in STREAMED mode whose head announced trailers (`trailer`, or a gRPC
+    /// content type): what is held back of it could not be sent, so nothing may be.
+    pub fn announces_trailers(&self) -> bool {
+        self.announces_trailers
     }
 
     /// The data of this piece, after what was held back of those before. It goes on unless it is
@@ -189,7 +203,7 @@ impl<'a> Body<'a> {
     ///
     /// In STREAMED mode the end of a body may come without a last piece, namely with trailers;
     /// then what is held back cannot be sent any more, which is an error
-    /// ([`BodyError::Trailers`]).
+    /// ([`BodyError::Trailers`]): at once where the head announces trailers, else when they come.
     pub fn hold(&mut self, end: Bytes) {
         self.output.get_or_insert(Output::One(Bytes::new()));
         self.carry.held = end;
@@ -240,6 +254,22 @@ impl<'a> Body<'a> {
         }
     }
 
+    /// Changes the whole body as JSON, with its last piece; see [`Body::whole`].
+    ///
+    /// # Errors
+    /// When the body is too large or not that JSON.
+    pub fn edit_json<T, F>(&mut self, edit: F) -> Result<(), BodyError>
+    where
+        T: DeserializeOwned + Serialize,
+        F: FnOnce(&mut T),
+    {
+        if let Some(mut value) = self.json()? {
+            edit(&mut value);
+            self.set_json(&value)?;
+        }
+        Ok(())
+    }
+
     /// Puts a value as JSON in place of the body.
     ///
     /// # Errors
@@ -253,6 +283,9 @@ impl<'a> Body<'a> {
     pub(super) fn check(&self) -> Result<(), BodyError> {
         if self.carry.held.len() > self.limit {
             return Err(BodyError::TooLarge { limit: self.limit });
+        }
+        if self.announces_trailers && !self.is_last() && !self.carry.is_empty() {
+            return Err(BodyError::Trailers);
         }
         Ok(())
     }
@@ -366,6 +399,53 @@ mod tests {
                 Some(Bytes::from("abcd!"))
             ]
         );
+    }
+
+    #[test]
+    fn what_is_held_back_comes_before_the_next_piece() {
+        let out = outputs(&["ab", "cd", "ef"], |body| {
+            let mut data = body.take();
+            let end = data.split_off(data.len() - 1);
+            body.push(data);
+            body.hold(end);
+        });
+        // With the last piece it goes on.
+        assert_eq!(out, ["a", "bc", "def"].map(|data| Some(Bytes::from(data))));
+    }
+
+    #[test]
+    fn what_is_held_back_and_then_left_alone_goes_on() {
+        let out = outputs(&["ab", "cd"], |body| {
+            if !body.is_last() {
+                let data = body.take();
+                body.hold(data);
+            }
+        });
+        assert_eq!(out, [Some(Bytes::new()), Some(Bytes::from("abcd"))]);
+    }
+
+    fn piece<'a>(carry: &'a mut Carry, data: &'static str, extent: Extent) -> Body<'a> {
+        Body::new(data.into(), extent, carry, 10, Exchange::default())
+    }
+
+    #[test]
+    fn a_failed_handler_gives_back_all_that_has_not_gone_on() {
+        for hold in [true, false] {
+            let mut carry = Carry::default();
+            let mut first = piece(&mut carry, "ab", Extent::Piece);
+            if hold {
+                let data = first.take();
+                first.hold(data);
+            } else {
+                assert!(first.whole().unwrap().is_none());
+            }
+            assert_eq!(first.into_output().1, Some(Bytes::new()));
+
+            let mut second = piece(&mut carry, "cd", Extent::Last);
+            assert!(second.whole().unwrap().is_some());
+            assert_eq!(second.into_input().1, "abcd", "{hold}");
+            assert!(carry.is_empty());
+        }
     }
 
     #[test]

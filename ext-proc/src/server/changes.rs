@@ -21,7 +21,15 @@ struct Change {
     name: HeaderName,
     /// The values replace those received, else they are added.
     replaces: bool,
-    values: Vec<HeaderValue>,
+    /// The first value; without one the header is removed.
+    value: Option<HeaderValue>,
+    more: Vec<HeaderValue>,
+}
+
+impl Change {
+    fn values(&self) -> impl Iterator<Item = &HeaderValue> {
+        self.value.iter().chain(&self.more)
+    }
 }
 
 const LEN: u8 = 2;
@@ -63,29 +71,34 @@ impl Changes {
     }
 
     pub(super) fn replace(&mut self, name: HeaderName, value: Option<HeaderValue>) {
-        let values = value.into_iter().collect();
-        match self.entries.iter_mut().find(|change| change.name == name) {
-            Some(change) => {
-                change.replaces = true;
-                change.values = values;
-            }
-            None => self.entries.push(Change {
-                name,
-                replaces: true,
-                values,
-            }),
-        }
+        let change = self.change(name);
+        change.replaces = true;
+        change.value = value;
+        change.more.clear();
     }
 
     pub(super) fn append(&mut self, name: HeaderName, value: HeaderValue) {
-        match self.entries.iter_mut().find(|change| change.name == name) {
-            Some(change) => change.values.push(value),
-            None => self.entries.push(Change {
+        let change = self.change(name);
+        match &change.value {
+            None => change.value = Some(value),
+            Some(_) => change.more.push(value),
+        }
+    }
+
+    /// The entry of a name; a new one adds nothing yet.
+    fn change(&mut self, name: HeaderName) -> &mut Change {
+        let mut entries = self.entries.iter();
+        let at = entries.position(|change| change.name == name);
+        let at = at.unwrap_or_else(|| {
+            self.entries.push(Change {
                 name,
                 replaces: false,
-                values: vec![value],
-            }),
-        }
+                value: None,
+                more: Vec::new(),
+            });
+            self.entries.len() - 1
+        });
+        &mut self.entries[at]
     }
 
     pub(super) fn pseudo(&mut self, name: &'static str, value: HeaderValue) {
@@ -96,7 +109,7 @@ impl Changes {
     /// Whether `name` is removed and not set again.
     pub(super) fn removes(&self, name: &HeaderName) -> bool {
         let mut entries = self.entries.iter();
-        entries.any(|change| change.name == *name && change.values.is_empty())
+        entries.any(|change| change.name == *name && change.value.is_none())
     }
 
     pub(super) fn apply(&self, map: &mut HeaderMap) {
@@ -104,7 +117,7 @@ impl Changes {
             if change.replaces {
                 map.remove(&change.name);
             }
-            for value in &change.values {
+            for value in change.values() {
                 map.append(&change.name, value.clone());
             }
         }
@@ -156,7 +169,7 @@ impl Changes {
             .iter()
             .map(|(name, value)| (*name, value, false));
         let ordinary = self.entries.iter().flat_map(|change| {
-            let values = change.values.iter().zip((0..).map(|index| index == 0));
+            let values = change.values().zip((0..).map(|index| index == 0));
             values.map(move |(value, first)| {
                 (change.name.as_str(), value, !(first && change.replaces))
             })
@@ -165,7 +178,7 @@ impl Changes {
     }
 
     fn removals(&self) -> impl Iterator<Item = &str> {
-        let removed = |change: &&Change| change.replaces && change.values.is_empty();
+        let removed = |change: &&Change| change.replaces && change.value.is_none();
         self.entries
             .iter()
             .filter(removed)

@@ -277,6 +277,14 @@ impl Headers {
         self.received.get(header::CONTENT_LENGTH.as_str()).is_some()
     }
 
+    /// Whether the body is said to end with trailers.
+    pub(super) fn announces_trailers(&self) -> bool {
+        let grpc = |value: &[u8]| value.starts_with(b"application/grpc");
+        self.received.iter().any(|(name, value)| {
+            name == header::TRAILER.as_str() || name == header::CONTENT_TYPE.as_str() && grpc(value)
+        })
+    }
+
     /// Removes the length, which no longer holds.
     pub(super) fn remove_length(&mut self) {
         self.changes.replace(header::CONTENT_LENGTH, None);

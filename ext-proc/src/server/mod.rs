@@ -39,6 +39,7 @@ mod rules;
 mod runner;
 mod serve;
 pub mod session;
+pub mod tower;
 mod transport;
 
 #[cfg(test)]

@@ -29,8 +29,8 @@ pub struct ProxySettings {
     pub max_message_timeout: Duration,
     /// Replies to heads may change the processing mode. Default false.
     pub allow_mode_override: bool,
-    /// `content-length` stays in streamed modes too, so it is removed here unless the author
-    /// keeps it. Default false.
+    /// The proxy leaves `content-length` in streamed modes too, so it is removed here.
+    /// Default false.
     pub allow_content_length_header: bool,
     /// `mutation_rules.allow_all_routing`: `:method`, `:authority`, `:scheme` and `host` may be
     /// changed. Default false.

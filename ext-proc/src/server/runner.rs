@@ -66,7 +66,7 @@ impl Default for Settings {
 
 impl Settings {
     /// When a handler that is not done asks for more time, and for how much.
-    fn keep_alive(&self) -> Option<(Duration, Duration)> {
+    pub(super) fn keep_alive(&self) -> Option<(Duration, Duration)> {
         let more = self.proxy.max_message_timeout;
         (!more.is_zero()).then_some((self.proxy.message_timeout / 2, more))
     }
@@ -77,6 +77,7 @@ impl Settings {
 struct Flow {
     /// The head that goes on has a `content-length`.
     has_length: bool,
+    announces_trailers: bool,
     /// Something of the message was seen, and the end of it.
     begun: bool,
     /// A piece of the body was seen.
@@ -286,6 +287,7 @@ impl<P: Processor> Runner<P> {
         {
             headers.remove_length();
         }
+        let announces_trailers = !end_of_stream && headers.announces_trailers();
         let exchange = self.lend_exchange();
         let (result, clear_route_cache, mut given) = match direction {
             Direction::Request => {
@@ -318,6 +320,7 @@ impl<P: Processor> Runner<P> {
             Err(stop) => return self.stopped(reply, stop, |_, reply| reply.pass()),
         };
         let flow = self.flow(direction);
+        flow.announces_trailers = announces_trailers;
         flow.has_length = had_length && !changes.removes(&header::CONTENT_LENGTH);
         match given.new_body {
             Some(body) => {
@@ -385,13 +388,16 @@ impl<P: Processor> Runner<P> {
         reply: &impl Reply,
     ) -> std::result::Result<(Option<Bytes>, Bytes), (Stop, Bytes)> {
         let exchange = self.lend_exchange();
+        let streamed = self.session.body_mode(direction) == BodyMode::Streamed;
         let [request, response] = &mut self.flows;
         let (part, flow) = match direction {
             Direction::Request => (Part::RequestBody, request),
             Direction::Response => (Part::ResponseBody, response),
         };
         let limit = self.settings.max_body;
-        let mut body = Body::new(data.clone(), extent, &mut flow.carry, limit, exchange);
+        let cut = streamed && flow.announces_trailers;
+        let mut body = Body::new(data.clone(), extent, &mut flow.carry, limit, exchange)
+            .announcing_trailers(cut);
         let result = match direction {
             Direction::Request => {
                 let handler = self.processor.request_body(&mut body);
@@ -430,6 +436,7 @@ impl<P: Processor> Runner<P> {
         if let Some(metadata) = self.session.exchange_mut().take_outgoing() {
             reply.add_metadata(metadata);
         }
+        let holds_head = self.session.body_mode(direction).holds_head();
         let flow = self.flow(direction);
         if let Some(mut sink) = flow.sink.take() {
             let data = output.unwrap_or(came);
@@ -447,8 +454,7 @@ impl<P: Processor> Runner<P> {
             return;
         };
         let mut changes = Changes::default();
-        // In STREAMED mode too a proxy that had all of the body at once still holds the head.
-        if only && flow.has_length && data.len() != came.len() {
+        if only && holds_head && flow.has_length && data.len() != came.len() {
             changes.replace(header::CONTENT_LENGTH, Some(HeaderValue::from(data.len())));
         }
         reply.replace_anyway(data, changes);
@@ -602,7 +608,7 @@ impl Slow {
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.map(str::to_owned)
         .or_else(|| panic.downcast_ref::<String>().cloned())

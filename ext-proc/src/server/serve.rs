@@ -5,6 +5,7 @@ use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
 use attache_proto::FILE_DESCRIPTOR_SET;
 use attache_service::{
     Address, Metrics,
+    admin::{Admin, AdminError, Readiness},
     host::{Host, HostError},
     shutdown::Shutdown,
     telemetry::{self, LogFormat},
@@ -38,8 +39,11 @@ pub enum ServeError {
     /// The async runtime cannot be started.
     #[error("cannot start the runtime: {0}")]
     Runtime(#[source] io::Error),
+    /// The admin endpoint cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
     /// The command line is not understood.
-    #[error("{0}; usage: [--listen] ADDRESS, for instance {DEFAULT_ADDRESS}")]
+    #[error("{0}; usage: [[--listen] ADDRESS] [--admin ADDRESS], for instance {DEFAULT_ADDRESS}")]
     Usage(String),
 }
 
@@ -94,7 +98,7 @@ impl Server {
         })
     }
 
-    fn of(make: impl Fn(Arc<Settings>) -> Arc<Run> + Send + Sync + 'static) -> Self {
+    pub(super) fn of(make: impl Fn(Arc<Settings>) -> Arc<Run> + Send + Sync + 'static) -> Self {
         Self {
             make: Arc::new(make),
             settings: Settings::default(),
@@ -146,6 +150,12 @@ impl Server {
     #[must_use]
     pub fn drain_grace(mut self, grace: Duration) -> Self {
         self.drain_grace = grace;
+        self
+    }
+
+    #[cfg(test)]
+    pub(super) fn draining_with(mut self, drain: Drain) -> Self {
+        self.drain = Some(drain);
         self
     }
 
@@ -211,14 +221,28 @@ impl Server {
 }
 
 fn run_server(server: Server) -> Result<(), ServeError> {
-    let address = address(std::env::args().skip(1))?;
+    let arguments = Arguments::parse(std::env::args().skip(1))?;
     // An application that logs already goes on as it does.
     let _ = telemetry::init(LogFormat::default(), None);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(ServeError::Runtime)?;
-    runtime.block_on(server.serve(&address))
+    runtime.block_on(async {
+        let Some(address) = &arguments.admin else {
+            return server.serve(&arguments.listen).await;
+        };
+        let metrics = Metrics::default();
+        metrics.describe_process();
+        let admin = Admin::new(Readiness::default(), metrics.clone());
+        let admin = admin.bind(address).await?;
+        tracing::info!(address = %admin.address(), "admin");
+        // It answers until the drain is over.
+        tokio::select! {
+            served = server.metrics(&metrics).serve(&arguments.listen) => served,
+            () = admin.serve(Shutdown::new()) => Ok(()),
+        }
+    })
 }
 
 /// The gRPC service of a processor, for a server of your own.
@@ -239,26 +263,52 @@ pub async fn serve<P: Processor + Clone + Sync>(
 
 /// All that a `main` needs: serves a processor on the address given on the command line
 /// (`[--listen] ADDRESS`), by default `127.0.0.1:50051`, until the process is told to end
-/// (SIGTERM, SIGINT). Logs go to standard error, as much as `RUST_LOG` says.
+/// (SIGTERM, SIGINT). Metrics and probes are served with `--admin ADDRESS`. Logs go to standard
+/// error, as much as `RUST_LOG` says.
 pub fn run<P: Processor + Clone + Sync>(processor: P) -> ExitCode {
     Server::new(processor).run()
 }
 
-/// The address among the arguments.
-fn address(mut arguments: impl Iterator<Item = String>) -> Result<Address, ServeError> {
-    let text = match arguments.next() {
-        None => DEFAULT_ADDRESS.to_owned(),
-        Some(flag) if flag == "--listen" => arguments
-            .next()
-            .ok_or_else(|| ServeError::Usage("`--listen` needs an address".to_owned()))?,
-        Some(argument) => match argument.strip_prefix("--listen=") {
-            Some(address) => address.to_owned(),
-            None => argument,
-        },
-    };
-    if let Some(more) = arguments.next() {
-        return Err(ServeError::Usage(format!("`{more}` is not expected")));
+/// The command line of [`run`].
+#[derive(Debug, PartialEq)]
+struct Arguments {
+    listen: Address,
+    admin: Option<Address>,
+}
+
+impl Arguments {
+    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, ServeError> {
+        let (mut listen, mut admin) = (None, None);
+        while let Some(argument) = arguments.next() {
+            let (flag, value) = match argument.split_once('=') {
+                Some((flag, value)) => (flag, Some(value.to_owned())),
+                None => (argument.as_str(), None),
+            };
+            let target = match flag {
+                "--listen" => &mut listen,
+                "--admin" => &mut admin,
+                _ if argument.starts_with('-') || listen.is_some() => {
+                    return Err(ServeError::Usage(format!("`{argument}` is not expected")));
+                }
+                _ => {
+                    listen = Some(address(&argument)?);
+                    continue;
+                }
+            };
+            let value = value.or_else(|| arguments.next());
+            let value =
+                value.ok_or_else(|| ServeError::Usage(format!("`{flag}` needs an address")))?;
+            *target = Some(address(&value)?);
+        }
+        let listen = match listen {
+            Some(listen) => listen,
+            None => address(DEFAULT_ADDRESS)?,
+        };
+        Ok(Self { listen, admin })
     }
+}
+
+fn address(text: &str) -> Result<Address, ServeError> {
     text.parse()
         .map_err(|error| ServeError::Usage(format!("`{text}`: {error}")))
 }
@@ -268,19 +318,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_is_an_argument_with_or_without_its_name() {
+    fn addresses_are_arguments_with_or_without_a_name() {
         let parse = |arguments: &[&str]| {
-            address(arguments.iter().map(|a| (*a).to_owned())).map(|a| a.to_string())
+            let parsed = Arguments::parse(arguments.iter().map(|a| (*a).to_owned()))?;
+            Ok::<_, ServeError>((
+                parsed.listen.to_string(),
+                parsed.admin.map(|admin| admin.to_string()),
+            ))
         };
-        assert_eq!(parse(&[]).unwrap(), "127.0.0.1:50051");
+        assert_eq!(parse(&[]).unwrap(), (DEFAULT_ADDRESS.to_owned(), None));
         for arguments in [
             &["127.0.0.1:1"][..],
             &["--listen", "127.0.0.1:1"],
             &["--listen=127.0.0.1:1"],
         ] {
-            assert_eq!(parse(arguments).unwrap(), "127.0.0.1:1");
+            assert_eq!(parse(arguments).unwrap(), ("127.0.0.1:1".to_owned(), None));
         }
-        for arguments in [&["--listen"][..], &["127.0.0.1:1", "x"], &["nonsense"]] {
+        let both = ("127.0.0.1:1".to_owned(), Some("127.0.0.1:2".to_owned()));
+        assert_eq!(
+            parse(&["--admin", "127.0.0.1:2", "127.0.0.1:1"]).unwrap(),
+            both
+        );
+        for arguments in [
+            &["--listen"][..],
+            &["--admin"],
+            &["127.0.0.1:1", "x"],
+            &["--other", "127.0.0.1:1"],
+            &["nonsense"],
+        ] {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }
     }

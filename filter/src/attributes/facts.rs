@@ -206,7 +206,7 @@ impl<'a> Facts<'a> {
     }
 
     /// The client's address; without its port when proxies further outside told it.
-    fn source(&self) -> Option<SocketAddr> {
+    pub(crate) fn source(&self) -> Option<SocketAddr> {
         let peer = self.context.connection.peer;
         match self.context.client_ip {
             Some(ip) if peer.is_none_or(|peer| peer.ip() != ip) => Some(SocketAddr::new(ip, 0)),
@@ -215,7 +215,8 @@ impl<'a> Facts<'a> {
     }
 }
 
-fn protocol(version: Version) -> &'static str {
+/// The name of a protocol.
+pub(crate) fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_09 => "HTTP/0.9",
         Version::HTTP_10 => "HTTP/1.0",

@@ -1,13 +1,18 @@
 //! From what was written to what runs: names resolved, values checked, defaults filled in.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use attache_filter::{FilterConfigs, Route as RouteInfo, matcher::FieldMatcher};
 use attache_service::{
     Address,
     admin::{AdminError, is_local},
     channel,
-    config::{Document, Errors, Located},
+    config::{Document, Errors, Located, Node, Size},
 };
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
@@ -229,6 +234,11 @@ impl Builder<'_> {
             for cluster in planned.iter().flat_map(Planned::clusters) {
                 self.policy_cluster(&cluster, clusters, errors);
             }
+            for cluster in planned.iter().flat_map(Planned::http_clusters) {
+                if !clusters.contains_key(cluster.as_str()) {
+                    errors.unknown_name(&cluster, "cluster", clusters.keys().copied());
+                }
+            }
             policies.insert(name.clone(), planned);
         }
         policies
@@ -383,10 +393,11 @@ impl Builder<'_> {
                         );
                     }
                 }
+                let shared = self.filter_configs(&host.typed_per_filter_config, scope, errors);
                 VirtualHost {
                     name: host.name.clone(),
                     domains: host.domains.iter().map(|d| d.value.clone()).collect(),
-                    routes: self.entries(&host.routes, scope, errors),
+                    routes: self.entries(&host.routes, &shared, scope, errors),
                 }
             })
             .collect();
@@ -403,7 +414,7 @@ impl Builder<'_> {
             hosts.push(VirtualHost {
                 name: "default".to_owned(),
                 domains: vec!["*".to_owned()],
-                routes: self.entries(&config.routes, scope, errors),
+                routes: self.entries(&config.routes, &FilterConfigs::default(), scope, errors),
             });
         }
         RouteTable::new(hosts)
@@ -412,17 +423,24 @@ impl Builder<'_> {
     fn entries(
         &self,
         routes: &[Route],
+        shared: &FilterConfigs,
         scope: &Scope<'_>,
         errors: &mut Errors,
     ) -> Vec<Arc<RouteEntry>> {
         routes
             .iter()
-            .filter_map(|route| self.entry(route, scope, errors))
+            .filter_map(|route| self.entry(route, shared, scope, errors))
             .map(Arc::new)
             .collect()
     }
 
-    fn entry(&self, raw: &Route, scope: &Scope<'_>, errors: &mut Errors) -> Option<RouteEntry> {
+    fn entry(
+        &self,
+        raw: &Route,
+        shared: &FilterConfigs,
+        scope: &Scope<'_>,
+        errors: &mut Errors,
+    ) -> Option<RouteEntry> {
         let path = match &raw.r#match.path.value {
             PathMatch::Prefix(text) => PathTest::Prefix(text.clone()),
             PathMatch::Path(text) => PathTest::Exact(text.clone()),
@@ -462,7 +480,12 @@ impl Builder<'_> {
             .filter_map(|header| FieldMatcher::plan(header, errors))
             .map(|matcher| HeaderTest::new(move |parts| matcher.matches(parts)))
             .collect();
-        let filters = self.filter_configs(raw, scope, errors);
+        let mut filters = self.filter_configs(&raw.typed_per_filter_config, scope, errors);
+        for (name, policy) in scope.policies {
+            if let Some(policy) = policy {
+                policy.inherit(name, &mut filters, shared);
+            }
+        }
         let (action, cluster) = match &raw.action {
             Step::Route(action) => {
                 let forward = self.forward(action, scope, errors)?;
@@ -490,15 +513,23 @@ impl Builder<'_> {
             route: Arc::new(RouteInfo {
                 name: raw.name.clone().unwrap_or_default(),
                 cluster,
-                buffer_limit: None,
+                buffer_limit: raw
+                    .request_body_buffer_limit
+                    .or(raw.per_request_buffer_limit_bytes)
+                    .map(Size::as_usize),
                 filters,
             }),
         })
     }
 
-    fn filter_configs(&self, raw: &Route, scope: &Scope<'_>, errors: &mut Errors) -> FilterConfigs {
+    fn filter_configs(
+        &self,
+        raw: &BTreeMap<String, Node>,
+        scope: &Scope<'_>,
+        errors: &mut Errors,
+    ) -> FilterConfigs {
         let mut configs = FilterConfigs::default();
-        for (name, node) in &raw.typed_per_filter_config {
+        for (name, node) in raw {
             match scope.policies.get(name) {
                 None => {
                     let name = Located {

@@ -7,7 +7,7 @@ use attache_filter::{
     matcher::{HeaderMatcher, RegexMatcher},
 };
 use attache_service::{
-    config::{Located, Node},
+    config::{Located, Node, Size},
     config_enum, config_oneof, config_struct,
 };
 
@@ -20,9 +20,11 @@ config_struct! {
         pub domains: Vec<Located<String>>,
         /// In order: the first that matches is taken.
         pub routes: Vec<Route>,
+        /// Settings of filters for all of these routes. A route's own go before them: of
+        /// `ext_proc` field by field, of the others as a whole.
+        pub typed_per_filter_config: BTreeMap<String, Node>,
     }
     elsewhere {
-        "typed_per_filter_config" => "not supported yet on virtual hosts: write it on the routes",
         "rate_limits" => "write `rate_limits` in the filter or in the route's `typed_per_filter_config`",
         "retry_policy" => "retries are not supported yet",
         "request_headers_to_add" => "header changes by routes are not supported yet",
@@ -44,6 +46,11 @@ config_struct! {
         /// Settings of filters for this route, by filter name: Envoy's `ExtProcPerRoute`,
         /// `ExtAuthzPerRoute` and `RateLimitPerRoute`.
         pub typed_per_filter_config: BTreeMap<String, Node>,
+        /// How much of one body a policy may hold back on this route, when that is more than the
+        /// listener's `per_connection_buffer_limit_bytes`; less has no effect, as in Envoy.
+        pub request_body_buffer_limit: Option<Size>,
+        /// The same, without `request_body_buffer_limit`.
+        pub per_request_buffer_limit_bytes: Option<Size>,
     }
     oneof {
         /// What is done with them.
@@ -57,8 +64,6 @@ config_struct! {
         "response_headers_to_remove" => "header changes by routes are not supported yet",
         "decorator" => "tracing is not supported yet",
         "tracing" => "tracing is not supported yet",
-        "per_request_buffer_limit_bytes" => "not supported yet: the limit is 1 MiB",
-        "request_body_buffer_limit" => "not supported yet: the limit is 1 MiB",
         "stat_prefix" => "there are no statistics by route",
     }
 }

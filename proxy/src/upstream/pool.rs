@@ -1,11 +1,14 @@
 //! The connections to one endpoint: kept HTTP/1.1 ones, last used first, and the one HTTP/2.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use attache_service::channel::Target;
+use attache_service::{Address, channel::Target};
 use hyper::client::conn::{http1, http2};
 
 use super::{UploadBody, UpstreamError, connect};
@@ -26,6 +29,8 @@ type Http2 = http2::SendRequest<UploadBody>;
 /// One endpoint of a cluster in one worker.
 pub(crate) struct Endpoint {
     pub(super) target: Target,
+    /// The address, where it is known without asking for it.
+    pub(crate) address: Option<SocketAddr>,
     pub(super) cluster: Arc<ClusterPlan>,
     kept: Mutex<Vec<Kept>>,
     sweeps: AtomicU32,
@@ -42,8 +47,16 @@ struct Kept {
 
 impl Endpoint {
     pub(super) fn new(target: Target, cluster: Arc<ClusterPlan>) -> Self {
+        let address = match &target {
+            Target::Address(Address::Tcp { host, port }) => {
+                let ip = host.parse().ok();
+                ip.map(|ip| SocketAddr::new(ip, *port))
+            }
+            _ => None,
+        };
         Self {
             target,
+            address,
             cluster,
             kept: Mutex::default(),
             sweeps: AtomicU32::new(0),

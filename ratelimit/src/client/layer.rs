@@ -191,6 +191,7 @@ where
 /// What the service is asked, and for each descriptor whether its limit may show.
 struct Question {
     message: Vec<u8>,
+    metadata: HeaderMap,
     shown: Vec<bool>,
 }
 
@@ -225,6 +226,7 @@ impl Inner {
         }
         (!encoder.is_empty()).then(|| Question {
             message: encoder.finish(),
+            metadata: filter.service.metadata.of(head, context),
             shown,
         })
     }
@@ -248,7 +250,7 @@ impl Inner {
     async fn decide(&self, question: &Question, context: &RequestContext) -> Effect {
         let filter = &*self.filter;
         let started = Instant::now();
-        let result = self.call(&question.message).await;
+        let result = self.call(question).await;
         let status = result.as_ref().err();
         context.record_call(PolicyCall::one(
             self.name.clone(),
@@ -287,7 +289,7 @@ impl Inner {
         effect
     }
 
-    async fn call(&self, message: &[u8]) -> Result<RateLimitResponse, Status> {
+    async fn call(&self, question: &Question) -> Result<RateLimitResponse, Status> {
         let service = &self.filter.service;
         let Some(channel) = &self.channel else {
             let cluster = &service.cluster.value;
@@ -295,9 +297,14 @@ impl Inner {
                 "there is no cluster `{cluster}`"
             )));
         };
-        let metadata = service.metadata.clone();
+        let metadata = question.metadata.clone();
         let answer = channel
-            .unary(&self.method, message, metadata, self.filter.timeout)
+            .unary(
+                &self.method,
+                &question.message,
+                metadata,
+                self.filter.timeout,
+            )
             .await?;
         RateLimitResponse::decode(answer)
             .map_err(|error| Status::internal(format!("the answer is not valid: {error}")))

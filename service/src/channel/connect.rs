@@ -104,7 +104,7 @@ impl std::fmt::Display for Connector {
     }
 }
 
-fn notice_vanished_peers(io: &TcpStream) -> io::Result<()> {
+pub(crate) fn notice_vanished_peers(io: &TcpStream) -> io::Result<()> {
     io.set_nodelay(true)?;
     let socket = SockRef::from(io);
     socket.set_tcp_keepalive(&TCP_KEEPALIVE)?;

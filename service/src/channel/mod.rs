@@ -48,6 +48,7 @@ use crate::{address::Address, tls::ClientTls};
 pub use frame::{Deframer, FRAME_HEADER, encode_message, frame_message};
 pub use stream::GrpcStream;
 
+pub(crate) use connect::notice_vanished_peers;
 use endpoint::{Connection, Endpoint};
 use link::Link;
 

@@ -56,11 +56,11 @@ impl Exchange {
         }
         self.route_cache(side, &common);
         self.answered(side, Phase::Body, now);
-        let limit = self.terms.limit(side);
+        let limit = self.terms.buffer_limit;
         let direction = self.direction(side);
         direction.state = State::Idle;
         if let Some(body) = common.body_mutation.and_then(replacement) {
-            if whole && body.len() > limit {
+            if direction.mode != BodyMode::BufferedPartial && body.len() > limit {
                 self.too_large(side);
                 return Ok(());
             }

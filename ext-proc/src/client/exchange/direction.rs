@@ -232,7 +232,8 @@ impl Direction {
 
     /// Whether answers are due at no particular time.
     pub(super) fn is_open_ended(&self) -> bool {
-        let duplex = self.is_duplex() && self.state != State::Idle && !self.unread;
+        let of_no_use = self.unread && self.released;
+        let duplex = self.is_duplex() && self.state != State::Idle && !of_no_use;
         duplex || self.state == State::Local
     }
 

@@ -91,6 +91,26 @@ impl Exchange {
         }
     }
 
+    /// A call over plain HTTP failed; `not_ok` when its answer has another status than 200.
+    pub(in crate::client) fn http_failed(&mut self, not_ok: bool, now: Instant) {
+        if self.stream == Stream::Closed {
+            return;
+        }
+        self.stream = Stream::Closed;
+        self.terms.stats.streams_closed.inc();
+        if not_ok {
+            self.terms.stats.http_not_ok_resp_received.inc();
+        }
+        let status = self.terms.filter.status_on_error;
+        self.fail(
+            "ext_proc_error_HTTP_ERROR".into(),
+            status,
+            ABORTED,
+            true,
+            now,
+        );
+    }
+
     /// A message was not answered in time.
     pub(super) fn timed_out(&mut self, now: Instant) {
         self.terms.stats.message_timeouts.inc();
@@ -131,10 +151,13 @@ impl Exchange {
             Fault::Spurious(_) | Fault::ImmediateDisabled => stats.spurious_msgs_received.inc(),
             _ => stats.stream_msgs_received.inc(),
         };
-        let status = match fault {
-            Fault::NoStatus => StatusCode::BAD_GATEWAY,
-            _ => self.terms.filter.status_on_error,
-        };
+        if let Fault::NoStatus = fault {
+            self.end_all_calls(call_status, now);
+            let reply = LocalReply::new(StatusCode::BAD_GATEWAY, details);
+            self.break_off(reply.with_body("missing required header: :status"));
+            return;
+        }
+        let status = self.terms.filter.status_on_error;
         self.fail(details.into(), status, call_status, can_pass, now);
     }
 
@@ -240,7 +263,9 @@ impl Exchange {
             direction.state = State::Idle;
         }
         self.context.set_details(reply.details.clone());
-        self.outcome = Some(if self.response.released {
+        // A response of the processor's own that nobody has taken yet has not begun either.
+        let untaken = matches!(self.outcome, Some(Outcome::Local(_)));
+        self.outcome = Some(if self.response.released && !untaken {
             Outcome::Reset
         } else {
             Outcome::Reply(Box::new(reply))

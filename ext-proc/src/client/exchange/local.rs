@@ -54,9 +54,9 @@ impl Exchange {
     }
 
     fn begin_local(&mut self, head: HttpHeaders, now: Instant) -> Result<(), Fault> {
-        let modes = [self.request.mode, self.response.mode];
-        let allowed = |mode| matches!(mode, BodyMode::None | BodyMode::FullDuplexStreamed);
-        if !modes.into_iter().all(allowed) {
+        let mode = self.request.mode;
+        let streams = matches!(mode, BodyMode::None | BodyMode::FullDuplexStreamed);
+        if !streams && !head.end_of_stream {
             return Err(Fault::Spurious(
                 "spurious_message: streaming local response body is only supported in NONE or \
                  FULL_DUPLEX_STREAMED modes",
@@ -83,7 +83,6 @@ impl Exchange {
         self.response.released = true;
         // A request body in full duplex is still shown, and goes nowhere.
         self.request.unread = true;
-        self.request.head = None;
         if self.request.is_duplex() && !self.request.input_ended {
             self.request.state = State::StreamedBody;
         } else {

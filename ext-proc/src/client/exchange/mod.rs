@@ -112,18 +112,9 @@ pub(crate) struct Terms {
     pub(super) stats: Arc<Stats>,
     pub(super) modes: Modes,
     pub(super) failure_mode_allow: bool,
-    /// Bytes of a request body held at most; the filter's own limit holds for responses.
-    pub(super) request_limit: usize,
+    /// Bytes of one body held at most.
+    pub(super) buffer_limit: usize,
     pub(super) extras: Extras,
-}
-
-impl Terms {
-    fn limit(&self, side: Side) -> usize {
-        match side {
-            Side::Request => self.request_limit,
-            Side::Response => self.filter.buffer_limit,
-        }
-    }
 }
 
 /// Answers in full duplex are read as long as no more than this many times the buffer limit
@@ -249,7 +240,7 @@ impl Exchange {
     }
 
     fn process_data(&mut self, side: Side, data: Bytes, end: bool, now: Instant) {
-        let limit = self.terms.limit(side);
+        let limit = self.terms.buffer_limit;
         let without_waiting = self.sends_without_waiting();
         let direction = self.direction(side);
         match (direction.state, direction.mode) {
@@ -396,12 +387,12 @@ impl Exchange {
 
     /// Whether so much waits to go on that no further answer should be read.
     pub(super) fn is_full(&self) -> bool {
-        let limit = |side| match self.peek(side).state {
-            State::Local => self.terms.limit(side),
-            _ => self.terms.limit(side).saturating_mul(UNREAD_LIMITS),
+        let limit = self.terms.buffer_limit;
+        let full = |direction: &Direction| match direction.state {
+            State::Local => direction.out_bytes > limit,
+            _ => direction.out_bytes > limit.saturating_mul(UNREAD_LIMITS),
         };
-        self.request.out_bytes > limit(Side::Request)
-            || self.response.out_bytes > limit(Side::Response)
+        full(&self.request) || full(&self.response)
     }
 
     /// Whether a direction goes on exactly as it arrives from here, so that nobody need look.
@@ -423,7 +414,7 @@ impl Exchange {
     /// Whether more of the body is wanted now: false pauses the reader.
     pub(super) fn wants_data(&self, side: Side) -> bool {
         let direction = self.peek(side);
-        let limit = self.terms.limit(side);
+        let limit = self.terms.buffer_limit;
         if direction.input_ended || direction.state == State::Local {
             return false;
         }
@@ -431,9 +422,10 @@ impl Exchange {
             _ if self.complete || direction.drops_input() => true,
             (_, BodyMode::FullDuplexStreamed) => direction.out_bytes < limit,
             (State::Headers, BodyMode::None) | (State::Trailers | State::BufferedBody, _) => false,
-            (State::PartialBody, _)
-            | (State::Headers, BodyMode::BufferedPartial)
-            | (_, BodyMode::Streamed) => direction.held_bytes + direction.queued_bytes < limit,
+            (State::PartialBody, _) => direction.queued_bytes < limit,
+            (State::Headers, BodyMode::BufferedPartial) | (_, BodyMode::Streamed) => {
+                direction.held_bytes + direction.queued_bytes < limit
+            }
             _ => true,
         }
     }

@@ -71,7 +71,7 @@ impl Exchange {
         if self.stream == Stream::Closed {
             return false;
         }
-        let room = self.outbox.bytes() <= self.terms.filter.buffer_limit;
+        let room = self.outbox.bytes() <= self.terms.buffer_limit;
         if !room {
             self.terms.stats.observability_msgs_dropped.inc();
         }

@@ -129,7 +129,7 @@ impl Exchange {
                 self.send_whole(side, end, now);
             }
         } else {
-            let limit = self.terms.limit(side);
+            let limit = self.terms.buffer_limit;
             let direction = self.direction(side);
             match direction.mode {
                 BodyMode::Buffered => {}
@@ -193,7 +193,7 @@ impl Exchange {
     /// CONTINUE_AND_REPLACE: the rest of the message is not shown, and has a new body if one
     /// is given.
     fn replace(&mut self, side: Side, mutation: Option<BodyMutation>) -> Result<(), Fault> {
-        let limit = self.terms.limit(side);
+        let limit = self.terms.buffer_limit;
         let new = mutation.and_then(replacement);
         let direction = self.direction(side);
         if new.is_none() && direction.has_lent() {

@@ -190,10 +190,13 @@ impl Exchange {
     pub(super) fn end_calls(&mut self, side: Side, status: i32, now: Instant) {
         let direction = self.direction(side);
         direction.deadline = None;
+        // Of a body, the last call's status is noted: that of answered calls stays.
+        let mut of_body = 0;
         if let Some(call) = direction.call.take() {
             let latency = now.saturating_duration_since(call.started);
             if call.phase == Phase::Body {
                 direction.body_calls.get_or_insert_default().add(latency, 0);
+                of_body = status;
             } else {
                 let mut calls = BodyCalls {
                     sent: call.sent.into(),
@@ -203,7 +206,7 @@ impl Exchange {
                 self.note(side, call.phase, &calls, status);
             }
         }
-        self.note_body(side, status);
+        self.note_body(side, of_body);
     }
 
     /// Notes the calls of a body, which are one entry.

@@ -34,7 +34,7 @@ fn field_len(content: usize) -> usize {
     1 + encoded_len_varint(content as u64) + content
 }
 
-fn put_prefix(number: u8, length: usize, buffer: &mut BytesMut) {
+fn put_prefix(number: u8, length: usize, buffer: &mut impl BufMut) {
     buffer.put_u8(tag(number, LEN));
     encode_varint(length as u64, buffer);
 }
@@ -99,50 +99,58 @@ impl Extra {
 }
 
 /// A body at the end of a message: what stands before its bytes, and the bytes.
-#[derive(Default)]
 struct Tail {
-    /// Content of the `BodyMutation` without the bytes.
-    prefix: BytesMut,
+    /// Content of the `BodyMutation` without the bytes: two prefixes and a flag at most.
+    prefix: [u8; 32],
+    prefix_len: usize,
     bytes: Bytes,
 }
 
 impl Tail {
     fn of(change: BodyChange) -> Option<Self> {
-        let mut tail = Self::default();
-        match change {
+        const END: [u8; 2] = [tag(2, VARINT), 1];
+        let mut prefix = [0; 32];
+        let mut rest = prefix.as_mut_slice();
+        let room = rest.len();
+        let bytes = match change {
             BodyChange::Keep => return None,
             // `clear_body`: an empty `body` would say the same, less clearly.
             BodyChange::Replace(bytes) if bytes.is_empty() => {
-                tail.prefix.put_slice(&[tag(2, VARINT), 1]);
+                rest.put_slice(&[tag(2, VARINT), 1]);
+                bytes
             }
             BodyChange::Replace(bytes) => {
-                put_prefix(1, bytes.len(), &mut tail.prefix);
-                tail.bytes = bytes;
+                put_prefix(1, bytes.len(), &mut rest);
+                bytes
             }
             BodyChange::Streamed(bytes, end_of_stream) => {
-                let end: &[u8] = if end_of_stream {
-                    &[tag(2, VARINT), 1]
-                } else {
-                    &[]
+                let end = if end_of_stream { &END[..] } else { &[] };
+                let content = match bytes.len() {
+                    0 => 0,
+                    length => field_len(length),
                 };
-                let content = if bytes.is_empty() {
-                    0
-                } else {
-                    field_len(bytes.len())
-                };
-                put_prefix(3, end.len() + content, &mut tail.prefix);
-                tail.prefix.put_slice(end);
+                put_prefix(3, end.len() + content, &mut rest);
+                rest.put_slice(end);
                 if !bytes.is_empty() {
-                    put_prefix(1, bytes.len(), &mut tail.prefix);
+                    put_prefix(1, bytes.len(), &mut rest);
                 }
-                tail.bytes = bytes;
+                bytes
             }
-        }
-        Some(tail)
+        };
+        let prefix_len = room - rest.len();
+        Some(Self {
+            prefix,
+            prefix_len,
+            bytes,
+        })
+    }
+
+    fn prefix(&self) -> &[u8] {
+        self.prefix.get(..self.prefix_len).unwrap_or_default()
     }
 
     fn len(&self) -> usize {
-        self.prefix.len() + self.bytes.len()
+        self.prefix_len + self.bytes.len()
     }
 }
 
@@ -208,7 +216,7 @@ pub(super) fn reply(
     }
     let tail = tail?;
     put_prefix(3, tail.len(), buffer);
-    buffer.put_slice(&tail.prefix);
+    buffer.put_slice(tail.prefix());
     if apart > 0 {
         return Some(tail.bytes);
     }

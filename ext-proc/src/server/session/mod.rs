@@ -59,7 +59,9 @@ pub(super) use outbox::Outbox;
 pub use reply::{BodyReply, HeadersReply, ReplyError, TrailersReply};
 pub use sink::{BodySink, ImmediateStream, Over};
 
-use super::{drain::Drain, exchange::Exchange, headers::Headers, rules::ProxySettings};
+use super::{
+    drain::Drain, exchange::Exchange, headers::Headers, immediate::Immediate, rules::ProxySettings,
+};
 use decode::{Incoming, Payload};
 use encode::Kind;
 use outbox::Shown;
@@ -186,6 +188,27 @@ impl Session {
         &self.settings
     }
 
+    /// Answers the caller, whatever is owed; ends the exchange. A proxy takes that at any time,
+    /// also while it waits for the upstream.
+    pub fn respond(&self, immediate: Immediate) {
+        if !self.observed {
+            let response = immediate.into_message();
+            let mut queue = self.outbox.lock();
+            queue.send_last(|buffer| encode::immediate(response, None, buffer));
+        }
+    }
+
+    /// Ends the exchange with an error; what is owed is not answered any more.
+    pub fn fail(&self, status: Status) {
+        self.outbox.fail(status);
+    }
+
+    /// Whether pieces of a body come before its head is answered
+    /// (`send_body_without_waiting_for_header_response`).
+    pub fn sends_body_early(&self) -> bool {
+        self.without_waiting
+    }
+
     /// Whether the proxy only lets observe: replies are not sent.
     pub fn is_observed(&self) -> bool {
         self.observed
@@ -306,7 +329,9 @@ impl Session {
             Payload::Body(data, end_of_stream) => Phase::Body(BodyPhase {
                 direction,
                 reply: BodyReply(match mode {
-                    BodyMode::FullDuplexStreamed => handle.echo(data.clone(), end_of_stream),
+                    BodyMode::FullDuplexStreamed if handle.is_owed() => {
+                        handle.echo(data.clone(), end_of_stream)
+                    }
                     _ => handle,
                 }),
                 data,

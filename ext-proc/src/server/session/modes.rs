@@ -45,6 +45,11 @@ impl BodyMode {
         mode as i32
     }
 
+    /// The head waits for the reply to the body, so its headers can still change.
+    pub(in crate::server) fn holds_head(self) -> bool {
+        matches!(self, Self::Buffered | Self::BufferedPartial)
+    }
+
     /// The head goes on before the body is known, so its length is not.
     pub(in crate::server) fn hides_length(self) -> bool {
         matches!(

@@ -19,6 +19,9 @@ use super::{BodyMode, Direction, Modes, encode::Kind};
 
 /// Bytes that may wait to be sent before nothing more is read from the proxy.
 const ROOM: usize = 256 << 10;
+/// Bytes of one direction that may wait until a proxy accepts them: as much as one message may
+/// have. Output that comes before its head is answered is kept here.
+const MAX_STALLED: usize = 64 << 20;
 
 /// Shared by a session, its replies, and the body of the gRPC answer.
 #[derive(Clone, Default)]
@@ -67,6 +70,8 @@ struct Way {
     answered: bool,
     /// Pushed before it might be sent.
     held: Vec<Bytes>,
+    /// Bytes in `early` and `held`.
+    stalled: usize,
 }
 
 /// The output of a body in full duplex.
@@ -242,12 +247,6 @@ impl Queue {
         self.close();
     }
 
-    fn send_all(&mut self, buffers: Vec<Bytes>) {
-        for buffer in buffers {
-            self.send(|_| Some(buffer));
-        }
-    }
-
     /// A part is shown: whether and as which number a reply is owed.
     pub(super) fn shown(&mut self, direction: Direction, part: Kind, over: bool) -> Shown {
         let full_duplex = self.mode(direction) == BodyMode::FullDuplexStreamed;
@@ -305,7 +304,31 @@ impl Queue {
         } else {
             let mut buffers = Vec::new();
             write(&mut Out::Later(&mut buffers));
+            let bytes = buffers.iter().map(Bytes::len).sum();
             self.way(direction).early.push((number, buffers));
+            self.stall(direction, bytes);
+        }
+    }
+
+    /// More waits until a proxy accepts it; too much is a failure of the processor.
+    fn stall(&mut self, direction: Direction, bytes: usize) {
+        let way = self.way(direction);
+        way.stalled += bytes;
+        if way.stalled > MAX_STALLED {
+            let status = Status::resource_exhausted(
+                "too much output waits for a reply that the processor does not give",
+            );
+            self.failure.get_or_insert_with(|| Box::new(status));
+            self.close();
+        }
+    }
+
+    fn send_stalled(&mut self, direction: Direction, buffers: Vec<Bytes>) {
+        let bytes: usize = buffers.iter().map(Bytes::len).sum();
+        let way = self.way(direction);
+        way.stalled = way.stalled.saturating_sub(bytes);
+        for buffer in buffers {
+            self.send(|_| Some(buffer));
         }
     }
 
@@ -315,7 +338,7 @@ impl Queue {
             let way = self.way(direction);
             if way.may_push() && !way.held.is_empty() {
                 let held = std::mem::take(&mut way.held);
-                self.send_all(held);
+                self.send_stalled(direction, held);
                 continue;
             }
             let due = way.due;
@@ -327,7 +350,7 @@ impl Queue {
             };
             let (_, buffers) = way.early.swap_remove(at);
             way.due = way.due.wrapping_add(1);
-            self.send_all(buffers);
+            self.send_stalled(direction, buffers);
         }
     }
 
@@ -359,8 +382,10 @@ impl Queue {
         } else {
             let mut buffer = BytesMut::new();
             let apart = write(&mut buffer);
+            let bytes = buffer.len() + apart.as_ref().map_or(0, Bytes::len);
             way.held.push(buffer.freeze());
             way.held.extend(apart);
+            self.stall(direction, bytes);
         }
         true
     }

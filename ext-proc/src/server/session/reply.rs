@@ -88,6 +88,10 @@ impl Handle {
         }
     }
 
+    pub(super) fn is_owed(&self) -> bool {
+        matches!(self.owed, Owed::Yes(_))
+    }
+
     pub(super) fn echo(mut self, data: Bytes, end_of_stream: bool) -> Self {
         self.echo = Some(Box::new((data, end_of_stream)));
         self
@@ -238,7 +242,7 @@ macro_rules! common_replies {
             /// Whether a reply is owed at all: not for the pieces of a body in full duplex whose
             /// output was taken, and never where a proxy only lets observe.
             pub fn is_owed(&self) -> bool {
-                matches!(self.0.owed, Owed::Yes(_))
+                self.0.is_owed()
             }
 
             /// Gives no reply at all: for a session that is about to end.
@@ -327,15 +331,13 @@ impl HeadersReply {
         Ok(())
     }
 
-    /// Whether [`HeadersReply::stream`] is possible: for the head of a request, when both bodies
-    /// are in NONE or FULL_DUPLEX_STREAMED mode.
+    /// Whether [`HeadersReply::stream`] is possible: for the head of a request, when the body of
+    /// the request is in NONE or FULL_DUPLEX_STREAMED mode.
     pub fn can_stream(&self) -> bool {
         let streams = |mode| matches!(mode, BodyMode::None | BodyMode::FullDuplexStreamed);
+        let outbox = self.0.outbox.as_ref();
         self.0.direction == Direction::Request
-            && self.0.outbox.as_ref().is_some_and(|outbox| {
-                let queue = outbox.lock();
-                streams(queue.mode(Direction::Request)) && streams(queue.mode(Direction::Response))
-            })
+            && outbox.is_some_and(|outbox| streams(outbox.lock().mode(Direction::Request)))
     }
 
     /// Answers the caller instead, with a body of any length: the status and the headers of
@@ -376,9 +378,7 @@ impl BodyReply {
     /// When no reply is owed, or the head has gone on.
     pub fn replace_with(mut self, data: Bytes, changes: Changes) -> Result<(), ReplyError> {
         self.0.is_possible()?;
-        if !changes.is_empty()
-            && !matches!(self.0.mode, BodyMode::Buffered | BodyMode::BufferedPartial)
-        {
+        if !changes.is_empty() && !self.0.mode.holds_head() {
             return Err(ReplyError::HeadIsGone(self.0.mode));
         }
         self.replace_anyway(data, changes);
@@ -394,13 +394,24 @@ impl BodyReply {
         });
     }
 
+    /// As [`BodyReply::replace_with`] or, without data, [`BodyReply::change`]; the proxy picks the
+    /// route again.
+    pub(in crate::server) fn reroute(mut self, data: Option<Bytes>, changes: Changes) {
+        self.0.send(Content {
+            changes,
+            body: data.map_or(BodyChange::Keep, BodyChange::Replace),
+            clear_route_cache: self.0.direction == Direction::Request,
+            ..Content::default()
+        });
+    }
+
     /// Changes headers only, while the proxy holds the head.
     ///
     /// # Errors
     /// As [`BodyReply::replace_with`].
     pub fn change(mut self, changes: Changes) -> Result<(), ReplyError> {
         self.0.is_possible()?;
-        if !matches!(self.0.mode, BodyMode::Buffered | BodyMode::BufferedPartial) {
+        if !self.0.mode.holds_head() {
             return Err(ReplyError::HeadIsGone(self.0.mode));
         }
         self.0.send(Content {

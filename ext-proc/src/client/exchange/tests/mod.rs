@@ -1,5 +1,12 @@
 //! The state machine alone: events in, what follows out.
 
+mod duplex;
+mod local;
+mod modes;
+mod observe;
+mod partial;
+mod property;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -8,8 +15,8 @@ use std::{
 use attache_filter::{RequestContext, reply::ReplyForm};
 use attache_proto::ext_proc::{
     BodyMutation, BodyResponse, CommonResponse, HeadersResponse, ProcessingRequest,
-    ProcessingResponse, TrailersResponse, body_mutation::Mutation, processing_request::Request,
-    processing_response::Response,
+    ProcessingResponse, StreamedBodyResponse, TrailersResponse, body_mutation::Mutation,
+    common_response::ResponseStatus, processing_request::Request, processing_response::Response,
 };
 use bytes::Bytes;
 use http::HeaderMap;
@@ -34,7 +41,7 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
     change(&mut filter);
     let terms = Terms {
         modes: filter.modes,
-        request_limit: filter.buffer_limit,
+        buffer_limit: filter.buffer_limit,
         failure_mode_allow: filter.failure_mode_allow,
         filter: Arc::new(filter),
         stats: Arc::new(Stats::default()),
@@ -49,6 +56,40 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
     Bench {
         exchange: Exchange::new(terms, context, form, now),
         now,
+    }
+}
+
+fn common(mutation: Option<Mutation>) -> CommonResponse {
+    CommonResponse {
+        body_mutation: mutation.map(|mutation| BodyMutation {
+            mutation: Some(mutation),
+        }),
+        ..CommonResponse::default()
+    }
+}
+
+/// CONTINUE_AND_REPLACE of the request, with a body or without.
+fn replace_reply(body: Option<&'static str>) -> Response {
+    Response::RequestHeaders(HeadersResponse {
+        response: Some(CommonResponse {
+            status: ResponseStatus::ContinueAndReplace.into(),
+            ..common(body.map(|body| Mutation::Body(body.into())))
+        }),
+    })
+}
+
+/// A piece of a body in full duplex.
+fn piece(side: Side, body: &str, end_of_stream: bool) -> Response {
+    let response = Some(common(Some(Mutation::StreamedResponse(
+        StreamedBodyResponse {
+            body: Bytes::copy_from_slice(body.as_bytes()),
+            end_of_stream,
+            ..StreamedBodyResponse::default()
+        },
+    ))));
+    match side {
+        Req => Response::RequestBody(BodyResponse { response }),
+        Resp => Response::ResponseBody(BodyResponse { response }),
     }
 }
 
@@ -88,6 +129,16 @@ impl Bench {
         };
         self.exchange.reply(message, self.now);
         self
+    }
+
+    /// What became of the exchange: its details, `reset`, or nothing yet.
+    fn outcome(&mut self) -> Option<String> {
+        Some(match self.exchange.take_outcome()? {
+            Outcome::Reply(reply) => format!("{} {}", reply.status.as_u16(), reply.details),
+            Outcome::Refuse(reply) => format!("refused {}", reply.details),
+            Outcome::Local(head) => format!("local {}", head.status.as_u16()),
+            Outcome::Reset => "reset".to_owned(),
+        })
     }
 
     /// What went to the processor since the last look.
@@ -150,6 +201,13 @@ fn new_body(body: &'static str) -> Response {
             ..CommonResponse::default()
         }),
     })
+}
+
+/// Ten thousand exchanges may be open at once, and each is moved as it begins.
+#[test]
+fn an_exchange_is_small() {
+    let size = std::mem::size_of::<Exchange>();
+    assert!(size <= 1400, "{size}");
 }
 
 #[test]
@@ -412,92 +470,4 @@ fn the_end_of_a_body_is_shown_as_the_protocol_tells_it() {
         bench.reply(headers_reply()).data(Req, "aa", true);
         assert_eq!(bench.sent(), sent, "{version:?}");
     }
-}
-
-/// A step of a conversation in which both sides behave.
-#[derive(Debug, Clone)]
-enum Step {
-    Data(&'static str),
-    Answer,
-}
-
-fn step() -> impl proptest::strategy::Strategy<Value = Step> {
-    use proptest::prelude::*;
-    prop_oneof![
-        proptest::sample::select(vec!["", "a", "bcd", "efghij"]).prop_map(Step::Data),
-        Just(Step::Answer),
-    ]
-}
-
-proptest::proptest! {
-    /// Whatever the mode and the order of events, what goes on is what came, once.
-    #[test]
-    fn nothing_is_lost_doubled_or_reordered(
-        steps in proptest::collection::vec(step(), 0..24),
-        mode in proptest::sample::select(vec![BodyMode::None, BodyMode::Streamed, BodyMode::Buffered]),
-        headers in proptest::bool::ANY,
-        with_trailers in proptest::bool::ANY,
-        send_trailers in proptest::bool::ANY,
-        cut in proptest::option::of(0usize..24),
-    ) {
-        let mut bench = bench(|f| {
-            f.modes = Modes {
-                request_headers: headers,
-                request_body: mode,
-                request_trailers: send_trailers,
-                ..Modes::default()
-            };
-        });
-        let mut came = String::new();
-        let mut went = String::new();
-        bench.head(Req, false);
-        let mut owed = bench.sent();
-        for (n, step) in steps.iter().enumerate() {
-            if cut == Some(n) {
-                bench.exchange.closed(bench.now);
-                owed.clear();
-            }
-            match step {
-                Step::Data(data) if bench.exchange.wants_data(Req) => {
-                    came.push_str(data);
-                    bench.data(Req, data, false);
-                }
-                Step::Answer if !owed.is_empty() => answer(&mut bench, &mut owed),
-                Step::Data(_) | Step::Answer => {}
-            }
-            owed.extend(bench.sent());
-            went.push_str(&bench.onward(Req));
-        }
-        while !bench.exchange.wants_data(Req) {
-            answer(&mut bench, &mut owed);
-            owed.extend(bench.sent());
-        }
-        if with_trailers {
-            bench.trailers(Req);
-            came.push('T');
-        } else {
-            bench.data(Req, "", true);
-        }
-        owed.extend(bench.sent());
-        while !owed.is_empty() {
-            answer(&mut bench, &mut owed);
-            owed.extend(bench.sent());
-        }
-        went.push_str(&bench.onward(Req));
-        let expected = format!(">{came}.");
-        assert_eq!(went.replace(">", ""), expected.replace(">", ""));
-        assert_eq!(went.matches('>').count(), 1);
-        assert!(went.starts_with('>'));
-        assert!(bench.exchange.take_outcome().is_none());
-    }
-}
-
-/// Answers the oldest message.
-fn answer(bench: &mut Bench, owed: &mut Vec<String>) {
-    let message = owed.remove(0);
-    bench.reply(match message.as_str() {
-        "headers" => headers_reply(),
-        "trailers" => Response::RequestTrailers(TrailersResponse::default()),
-        _ => body_reply(),
-    });
 }

@@ -1,0 +1,442 @@
+//! The HTTP client of policies that are asked over plain HTTP: one request, one whole answer.
+//!
+//! An [`HttpClient`] belongs to one worker and one cluster. It speaks HTTP/1.1 or HTTP/2 over
+//! TCP, Unix sockets or TLS, uses endpoints round robin and keeps a few connections to each. A
+//! request that meets a kept connection just as the server closes it is sent again on a new one.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Uri, Version, header, uri};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::Instant,
+};
+
+use crate::{
+    Address, ChannelSettings,
+    channel::{Target, notice_vanished_peers},
+};
+
+/// Unused HTTP/1.1 connections kept per endpoint; more are closed after their answer.
+const MAX_KEPT: usize = 16;
+/// An HTTP/1.1 connection unused for longer is closed when it is come across.
+const KEPT_FOR: Duration = Duration::from_secs(30);
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// No connection.
+    #[error("cannot reach {target} of cluster `{cluster}`: {reason}")]
+    Connect {
+        /// The endpoint.
+        target: String,
+        /// The cluster.
+        cluster: Arc<str>,
+        /// What went wrong.
+        reason: io::Error,
+    },
+    /// The cluster has no endpoints.
+    #[error("cluster `{0}` has no endpoints")]
+    NoEndpoint(Arc<str>),
+    /// No whole answer in time.
+    #[error("no answer from cluster `{cluster}` within {timeout:?}")]
+    Timeout {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// The bound.
+        timeout: Duration,
+    },
+    /// The connection broke, or what came was not HTTP.
+    #[error("the answer of cluster `{cluster}` broke off: {reason}")]
+    Broken {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// What went wrong.
+        reason: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The body of the answer is too long.
+    #[error("the answer of cluster `{cluster}` is longer than {limit} bytes")]
+    TooLarge {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// The bound in bytes.
+        limit: usize,
+    },
+}
+
+type Http1 = http1::SendRequest<Full<Bytes>>;
+type Http2 = http2::SendRequest<Full<Bytes>>;
+
+/// An HTTP client for one cluster, owned by one worker. Cheap to clone.
+#[derive(Clone)]
+pub struct HttpClient {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    settings: ChannelSettings,
+    speaks_http2: bool,
+    endpoints: Vec<Endpoint>,
+    next: AtomicUsize,
+}
+
+struct Endpoint {
+    target: Target,
+    kept: Mutex<Vec<(Http1, Instant)>>,
+    http2: tokio::sync::Mutex<Option<Http2>>,
+}
+
+impl HttpClient {
+    /// A client that connects when it is asked to. It speaks HTTP/1.1 unless `http2` is set.
+    pub fn new(settings: ChannelSettings, http2: bool) -> Self {
+        let endpoints = settings.targets.iter().map(|target| Endpoint {
+            target: target.clone(),
+            kept: Mutex::default(),
+            http2: tokio::sync::Mutex::default(),
+        });
+        Self {
+            inner: Arc::new(Inner {
+                endpoints: endpoints.collect(),
+                settings,
+                speaks_http2: http2,
+                next: AtomicUsize::new(0),
+            }),
+        }
+    }
+
+    /// The cluster's name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.inner.settings.name
+    }
+
+    /// Sends a request and reads its whole answer.
+    ///
+    /// The host is that of the URI, else the `host` header, else the cluster's name. `timeout`
+    /// bounds everything, connecting included; `max_body` bounds the answer's body, in bytes.
+    ///
+    /// # Errors
+    /// See [`HttpError`]. Any HTTP status is an answer.
+    pub async fn request(
+        &self,
+        request: Request<Bytes>,
+        timeout: Duration,
+        max_body: usize,
+    ) -> Result<Response<Bytes>, HttpError> {
+        let answer = tokio::time::timeout(timeout, self.inner.answer(request, max_body));
+        answer.await.unwrap_or_else(|_| {
+            Err(HttpError::Timeout {
+                cluster: self.name().clone(),
+                timeout,
+            })
+        })
+    }
+}
+
+impl Inner {
+    async fn answer(
+        &self,
+        request: Request<Bytes>,
+        max_body: usize,
+    ) -> Result<Response<Bytes>, HttpError> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let turn = turn.checked_rem(self.endpoints.len()).unwrap_or_default();
+        let Some(endpoint) = self.endpoints.get(turn) else {
+            return Err(HttpError::NoEndpoint(self.settings.name.clone()));
+        };
+        let request = self.prepared(request);
+        if self.speaks_http2 {
+            let mut sender = self.http2(endpoint).await?;
+            let response = sender.send_request(request).await;
+            self.read(response.map_err(|e| self.broken(e))?, max_body)
+                .await
+        } else {
+            let (response, sender) = self.http1(endpoint, request).await?;
+            let response = self.read(response, max_body).await?;
+            endpoint.keep(sender);
+            Ok(response)
+        }
+    }
+
+    /// The request with the form of URI that its protocol wants.
+    fn prepared(&self, request: Request<Bytes>) -> Request<Full<Bytes>> {
+        let (mut parts, body) = request.into_parts();
+        let mut uri = std::mem::take(&mut parts.uri).into_parts();
+        let path = uri.path_and_query.take();
+        let path = path.unwrap_or_else(|| uri::PathAndQuery::from_static("/"));
+        let host = match uri.authority.take() {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+            None => parts.headers.get(header::HOST).cloned(),
+        };
+        let host = host.or_else(|| HeaderValue::from_str(&self.settings.name).ok());
+        let host = host.unwrap_or_else(|| HeaderValue::from_static("localhost"));
+        if self.speaks_http2 {
+            parts.headers.remove(header::HOST);
+            parts.version = Version::HTTP_2;
+            let authority = uri::Authority::try_from(host.as_bytes());
+            let scheme = match self.settings.tls {
+                Some(_) => uri::Scheme::HTTPS,
+                None => uri::Scheme::HTTP,
+            };
+            let authority = authority.unwrap_or_else(|_| uri::Authority::from_static("localhost"));
+            let whole = Uri::builder()
+                .scheme(scheme)
+                .authority(authority)
+                .path_and_query(path);
+            // Has all three parts, so it cannot fail.
+            parts.uri = whole.build().unwrap_or_default();
+        } else {
+            parts.version = Version::HTTP_11;
+            parts.headers.insert(header::HOST, host);
+            parts.uri = path.into();
+        }
+        Request::from_parts(parts, Full::new(body))
+    }
+
+    async fn http1(
+        &self,
+        endpoint: &Endpoint,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, Http1), HttpError> {
+        while let Some(mut sender) = endpoint.take_kept() {
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, sender)),
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(self.broken(error.into_error())),
+                },
+            }
+        }
+        let io = self.connect(endpoint).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(io))
+            .await
+            .map_err(|e| self.broken(e))?;
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await;
+        Ok((response.map_err(|e| self.broken(e))?, sender))
+    }
+
+    async fn http2(&self, endpoint: &Endpoint) -> Result<Http2, HttpError> {
+        let mut current = endpoint.http2.lock().await;
+        if let Some(sender) = current.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let io = self.connect(endpoint).await?;
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io))
+            .await
+            .map_err(|e| self.broken(e))?;
+        tokio::spawn(connection);
+        *current = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn read(
+        &self,
+        response: Response<Incoming>,
+        max_body: usize,
+    ) -> Result<Response<Bytes>, HttpError> {
+        let (parts, body) = response.into_parts();
+        match Limited::new(body, max_body).collect().await {
+            Ok(body) => Ok(Response::from_parts(parts, body.to_bytes())),
+            Err(error) if error.is::<LengthLimitError>() => Err(HttpError::TooLarge {
+                cluster: self.settings.name.clone(),
+                limit: max_body,
+            }),
+            Err(error) => Err(self.broken(error)),
+        }
+    }
+
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Box<dyn Io>, HttpError> {
+        let limit = self.settings.connect_timeout;
+        let opened = tokio::time::timeout(limit, self.open(&endpoint.target)).await;
+        let opened = opened.unwrap_or_else(|_| {
+            let message = format!("not connected within {limit:?}");
+            Err(io::Error::new(io::ErrorKind::TimedOut, message))
+        });
+        opened.map_err(|reason| HttpError::Connect {
+            target: endpoint.target.to_string(),
+            cluster: self.settings.name.clone(),
+            reason,
+        })
+    }
+
+    async fn open(&self, target: &Target) -> io::Result<Box<dyn Io>> {
+        match target {
+            Target::Embedded(connector) => Ok(Box::new(connector())),
+            Target::Address(Address::Unix(path)) => {
+                self.secure("localhost", UnixStream::connect(path).await?)
+                    .await
+            }
+            Target::Address(Address::Tcp { host, port }) => {
+                let io = TcpStream::connect((host.as_str(), *port)).await?;
+                notice_vanished_peers(&io)?;
+                self.secure(host, io).await
+            }
+        }
+    }
+
+    async fn secure<IO: Io>(&self, host: &str, io: IO) -> io::Result<Box<dyn Io>> {
+        Ok(match &self.settings.tls {
+            None => Box::new(io),
+            Some(tls) => Box::new(tls.connect(host, io).await?),
+        })
+    }
+
+    fn broken(&self, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> HttpError {
+        HttpError::Broken {
+            cluster: self.settings.name.clone(),
+            reason: reason.into(),
+        }
+    }
+}
+
+impl Endpoint {
+    fn take_kept(&self) -> Option<Http1> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some((sender, since)) = kept.pop() {
+            if sender.is_ready() && since.elapsed() < KEPT_FOR {
+                return Some(sender);
+            }
+        }
+        None
+    }
+
+    fn keep(&self, sender: Http1) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if !sender.is_closed() && kept.len() < MAX_KEPT {
+            kept.push((sender, Instant::now()));
+        }
+    }
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for IO {}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use hyper::{server::conn, service::service_fn};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// A server that echoes what it is sent, and the number of connections made to it.
+    async fn server(http2: bool, close: bool) -> (Target, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        tokio::spawn(async move {
+            while let Ok((io, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let io = TokioIo::new(io);
+                let service = service_fn(echo);
+                tokio::spawn(async move {
+                    if http2 {
+                        let builder = conn::http2::Builder::new(TokioExecutor::new());
+                        builder.serve_connection(io, service).await
+                    } else {
+                        let mut builder = conn::http1::Builder::new();
+                        builder.keep_alive(!close);
+                        builder.serve_connection(io, service).await
+                    }
+                });
+            }
+        });
+        (Target::Address(address.parse().unwrap()), connections)
+    }
+
+    async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, hyper::Error> {
+        let path = request.uri().path().to_owned();
+        let host = match request.headers().get(header::HOST) {
+            Some(host) => host.to_str().unwrap().to_owned(),
+            None => request.uri().authority().unwrap().to_string(),
+        };
+        let body = request.into_body().collect().await?.to_bytes();
+        if path == "/hang" {
+            std::future::pending::<()>().await;
+        }
+        let response = Response::builder().status(203).header("x-host", host);
+        Ok(response.body(Full::new(body)).unwrap())
+    }
+
+    fn client(target: Target, http2: bool) -> HttpClient {
+        HttpClient::new(ChannelSettings::new("c", vec![target]), http2)
+    }
+
+    fn post(uri: &str, body: &'static str) -> Request<Bytes> {
+        Request::post(uri).body(Bytes::from(body)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn requests_share_a_connection_in_both_protocols() {
+        for http2 in [false, true] {
+            let (target, connections) = server(http2, false).await;
+            let client = client(target, http2);
+            for _ in 0..3 {
+                let request = post("http://h.test/p", "hello");
+                let answer = client.request(request, SECOND, 100).await.unwrap();
+                assert_eq!(answer.status(), 203);
+                assert_eq!(answer.headers()["x-host"], "h.test");
+                assert_eq!(answer.body(), "hello");
+            }
+            assert_eq!(connections.load(Ordering::Relaxed), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_that_the_server_closes_are_made_anew() {
+        let (target, connections) = server(false, true).await;
+        let client = client(target, false);
+        for _ in 0..3 {
+            let answer = client.request(post("/p", "hello"), SECOND, 100).await;
+            assert_eq!(answer.unwrap().headers()["x-host"], "c");
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_is_not_read() {
+        let (target, _) = server(false, false).await;
+        let client = client(target, false);
+        let answer = client.request(post("/p", "hello"), SECOND, 4).await;
+        assert!(matches!(answer, Err(HttpError::TooLarge { limit: 4, .. })));
+    }
+
+    #[tokio::test]
+    async fn silence_ends_at_the_deadline() {
+        let (target, _) = server(false, false).await;
+        let client = client(target, false);
+        let limit = Duration::from_millis(20);
+        let answer = client.request(post("/hang", ""), limit, 4).await;
+        assert!(matches!(answer, Err(HttpError::Timeout { .. })));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_where_nobody_listens_is_named() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let client = client(Target::Address(address.parse().unwrap()), false);
+        let error = client.request(post("/", ""), SECOND, 4).await.unwrap_err();
+        assert!(error.to_string().contains(&address), "{error}");
+    }
+}
