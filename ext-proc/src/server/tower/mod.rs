@@ -31,7 +31,7 @@
 //! |---|---|---|
 //! | NONE | no: it passes, or is replaced by one that is not made of it | no |
 //! | BUFFERED | yes | yes |
-//! | BUFFERED_PARTIAL | when it fits the proxy's buffer; else it can be looked at only | when it fits |
+//! | BUFFERED_PARTIAL | when it fits the proxy's buffer and has no trailers; else it can be looked at only | likewise |
 //! | STREAMED | yes, but for the end of one with trailers | with `send_body_without_waiting_for_header_response` |
 //! | FULL_DUPLEX_STREAMED | yes | yes |
 //!
