@@ -45,7 +45,10 @@ const CALL_METADATA: [(&str, &str); 12] = [
     ("x-request-id", "a random id"),
     ("traceparent", "a random id"),
     ("content-length", "framing of one hop, in the HTTP flavour"),
-    ("transfer-encoding", "framing of one hop, in the HTTP flavour"),
+    (
+        "transfer-encoding",
+        "framing of one hop, in the HTTP flavour",
+    ),
 ];
 
 /// Whether a header is left out of observations.
