@@ -29,6 +29,8 @@ const CALL_METADATA: [(&str, &str); 12] = [
     ("te", "required by gRPC"),
     ("content-type", "required by gRPC"),
     ("user-agent", "names the gRPC library"),
+    ("content-length", "how HTTP/1.1 calls are framed"),
+    ("transfer-encoding", "how HTTP/1.1 calls are framed"),
     (
         "grpc-timeout",
         "the configured timeout minus what has passed",
@@ -43,7 +45,10 @@ const CALL_METADATA: [(&str, &str); 12] = [
     ("x-request-id", "a random id"),
     ("traceparent", "a random id"),
     ("content-length", "framing of one hop, in the HTTP flavour"),
-    ("transfer-encoding", "framing of one hop, in the HTTP flavour"),
+    (
+        "transfer-encoding",
+        "framing of one hop, in the HTTP flavour",
+    ),
 ];
 
 /// Whether a header is left out of observations.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const MARK: &str = "built-from";
 
 /// The files of an example, by their path in it: those at its top, and all below `src`.
-/// Whatever a build in place leaves lies in other folders.
+/// Whatever a build in place leaves lies in other folders. Texts for people do not count.
 pub(crate) fn files(example: &Path) -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
     let mut files = BTreeMap::new();
     let mut folders = vec![PathBuf::new()];
@@ -21,6 +21,9 @@ pub(crate) fn files(example: &Path) -> io::Result<BTreeMap<PathBuf, Vec<u8>>> {
         for entry in fs::read_dir(example.join(&folder))? {
             let entry = entry?;
             let path = folder.join(entry.file_name());
+            if path.extension().is_some_and(|kind| kind == "md") {
+                continue;
+            }
             if entry.file_type()?.is_file() {
                 files.insert(path, fs::read(entry.path())?);
             } else if path.starts_with("src") {

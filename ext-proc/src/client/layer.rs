@@ -54,7 +54,11 @@ impl ExtProcLayer {
         let channel = channels.get(&filter.cluster.value).cloned();
         let http = filter.http.as_ref();
         let http = http.and_then(|call| channels.http(&call.cluster.value).cloned());
-        let stats = Arc::new(Stats::new(metrics, &filter.label()));
+        let mut stats = Stats::new(metrics, &filter.label());
+        if filter.http.is_some() {
+            stats = stats.without_streams();
+        }
+        let stats = Arc::new(stats);
         Self {
             shared: Arc::new(Fixed {
                 filter,

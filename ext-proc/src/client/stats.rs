@@ -26,6 +26,17 @@ macro_rules! stats {
     };
 }
 
+impl Stats {
+    /// The same, where calls are no streams: those of plain HTTP are not counted as such.
+    pub(super) fn without_streams(self) -> Self {
+        Self {
+            streams_started: Counter::default(),
+            streams_closed: Counter::default(),
+            ..self
+        }
+    }
+}
+
 stats! {
     /// Streams opened to the processor.
     streams_started,

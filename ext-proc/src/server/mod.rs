@@ -30,6 +30,7 @@ mod body;
 mod changes;
 mod drain;
 mod exchange;
+mod guard;
 mod head;
 mod headers;
 mod immediate;

@@ -26,7 +26,8 @@ use super::{
 };
 use crate::server::{
     Immediate,
-    runner::{OnFailure, Settings, panic_message},
+    guard::panic_message,
+    runner::{OnFailure, Settings},
     session::{BodyMode, Direction, HeadersPhase, HeadersReply, Phase, Session},
 };
 

@@ -66,6 +66,17 @@ fn a_response_comes_piece_by_piece() {
 }
 
 #[test]
+fn headers_of_a_streamed_response_may_repeat() {
+    let mut bench = bench(|_| {});
+    let headers = [(":status", "200"), ("set-cookie", "a"), ("set-cookie", "b")];
+    bench.head(Req, true).reply(head(&headers, true));
+    let Some(Outcome::Local(parts)) = bench.exchange.take_outcome() else {
+        panic!("no response");
+    };
+    assert_eq!(parts.headers.get_all("set-cookie").iter().count(), 2);
+}
+
+#[test]
 fn trailers_or_the_head_itself_end_a_response() {
     let mut with_trailers = bench(|_| {});
     with_trailers.head(Req, true).reply(head(OK, false));
