@@ -28,6 +28,8 @@ Tasks:
   processors     Only build the example processors in Go, Python, Node and Java
   bench [ARGS]   Build for release and run the benchmarks; ARGS go to
                  attache-bench (`cargo xtask bench --help` lists them)
+  fuzz [SECONDS] Give both ends of the External Processing wire random messages
+                 for that long each, 120 seconds unless told otherwise
   deny           Check licences, bans and sources of all dependencies
   ci             Run what continuous integration runs: `bash .ci/run`
   help           Print this text
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Some("tools") => tasks::tools(),
         Some("processors") => processors::build_all(),
         Some("bench") => tasks::bench(&rest),
+        Some("fuzz") => tasks::fuzz(&rest),
         Some("deny") => deny::check(),
         Some("ci") => tasks::ci(),
         None | Some("help" | "--help" | "-h") => {

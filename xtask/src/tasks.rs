@@ -61,6 +61,25 @@ pub(crate) fn bench(args: &[String]) -> Result<(), String> {
     process::run(&mut bench)
 }
 
+/// `cargo xtask fuzz`
+pub(crate) fn fuzz(args: &[String]) -> Result<(), String> {
+    let seconds = match args {
+        [] => 120,
+        [seconds] => seconds
+            .parse::<u32>()
+            .map_err(|_| format!("`{seconds}` is not a number of seconds"))?,
+        [_, more, ..] => return Err(format!("`{more}` is not expected")),
+    };
+    process::run(
+        process::cargo()
+            .current_dir(workspace::root())
+            .args(["test", "-p", "attache-ext-proc", "--test", "fuzz", "--"])
+            // One after the other: each watches the memory of the process.
+            .args(["--nocapture", "--test-threads", "1"])
+            .env("ATTACHE_FUZZ_SECONDS", seconds.to_string()),
+    )
+}
+
 /// `cargo xtask ci`
 pub(crate) fn ci() -> Result<(), String> {
     process::run(
