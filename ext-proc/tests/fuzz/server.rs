@@ -1,6 +1,6 @@
 //! Our framework, asked by a proxy that says anything.
 
-use std::{future::poll_fn, time::Duration};
+use std::{future::poll_fn, task::Poll, time::Duration};
 
 use attache_ext_proc::server::{
     Body, Immediate, OnFailure, Processor, RequestHead, ResponseHead, Result, Server, Trailers,
@@ -32,8 +32,8 @@ pub(crate) async fn case(random: &mut SmallRng) {
         let reads = chance(random, 70);
         poll_fn(|cx| {
             // A proxy that does not read, or not yet.
-            while reads && stream.poll_message(cx).is_ready() {}
-            std::task::Poll::Ready(())
+            while reads && let Poll::Ready(Some(Ok(_))) = stream.poll_message(cx) {}
+            Poll::Ready(())
         })
         .await;
         if chance(random, 50) {
