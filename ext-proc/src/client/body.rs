@@ -57,7 +57,10 @@ impl http_body::Body for Processed {
         }
         loop {
             match ready!(this.shared.poll_next(this.side, cx)) {
-                Next::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
+                Next::Frame { frame, last } => {
+                    this.finished = last;
+                    return Poll::Ready(Some(Ok(frame)));
+                }
                 Next::End => {
                     this.finished = true;
                     return Poll::Ready(None);
@@ -131,7 +134,7 @@ impl http_body::Body for Local {
             }
         }
         let next = ready!(this.shared.poll_next(Side::Response, cx));
-        if let Next::Frame(frame) = next {
+        if let Next::Frame { frame, .. } = next {
             return Poll::Ready(Some(Ok(frame)));
         }
         this.finished = true;

@@ -16,7 +16,7 @@ use std::{
 use attache_filter::{Body, BoxError};
 use attache_proto::ext_proc::ProcessingResponse;
 use attache_service::{Channel, GrpcStream, Method, channel::FRAME_HEADER};
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use futures_util::task::AtomicWaker;
 use http::HeaderMap;
 use http_body::{Body as _, Frame};
@@ -131,7 +131,11 @@ struct Inner {
 
 /// What one look at the next frame of a processed body shows.
 pub(super) enum Next {
-    Frame(Frame<Bytes>),
+    Frame {
+        frame: Frame<Bytes>,
+        /// Nothing follows, so that the frame and the end may leave together.
+        last: bool,
+    },
     End,
     Broken,
     /// More input is needed.
@@ -207,7 +211,11 @@ impl Shared {
         Poll::Ready(if inner.exchange.is_broken(side) {
             Next::Broken
         } else if let Some(frame) = inner.exchange.next_frame(side) {
-            Next::Frame(frame)
+            let last = inner.exchange.has_ended(side);
+            if last {
+                self.forget(side);
+            }
+            Next::Frame { frame, last }
         } else if inner.exchange.has_ended(side) {
             // Nothing will come: do not be woken for the other direction.
             self.forget(side);
@@ -291,9 +299,9 @@ impl Inner {
             let received = match &mut self.link {
                 // Not more than those who read can take; they look here again.
                 Link::Open(_) if self.exchange.is_full() => Poll::Pending,
-                Link::Open(stream) => stream.poll_message(&mut cx),
+                Link::Open(stream) => stream.poll_pieces(&mut cx),
                 Link::Http(link) => link.poll_message(&mut cx).map(|answer| match answer {
-                    Ok(message) => Some(Ok(message)),
+                    Ok(message) => Some(Ok(message.into())),
                     Err(failure) => {
                         self.exchange.http_failed(failure.not_ok, now());
                         None
@@ -306,7 +314,7 @@ impl Inner {
                     let now = now();
                     match message {
                         Some(Ok(message)) => {
-                            self.exchange.receives(FRAME_HEADER + message.len());
+                            self.exchange.receives(FRAME_HEADER + message.remaining());
                             match ProcessingResponse::decode(message) {
                                 Ok(message) => self.exchange.reply(message, now),
                                 Err(error) => {

@@ -124,8 +124,10 @@ fn body(random: &mut SmallRng) -> (Body, Option<usize>) {
         .map(|_| random::bytes(random))
         .collect();
     let length = pieces.iter().map(Bytes::len).sum();
-    let mut frames: Vec<Result<Frame<Bytes>, BoxError>> =
-        pieces.into_iter().map(|piece| Ok(Frame::data(piece))).collect();
+    let mut frames: Vec<Result<Frame<Bytes>, BoxError>> = pieces
+        .into_iter()
+        .map(|piece| Ok(Frame::data(piece)))
+        .collect();
     if chance(random, 20) {
         frames.push(Ok(Frame::trailers(HeaderMap::new())));
     } else if chance(random, 5) {
@@ -133,7 +135,10 @@ fn body(random: &mut SmallRng) -> (Body, Option<usize>) {
     } else if length == 0 {
         return (Body::empty(), None);
     } else if chance(random, 50) {
-        return (Body::new(StreamBody::new(stream::iter(frames))), Some(length));
+        return (
+            Body::new(StreamBody::new(stream::iter(frames))),
+            Some(length),
+        );
     }
     (Body::new(StreamBody::new(stream::iter(frames))), None)
 }

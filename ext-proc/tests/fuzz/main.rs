@@ -48,7 +48,10 @@ fn run(name: &str, case: impl AsyncFn(&mut SmallRng)) {
     };
     println!("{name}: {cases} cases, memory grew by {} KiB", growth >> 10);
     assert!(cases > 0, "not one case in {time:?}");
-    assert!(growth < GROWTH, "memory grew by {growth} bytes in {cases} cases");
+    assert!(
+        growth < GROWTH,
+        "memory grew by {growth} bytes in {cases} cases"
+    );
 }
 
 fn one(seed: u64, case: &impl AsyncFn(&mut SmallRng)) {
@@ -67,7 +70,9 @@ fn one(seed: u64, case: &impl AsyncFn(&mut SmallRng)) {
 /// Resident bytes of this process, where the system tells.
 fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

@@ -5,9 +5,9 @@ use attache_proto::{
     ext_proc::{
         BodyMutation, BodyResponse, CommonResponse, GrpcStatus, HeaderMutation, HeadersResponse,
         HttpBody, HttpHeaders, HttpTrailers, ImmediateResponse, ProcessingRequest,
-        ProcessingResponse, ProtocolConfiguration, StreamedBodyResponse,
-        StreamedImmediateResponse, TrailersResponse, body_mutation::Mutation,
-        processing_request::Request, processing_response::Response, streamed_immediate_response,
+        ProcessingResponse, ProtocolConfiguration, StreamedBodyResponse, StreamedImmediateResponse,
+        TrailersResponse, body_mutation::Mutation, processing_request::Request,
+        processing_response::Response, streamed_immediate_response,
     },
     ext_proc_filter::ProcessingMode,
     types::HttpStatus,

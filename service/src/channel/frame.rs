@@ -1,5 +1,7 @@
 //! gRPC's length-prefixed messages on the wire.
 
+use std::collections::VecDeque;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use tonic::Status;
@@ -29,76 +31,191 @@ pub fn encode_message<M: Message>(message: &M) -> Bytes {
 /// Room made for an announced message before its bytes have come.
 const TRUSTED_LENGTH: usize = 256 << 10;
 
-/// Puts messages together from DATA frames; a message that arrives whole is not copied.
+/// Pieces that may wait for the rest of their message before they are put into one buffer.
+const MOST_PIECES: usize = 4;
+
+/// Puts messages together from DATA frames; what arrives in few frames is not copied.
 #[derive(Default)]
 pub struct Deframer {
+    pieces: Pieces,
+    /// A message that arrives in many frames; empty unless there is one.
     partial: BytesMut,
-    whole: Bytes,
 }
 
 impl Deframer {
     /// Adds one DATA frame.
     pub fn push(&mut self, data: Bytes) {
-        if self.partial.is_empty() && self.whole.is_empty() {
-            self.whole = data;
-        } else {
-            self.gather(0);
+        if !self.partial.is_empty() {
             self.partial.extend_from_slice(&data);
+            return;
+        }
+        self.pieces.push(data);
+        if self.pieces.rest.len() >= MOST_PIECES {
+            let announced = self.header().map_or(0, |(_, length)| length);
+            let missing = (FRAME_HEADER + announced).saturating_sub(self.pieces.length);
+            let room = self.pieces.length + missing.min(TRUSTED_LENGTH);
+            self.partial.reserve(room);
+            self.partial.put(std::mem::take(&mut self.pieces));
         }
     }
 
-    /// The next complete message of at most `max` bytes, if any.
+    /// The next complete message of at most `max` bytes, if any, in one piece.
     ///
     /// # Errors
     /// A larger message, or a compressed one.
     pub fn next(&mut self, max: usize) -> Result<Option<Bytes>, Status> {
-        let buffered: &[u8] = if self.whole.is_empty() {
-            &self.partial
-        } else {
-            &self.whole
-        };
-        let Some((header, rest)) = buffered.split_first_chunk::<FRAME_HEADER>() else {
+        Ok(self.next_pieces(max)?.map(Pieces::into_bytes))
+    }
+
+    /// The same as it arrived: a large body behind a small prefix stays uncopied.
+    ///
+    /// # Errors
+    /// A larger message, or a compressed one.
+    pub fn next_pieces(&mut self, max: usize) -> Result<Option<Pieces>, Status> {
+        let Some((compressed, length)) = self.header() else {
             return Ok(None);
         };
-        let [compressed, length @ ..] = *header;
-        if compressed != 0 {
+        if compressed {
             return Err(Status::internal(
                 "the peer sent a compressed message unasked",
             ));
         }
-        let length = u32::from_be_bytes(length) as usize;
         if length > max {
             return Err(Status::resource_exhausted(format!(
                 "the peer sent a message of {length} bytes; {max} are allowed"
             )));
         }
-        if let Some(missing) = length
-            .checked_sub(rest.len())
-            .filter(|missing| *missing > 0)
-        {
-            self.gather(missing.min(TRUSTED_LENGTH));
+        if self.partial.is_empty() {
+            if self.pieces.length < FRAME_HEADER + length {
+                return Ok(None);
+            }
+            self.pieces.advance(FRAME_HEADER);
+            return Ok(Some(self.pieces.split_to(length)));
+        }
+        if self.partial.len() < FRAME_HEADER + length {
             return Ok(None);
         }
-        let message = if self.whole.is_empty() {
-            self.partial.advance(FRAME_HEADER);
-            self.partial.split_to(length).freeze()
-        } else {
-            self.whole.advance(FRAME_HEADER);
-            self.whole.split_to(length)
-        };
-        Ok(Some(message))
+        self.partial.advance(FRAME_HEADER);
+        Ok(Some(self.partial.split_to(length).freeze().into()))
     }
 
     /// Whether nothing is left over: no bytes of an unfinished message.
     pub fn is_empty(&self) -> bool {
-        self.partial.is_empty() && self.whole.is_empty()
+        self.partial.is_empty() && self.pieces.length == 0
     }
 
-    /// Moves what is held whole to where more can be added, with room for `missing` bytes.
-    fn gather(&mut self, missing: usize) {
-        let whole = std::mem::take(&mut self.whole);
-        self.partial.reserve(whole.len() + missing);
-        self.partial.extend_from_slice(&whole);
+    /// Whether the next message is compressed, and its length; once that is known.
+    fn header(&self) -> Option<(bool, usize)> {
+        let mut header = [0; FRAME_HEADER];
+        if self.partial.is_empty() {
+            self.pieces.peek(&mut header)?;
+        } else {
+            header = *self.partial.first_chunk()?;
+        }
+        let [compressed, length @ ..] = header;
+        Some((compressed != 0, u32::from_be_bytes(length) as usize))
+    }
+}
+
+/// Bytes in the pieces in which they arrived. As a [`Buf`], what lies within one piece is taken
+/// out without copying it.
+#[derive(Debug, Default)]
+pub struct Pieces {
+    /// Empty only when all is.
+    first: Bytes,
+    rest: VecDeque<Bytes>,
+    length: usize,
+}
+
+impl Pieces {
+    /// All in one piece: copied only if there are more.
+    pub fn into_bytes(mut self) -> Bytes {
+        match self.rest.is_empty() {
+            true => self.first,
+            false => self.copy_to_bytes(self.length),
+        }
+    }
+
+    fn push(&mut self, data: Bytes) {
+        if data.is_empty() {
+            return;
+        }
+        self.length += data.len();
+        match self.first.is_empty() {
+            true => self.first = data,
+            false => self.rest.push_back(data),
+        }
+    }
+
+    /// Copies the beginning into `bytes`, if there is that much.
+    fn peek(&self, bytes: &mut [u8]) -> Option<()> {
+        if self.length < bytes.len() {
+            return None;
+        }
+        let all = std::iter::once(&self.first).chain(&self.rest).flatten();
+        bytes.iter_mut().zip(all).for_each(|(to, from)| *to = *from);
+        Some(())
+    }
+
+    /// The first `count` bytes, which must be there.
+    fn split_to(&mut self, mut count: usize) -> Pieces {
+        let mut taken = Pieces::default();
+        while count > 0 && self.length > 0 {
+            let now = count.min(self.first.len());
+            taken.push(self.first.split_to(now));
+            count -= now;
+            self.length -= now;
+            self.refill();
+        }
+        taken
+    }
+
+    fn refill(&mut self) {
+        if self.first.is_empty() {
+            self.first = self.rest.pop_front().unwrap_or_default();
+        }
+    }
+}
+
+impl From<Bytes> for Pieces {
+    fn from(first: Bytes) -> Self {
+        Self {
+            length: first.len(),
+            first,
+            rest: VecDeque::new(),
+        }
+    }
+}
+
+impl Buf for Pieces {
+    fn remaining(&self) -> usize {
+        self.length
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.first
+    }
+
+    fn advance(&mut self, mut count: usize) {
+        while count > 0 && self.length > 0 {
+            let now = count.min(self.first.len());
+            self.first.advance(now);
+            count -= now;
+            self.length -= now;
+            self.refill();
+        }
+    }
+
+    fn copy_to_bytes(&mut self, count: usize) -> Bytes {
+        if count <= self.first.len() {
+            let taken = self.first.split_to(count);
+            self.length -= count;
+            self.refill();
+            return taken;
+        }
+        let mut joined = BytesMut::with_capacity(count.min(self.length));
+        joined.put(self.take(count));
+        joined.freeze()
     }
 }
 
@@ -126,6 +243,34 @@ mod tests {
             assert_eq!(messages, [&b"one"[..], b"", b"three"], "cut every {cut}");
             assert!(deframer.is_empty());
         }
+    }
+
+    #[test]
+    fn a_body_that_follows_its_prefix_in_a_frame_of_its_own_is_not_copied() {
+        let body = Bytes::from(vec![b'x'; 1000]);
+        let mut deframer = Deframer::default();
+        deframer.push(Bytes::from_static(&[0, 0, 0, 3, 234, b'a']));
+        assert!(deframer.next_pieces(2000).unwrap().is_none());
+        deframer.push(Bytes::from_static(b"b"));
+        deframer.push(body.clone());
+
+        let mut message = deframer.next_pieces(2000).unwrap().unwrap();
+
+        assert_eq!(message.remaining(), 1002);
+        assert_eq!(message.copy_to_bytes(2), "ab");
+        assert_eq!(message.copy_to_bytes(1000).as_ptr(), body.as_ptr());
+        assert!(deframer.is_empty());
+    }
+
+    #[test]
+    fn a_message_in_many_frames_is_put_into_one_buffer() {
+        let wire = frame_message(&[b'x'; 5000]);
+        let mut deframer = Deframer::default();
+        for byte in wire.iter() {
+            deframer.push(Bytes::copy_from_slice(&[*byte]));
+        }
+        assert!(deframer.pieces.length == 0 && deframer.partial.len() == wire.len());
+        assert_eq!(deframer.next(5000).unwrap().unwrap(), [b'x'; 5000][..]);
     }
 
     #[test]

@@ -45,7 +45,7 @@ use tonic::Status;
 
 use crate::{address::Address, tls::ClientTls};
 
-pub use frame::{Deframer, FRAME_HEADER, encode_message, frame_message};
+pub use frame::{Deframer, FRAME_HEADER, Pieces, encode_message, frame_message};
 pub use stream::GrpcStream;
 
 pub(crate) use connect::notice_vanished_peers;

@@ -16,7 +16,12 @@ use http::{HeaderMap, Request};
 use tokio::sync::futures::OwnedNotified;
 use tonic::Status;
 
-use super::{Channel, Picked, frame::Deframer, link::Link, status};
+use super::{
+    Channel, Picked,
+    frame::{Deframer, Pieces},
+    link::Link,
+    status,
+};
 
 /// How often a call that the service has certainly not seen is sent again.
 const MAX_RESENDS: u8 = 2;
@@ -176,6 +181,13 @@ impl GrpcStream {
     /// `Unavailable` with a text of ours means that the call could not be made or was broken
     /// off; see the module's table for the rest.
     pub fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Status>>> {
+        let message = ready!(self.poll_pieces(cx));
+        Poll::Ready(message.map(|message| message.map(Pieces::into_bytes)))
+    }
+
+    /// [`GrpcStream::poll_message`], with the message as it arrived: a large body behind a small
+    /// prefix stays uncopied.
+    pub fn poll_pieces(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Pieces, Status>>> {
         let end = match ready!(self.poll_incoming(cx)) {
             Ok(Some(message)) => return Poll::Ready(Some(Ok(message))),
             Ok(None) => Ok(()),
@@ -211,7 +223,7 @@ impl GrpcStream {
         self.link = None;
     }
 
-    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Status>> {
+    fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Pieces>, Status>> {
         loop {
             match &mut self.incoming {
                 Incoming::Opening => ready!(self.poll_opened(cx))?,
@@ -238,7 +250,7 @@ impl GrpcStream {
                     ended,
                 } => {
                     let max = self.channel.inner.settings.max_message_size;
-                    if let Some(message) = deframer.next(max)? {
+                    if let Some(message) = deframer.next_pieces(max)? {
                         return Poll::Ready(Ok(Some(message)));
                     }
                     if *ended {
