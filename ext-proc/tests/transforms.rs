@@ -1,5 +1,7 @@
 //! Whatever the mode, and however bodies arrive: what goes on is the transform of the whole body.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::time::Duration;
 
 use attache_ext_proc::{

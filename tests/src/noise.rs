@@ -29,8 +29,6 @@ const CALL_METADATA: [(&str, &str); 12] = [
     ("te", "required by gRPC"),
     ("content-type", "required by gRPC"),
     ("user-agent", "names the gRPC library"),
-    ("content-length", "how HTTP/1.1 calls are framed"),
-    ("transfer-encoding", "how HTTP/1.1 calls are framed"),
     (
         "grpc-timeout",
         "the configured timeout minus what has passed",
