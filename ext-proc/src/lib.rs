@@ -3,6 +3,7 @@
 //! - [`server`]: write a processor, for Attaché's proxy, Envoy, or what is built on it.
 //! - [`client`]: a `tower` layer that shows requests and responses to a processor.
 //! - [`json`]: the messages as JSON, both ways.
+//! - [`probe`]: play the proxy against any processor; record and replay exchanges.
 //! - [`testing`]: try a processor without a proxy and without a socket.
 //!
 //! A processor, whole:

@@ -12,7 +12,7 @@ use std::{
 
 use attache_service::{
     Address,
-    config::{ConfigValue, Located, Node, Size, envoy::type_url, format_duration, json},
+    config::{ConfigValue, Located, Node, envoy::type_url, format_duration, json},
     tls::{ClusterTls, ListenerTls, TlsVersion},
 };
 use json::{Map, Value, json};
@@ -83,7 +83,8 @@ fn listener(listener: &Listener, config: &Config) -> Value {
     }
     let buffer_limit = listener
         .per_connection_buffer_limit_bytes
-        .map_or(1 << 20, Size::bytes);
+        .as_ref()
+        .map_or(1 << 20, |limit| limit.value.bytes());
     json!({
         "name": listener.name.value,
         "address": address(&listener.address.value),

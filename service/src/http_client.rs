@@ -1,8 +1,9 @@
 //! The HTTP client of policies that are asked over plain HTTP: one request, one whole answer.
 //!
 //! An [`HttpClient`] belongs to one worker and one cluster. It speaks HTTP/1.1 or HTTP/2 over
-//! TCP, Unix sockets or TLS, uses endpoints round robin and keeps a few connections to each. A
-//! request that meets a kept connection just as the server closes it is sent again on a new one.
+//! TCP, Unix sockets or TLS, uses endpoints round robin and keeps a few connections to each. An
+//! HTTP/1.1 request that meets a kept connection just as the server closes it is sent again on a
+//! new one; an HTTP/2 request fails then.
 
 use std::{
     io,

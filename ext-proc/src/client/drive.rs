@@ -211,6 +211,9 @@ impl Shared {
         Poll::Ready(if inner.exchange.is_broken(side) {
             Next::Broken
         } else if let Some(frame) = inner.exchange.next_frame(side) {
+            if inner.exchange.minds_silence(side) {
+                inner.exchange.taken(now());
+            }
             let last = inner.exchange.has_ended(side);
             if last {
                 self.forget(side);
@@ -329,7 +332,8 @@ impl Inner {
                     progress = true;
                 }
                 Poll::Pending => {
-                    if self.poll_timer(&mut cx).is_pending() {
+                    // An answer may lie unread while all is full: nobody is late then.
+                    if self.exchange.is_full() || self.poll_timer(&mut cx).is_pending() {
                         return progress;
                     }
                     progress = true;
@@ -340,7 +344,19 @@ impl Inner {
 
     fn send(&mut self) {
         let observes = self.exchange.observes();
-        while let Some(piece) = self.exchange.outbox().pop() {
+        loop {
+            // Nobody waits for who only looks on: what it does not take stays in the outbox.
+            if observes
+                && let Link::Open(stream) = &mut self.link
+                && stream
+                    .poll_capacity(&mut Context::from_waker(&self.waker))
+                    .is_pending()
+            {
+                return;
+            }
+            let Some(piece) = self.exchange.outbox().pop() else {
+                return;
+            };
             if let Link::Idle { channel, metadata } = &mut self.link {
                 match channel {
                     Some(channel) => {
@@ -357,15 +373,6 @@ impl Inner {
                 link.send(piece);
             } else if let Link::Open(stream) = &mut self.link {
                 stream.send(piece);
-                // Nobody waits for who only looks on: what it does not take stays in the outbox.
-                let waker = &self.waker;
-                if observes
-                    && stream
-                        .poll_capacity(&mut Context::from_waker(waker))
-                        .is_pending()
-                {
-                    break;
-                }
             }
         }
     }

@@ -156,6 +156,10 @@ impl Fixed {
                 http = None;
             }
         }
+        if http.is_some() {
+            // Asked over plain HTTP, a processor is shown heads only, whatever the route says.
+            modes = modes.heads_only();
+        }
         if modes.is_off() {
             return None;
         }

@@ -18,20 +18,33 @@ const MAX_LINGERING: usize = 10_000;
 /// How long a processor has to end a stream that was closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Bytes that may wait in all lingering streams together; what is beyond is not sent.
+const MAX_WAITING: usize = 64 << 20;
+
+static WAITING: AtomicUsize = AtomicUsize::new(0);
 static LINGERING: AtomicUsize = AtomicUsize::new(0);
 
-struct Place;
+struct Place {
+    waiting: usize,
+}
 
 impl Place {
     fn take() -> Option<Self> {
-        let place = Self;
+        let place = Self { waiting: 0 };
         (LINGERING.fetch_add(1, Ordering::Relaxed) < MAX_LINGERING).then_some(place)
+    }
+
+    /// Whether so many bytes may wait too.
+    fn wait_with(&mut self, bytes: usize) -> bool {
+        self.waiting = bytes;
+        WAITING.fetch_add(bytes, Ordering::Relaxed) + bytes <= MAX_WAITING
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         LINGERING.fetch_sub(1, Ordering::Relaxed);
+        WAITING.fetch_sub(self.waiting, Ordering::Relaxed);
     }
 }
 
@@ -41,9 +54,12 @@ pub(super) fn linger(mut stream: GrpcStream, mut outbox: Outbox, time: Duration)
     let Ok(runtime) = tokio::runtime::Handle::try_current() else {
         return;
     };
-    let Some(place) = Place::take() else {
+    let Some(mut place) = Place::take() else {
         return;
     };
+    if !place.wait_with(outbox.bytes()) {
+        outbox = Outbox::default();
+    }
     runtime.spawn(async move {
         let _place = place;
         if !watch(&mut stream, &mut outbox, time).await {

@@ -109,6 +109,15 @@ impl Modes {
         }
     }
 
+    /// The same without bodies and trailers.
+    pub(super) fn heads_only(self) -> Self {
+        Self {
+            request_headers: self.request_headers,
+            response_headers: self.response_headers,
+            ..Self::default()
+        }
+    }
+
     /// Whether nothing at all is shown, so that no stream is needed.
     pub(super) fn is_off(&self) -> bool {
         let hidden = |mode| matches!(mode, BodyMode::None | BodyMode::Grpc);

@@ -25,6 +25,7 @@
 //! - [`Immediate`]: an answer instead of the upstream's.
 //! - [`Server`]: how a processor is served: deadlines, and what failures mean.
 //! - [`session`]: the typed wire below, for what the trait cannot say.
+//! - [`tower`]: middleware made for HTTP servers, run as a processor.
 
 mod body;
 mod changes;

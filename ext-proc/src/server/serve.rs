@@ -85,7 +85,8 @@ impl Server {
     }
 
     /// Serves `handler`, which is given the typed wire of each exchange. Of the settings only
-    /// [`Server::assume`] has a meaning for it.
+    /// [`Server::assume`] and [`Server::drain_grace`] (see [`Session::drained`]) have a meaning for
+    /// it.
     pub fn sessions<F, R>(handler: F) -> Self
     where
         F: Fn(Session) -> R + Send + Sync + 'static,
@@ -136,8 +137,10 @@ impl Server {
         self
     }
 
-    /// Counts what handlers do: `attache_processor_handled` and
-    /// `attache_processor_handler_seconds` by `part` and `result`. Default: not counted.
+    /// Counts what the handlers of a [`Processor`] do: `attache_processor_handled_total` by `part`
+    /// and `result`, `attache_processor_handler_seconds` by `part`, and
+    /// `attache_processor_cut_bodies_total`. Default: not counted. Sessions and stacks of
+    /// middleware are not counted.
     #[must_use]
     pub fn metrics(mut self, metrics: &Metrics) -> Self {
         self.settings.metrics = Some(Arc::new(PartMetrics::new(metrics)));

@@ -333,8 +333,11 @@ impl Builder<'_> {
                 .map(|name| name.to_ascii_lowercase())
                 .collect();
         }
-        if let Some(limit) = raw.per_connection_buffer_limit_bytes {
-            plan.buffer_limit = limit.as_usize();
+        if let Some(limit) = &raw.per_connection_buffer_limit_bytes {
+            plan.buffer_limit = limit.value.as_usize();
+            if plan.buffer_limit == 0 {
+                errors.push(limit, "must be more than 0: no body could pass");
+            }
         }
         if let Some(log) = &raw.access_log {
             plan.access_log = self.access_log(log, errors);

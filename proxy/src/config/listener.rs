@@ -23,7 +23,7 @@ config_struct! {
         /// Bounds on what clients may do.
         pub limits: Option<LimitsConfig>,
         /// How much of one body a policy may hold back. Default 1MiB.
-        pub per_connection_buffer_limit_bytes: Option<Size>,
+        pub per_connection_buffer_limit_bytes: Option<Located<Size>>,
         /// The access log; none when left out.
         pub access_log: Option<Located<AccessLog>>,
         /// The peer is the client, not a proxy in front of us. Default true (Envoy: false).

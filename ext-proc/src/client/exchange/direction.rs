@@ -7,7 +7,7 @@ use std::{
 
 use attache_filter::MessageHead;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Version, header, request, response};
+use http::{HeaderMap, StatusCode, Version, header, request, response};
 use http_body::Frame;
 
 use crate::client::plan::BodyMode;
@@ -113,6 +113,8 @@ pub(super) struct Direction {
     pub(super) end_comes_with_data: bool,
     /// The head was all there is: no body, no trailers.
     pub(super) no_body: bool,
+    /// It answers a HEAD request: whatever its length says, there is no body.
+    pub(super) answers_head: bool,
     /// What follows the head is a tunnel.
     pub(super) tunnel: bool,
     /// The body has arrived to its end, trailers included.
@@ -166,6 +168,7 @@ impl Direction {
             started: false,
             end_comes_with_data: false,
             no_body: false,
+            answers_head: false,
             tunnel: false,
             input_ended: false,
             body_replaced: false,
@@ -233,7 +236,9 @@ impl Direction {
     /// Whether answers are due at no particular time.
     pub(super) fn is_open_ended(&self) -> bool {
         let of_no_use = self.unread && self.released;
-        let duplex = self.is_duplex() && self.state != State::Idle && !of_no_use;
+        // A quiet sender keeps nobody waiting.
+        let waited_for = self.state == State::Headers || self.input_ended || self.owed > 0;
+        let duplex = self.is_duplex() && self.state != State::Idle && waited_for && !of_no_use;
         duplex || self.state == State::Local
     }
 
@@ -375,7 +380,13 @@ impl Direction {
     /// Removes a `content-length` that does not fit the body, which would break the framing of
     /// the message or let a second one be smuggled into it.
     fn check_length(&mut self) {
-        let response_without_body = self.no_body && !matches!(self.head, Some(Head::Request(_)));
+        // The length of a response to HEAD, and of a 304, is information only.
+        let informs = match &self.head {
+            Some(Head::Response(parts)) => {
+                self.answers_head || self.no_body && parts.status == StatusCode::NOT_MODIFIED
+            }
+            _ => false,
+        };
         let Some(head) = self.head.as_mut().map(Head::as_head_mut) else {
             return;
         };
@@ -388,11 +399,8 @@ impl Direction {
         } else {
             self.declared_length
         };
-        // To a response without a body, as to HEAD, the length is information only.
-        if !response_without_body
-            && !self.trusts_length
-            && (declared.is_none() || declared != actual)
-        {
+        let fits = declared.is_some() && (self.trusts_length || declared == actual);
+        if !informs && !fits {
             head.headers_mut().remove(header::CONTENT_LENGTH);
         }
     }

@@ -9,7 +9,7 @@ use attache_proto::{
         streamed_immediate_response::Response as Part,
     },
 };
-use http::{HeaderMap, header};
+use http::{HeaderMap, StatusCode, header};
 
 use super::{Exchange, Outcome, State, direction::parse_length, fault::Fault};
 use crate::client::{
@@ -35,7 +35,9 @@ impl Exchange {
             )),
             Some(Part::BodyResponse(piece)) => {
                 self.spend_length(piece.body.len())?;
-                self.response.let_out(piece.body);
+                if !self.form.head {
+                    self.response.let_out(piece.body);
+                }
                 if piece.end_of_stream {
                     self.end_local()?;
                 }
@@ -63,14 +65,19 @@ impl Exchange {
             ));
         }
         let headers = head.headers.unwrap_or_default();
-        let has_status = headers.headers.iter().any(|header| header.key == ":status");
         let mut parts = http::Response::new(()).into_parts().0;
+        // No processor can set this one: if it is there in the end, the status was not set.
+        let unset = StatusCode::from_u16(999).unwrap_or_default();
+        parts.status = unset;
         self.set_all(headers, &mut parts)?;
-        if !has_status {
+        if parts.status == unset {
             return Err(Fault::NoStatus);
         }
         // Framing belongs to the connection.
         parts.headers.remove(header::TRANSFER_ENCODING);
+        if head.end_of_stream && !self.form.head {
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
         self.end_all_calls(0, now);
         self.context.set_details("ext_proc_local_response");
         let length = parts.headers.get(header::CONTENT_LENGTH);

@@ -190,8 +190,10 @@ impl Exchange {
             self.connect = parts.method == http::Method::CONNECT;
         }
         let in_body = upgrade && self.context.tunnels_in_body();
+        let answers_head = side == Side::Response && self.form.head;
         let direction = self.direction(side);
         direction.started = true;
+        direction.answers_head = answers_head;
         direction.input_ended = end;
         direction.no_body = end;
         direction.end_comes_with_data = head.version() >= Version::HTTP_2;
@@ -378,6 +380,16 @@ impl Exchange {
     /// The next frame of a body that may go on.
     pub(super) fn next_frame(&mut self, side: Side) -> Option<Frame<Bytes>> {
         self.direction(side).next_frame()
+    }
+
+    /// Whether it matters how long nothing has happened to a direction.
+    pub(super) fn minds_silence(&self, side: Side) -> bool {
+        self.peek(side).is_open_ended()
+    }
+
+    /// Somebody took a frame: a slow reader is not silence.
+    pub(super) fn taken(&mut self, now: Instant) {
+        self.active = now;
     }
 
     /// Whether a body has gone on to its end.

@@ -20,6 +20,8 @@ impl Exchange {
         if !filter.allow_mode_override
             || self.sends_without_waiting()
             || duplex(&filter.modes)
+            // Asked over plain HTTP, a processor is shown heads only.
+            || filter.http.is_some()
             // Bodies that a route has shown in full duplex cannot be taken back.
             || duplex(&self.terms.modes)
         {

@@ -194,7 +194,11 @@ impl Exchange {
     /// is given.
     fn replace(&mut self, side: Side, mutation: Option<BodyMutation>) -> Result<(), Fault> {
         let limit = self.terms.buffer_limit;
-        let new = mutation.and_then(replacement);
+        let mut new = mutation.and_then(replacement);
+        if side == Side::Response && self.form.head {
+            // A response to HEAD has no body, and cannot be given one.
+            new = new.map(|_| bytes::Bytes::new());
+        }
         let direction = self.direction(side);
         if new.is_none() && direction.has_lent() {
             return Err(Fault::BodyLost);

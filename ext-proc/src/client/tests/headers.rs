@@ -245,3 +245,25 @@ async fn rules_can_make_a_refusal_an_error() {
         Some("header_mutation_set_headers_failed")
     );
 }
+
+#[tokio::test]
+async fn a_stream_has_the_metadata_that_is_configured_and_no_other() {
+    let seen = setup(
+        |filter| {
+            let (name, value) = ("x-tenant".parse().unwrap(), "acme".parse().unwrap());
+            filter
+                .initial_metadata
+                .fixed
+                .insert::<http::HeaderName>(name, value);
+        },
+        |part| vec![pass(part)],
+    )
+    .send(get())
+    .await;
+
+    let of_grpc = ["te", "content-type", "user-agent"];
+    let mut names: Vec<_> = seen.metadata.keys().map(|name| name.as_str()).collect();
+    names.retain(|name| !of_grpc.contains(name));
+    assert_eq!(names, ["x-tenant"]);
+    assert_eq!(seen.metadata["x-tenant"], "acme");
+}

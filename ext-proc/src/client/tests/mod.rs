@@ -6,4 +6,5 @@ mod failures;
 mod headers;
 mod life;
 mod modes;
+mod observe;
 mod support;

@@ -47,6 +47,7 @@ pub(super) type Script = Arc<dyn Fn(&Part) -> Vec<Act> + Send + Sync>;
 struct Scripted {
     script: Script,
     seen: Arc<Mutex<Vec<ProcessingRequest>>>,
+    metadata: Arc<Mutex<HeaderMap>>,
 }
 
 #[tonic::async_trait]
@@ -60,7 +61,8 @@ impl ExternalProcessor for Scripted {
         let script = self.script.clone();
         let seen = self.seen.clone();
         let (send, receive) = mpsc::unbounded_channel();
-        let mut messages = request.into_inner();
+        let (metadata, _, mut messages) = request.into_parts();
+        *self.metadata.lock().unwrap() = metadata.into_headers();
         tokio::spawn(async move {
             while let Some(Ok(message)) = messages.next().await {
                 let acts = message.request.as_ref().map(|part| script(part));
@@ -100,6 +102,8 @@ pub(super) struct Exchanged {
     pub(super) upstream: Option<Received>,
     /// The messages that the processor saw.
     pub(super) messages: Vec<ProcessingRequest>,
+    /// The metadata of its stream.
+    pub(super) metadata: HeaderMap,
     pub(super) details: Option<String>,
     pub(super) context: Arc<RequestContext>,
     metrics: String,
@@ -255,9 +259,11 @@ impl Setup {
         A: Future<Output = (Response<Body>, Received)> + Send + 'static,
     {
         let seen = Arc::<Mutex<Vec<_>>>::default();
+        let called = Arc::<Mutex<HeaderMap>>::default();
         let service = Scripted {
             script: self.script,
             seen: seen.clone(),
+            metadata: called.clone(),
         };
         let host = Host::new(Routes::new(ExternalProcessorServer::new(service)));
         let settings = ChannelSettings::new("processor", vec![Target::Embedded(host.embedded())]);
@@ -292,6 +298,7 @@ impl Setup {
             trailers,
             upstream,
             messages,
+            metadata: std::mem::take(&mut *called.lock().unwrap()),
             details: context.details().map(|d| d.into_owned()),
             context,
             metrics: metrics.render(),

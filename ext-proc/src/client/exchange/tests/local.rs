@@ -104,7 +104,7 @@ fn a_response_that_does_not_fit_fails() {
             |b| {
                 b.reply(head(&[(":status", "abc")], false));
             },
-            "local 200",
+            "502 filter_removed",
         ),
         (
             "bad value",
