@@ -332,8 +332,7 @@ impl Inner {
                     progress = true;
                 }
                 Poll::Pending => {
-                    // An answer may lie unread while all is full: nobody is late then.
-                    if self.exchange.is_full() || self.poll_timer(&mut cx).is_pending() {
+                    if self.poll_timer(&mut cx).is_pending() {
                         return progress;
                     }
                     progress = true;

@@ -236,9 +236,7 @@ impl Direction {
     /// Whether answers are due at no particular time.
     pub(super) fn is_open_ended(&self) -> bool {
         let of_no_use = self.unread && self.released;
-        // A quiet sender keeps nobody waiting.
-        let waited_for = self.state == State::Headers || self.input_ended || self.owed > 0;
-        let duplex = self.is_duplex() && self.state != State::Idle && waited_for && !of_no_use;
+        let duplex = self.is_duplex() && self.state != State::Idle && !of_no_use;
         duplex || self.state == State::Local
     }
 

@@ -14,7 +14,7 @@ use http::{HeaderMap, StatusCode, header};
 use super::{Exchange, Outcome, State, direction::parse_length, fault::Fault};
 use crate::client::{
     Side,
-    mutation::{self, Target},
+    mutation::{self, MutationError, Target},
     plan::BodyMode,
 };
 
@@ -65,13 +65,17 @@ impl Exchange {
             ));
         }
         let headers = head.headers.unwrap_or_default();
+        let names_status = headers.headers.iter().any(|header| header.key == ":status");
         let mut parts = http::Response::new(()).into_parts().0;
         // No processor can set this one: if it is there in the end, the status was not set.
         let unset = StatusCode::from_u16(999).unwrap_or_default();
         parts.status = unset;
         self.set_all(headers, &mut parts)?;
         if parts.status == unset {
-            return Err(Fault::NoStatus);
+            return Err(match names_status {
+                true => MutationError::SetFailed.into(),
+                false => Fault::NoStatus,
+            });
         }
         // Framing belongs to the connection.
         parts.headers.remove(header::TRANSFER_ENCODING);

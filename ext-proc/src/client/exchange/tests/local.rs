@@ -104,7 +104,7 @@ fn a_response_that_does_not_fit_fails() {
             |b| {
                 b.reply(head(&[(":status", "abc")], false));
             },
-            "502 filter_removed",
+            "500 header_mutation_set",
         ),
         (
             "bad value",
