@@ -7,7 +7,7 @@ use attache_filter::{MessageHead, matcher::ForwardedHeaders};
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::encoding::{encode_varint, encoded_len_varint};
 
-use super::{Modes, Side, exchange::Outbox, plan::BodyMode};
+use super::{Modes, Side, exchange::Outbox, mode::BodyMode};
 
 /// Bodies up to this size are copied behind their prefix: one small frame is cheaper than two.
 const COPY_BODY: usize = 1024;

@@ -1,6 +1,7 @@
 //! Calls a processor for each request: a `tower` layer that behaves as Envoy's filter does.
 //!
 //! - `config`: the filter's settings as written, Envoy's field names.
+//! - `mode`: which parts of an exchange are shown.
 //! - `plan`: the same checked and compiled; shared by all workers.
 //! - `layer`: the tower layer and its service.
 //! - `exchange`: the protocol, a pure state machine: what came in, what goes out.
@@ -23,6 +24,7 @@ mod http;
 mod layer;
 mod linger;
 mod metadata;
+mod mode;
 mod mutation;
 mod plan;
 mod stats;
@@ -35,7 +37,8 @@ pub use body::BrokenOff;
 pub use http::HttpCall;
 pub use layer::{ExtProc, ExtProcLayer};
 pub use metadata::{MetadataRules, Namespaces};
-pub use plan::{BodyMode, Filter, Modes, PerRoute, RouteCacheAction};
+pub use mode::{BodyMode, Modes};
+pub use plan::{Filter, PerRoute, RouteCacheAction};
 
 /// The two directions of an exchange.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::{
     direction::{Call, Phase, parse_length},
     fault::Fault,
 };
-use crate::client::{Side, mutation::Target, plan::BodyMode};
+use crate::client::{Side, mode::BodyMode, mutation::Target};
 
 impl Exchange {
     pub(super) fn on_body(

@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, Version, header, request, response};
 use http_body::Frame;
 
-use crate::client::plan::BodyMode;
+use crate::client::mode::BodyMode;
 
 /// A message head of either direction.
 pub(crate) enum Head {

@@ -14,8 +14,8 @@ use http::{HeaderMap, StatusCode, header};
 use super::{Exchange, Outcome, State, direction::parse_length, fault::Fault};
 use crate::client::{
     Side,
+    mode::BodyMode,
     mutation::{self, MutationError, Target},
-    plan::BodyMode,
 };
 
 impl Exchange {

@@ -32,7 +32,8 @@ use http_body::Frame;
 use super::{
     Side, attributes,
     extras::Extras,
-    plan::{BodyMode, Filter, Modes},
+    mode::{BodyMode, Modes},
+    plan::Filter,
     stats::Stats,
 };
 use direction::{Direction, State, parse_length};

@@ -7,7 +7,7 @@ use attache_proto::ext_proc_filter::ProcessingMode;
 use super::{Exchange, State};
 use crate::client::{
     Side,
-    plan::{BodyMode, Modes},
+    mode::{BodyMode, Modes},
 };
 
 impl Exchange {

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::{Exchange, Stream};
 use crate::client::{
     Side, encode,
-    plan::{BodyMode, Modes},
+    mode::{BodyMode, Modes},
 };
 
 /// Only bodies that are shown piece by piece can be shown without holding them back.

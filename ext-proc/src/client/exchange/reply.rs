@@ -11,8 +11,9 @@ use http::header;
 use super::{Exchange, State, body::replacement, direction::Phase, fault::Fault};
 use crate::client::{
     Side, metadata,
+    mode::BodyMode,
     mutation::{self, Target},
-    plan::{BodyMode, RouteCacheAction},
+    plan::RouteCacheAction,
 };
 
 impl Exchange {

@@ -5,7 +5,7 @@ use attache_proto::ext_proc::{
 use http::Response;
 
 use super::support::*;
-use crate::client::{Filter, plan::BodyMode};
+use crate::client::{Filter, mode::BodyMode};
 
 fn buffered(filter: &mut Filter) {
     filter.modes.request_body = BodyMode::Buffered;

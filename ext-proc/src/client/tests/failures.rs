@@ -9,7 +9,7 @@ use http::Response;
 use tonic::Status;
 
 use super::support::*;
-use crate::client::{Filter, plan::BodyMode};
+use crate::client::{Filter, mode::BodyMode};
 
 fn allow(filter: &mut Filter) {
     filter.failure_mode_allow = true;

@@ -15,7 +15,7 @@ use http_body_util::BodyExt;
 use tokio::sync::Notify;
 
 use super::support::*;
-use crate::client::{Modes, PerRoute, plan::BodyMode};
+use crate::client::{Modes, PerRoute, mode::BodyMode};
 
 fn on_route(per_route: PerRoute) -> Request<Body> {
     let mut request = get();

@@ -26,7 +26,8 @@ use super::{Exchange, Head, Outcome, Terms};
 use crate::client::{
     Side,
     extras::Extras,
-    plan::{BodyMode, Filter, Modes},
+    mode::{BodyMode, Modes},
+    plan::Filter,
     stats::Stats,
 };
 use Side::{Request as Req, Response as Resp};
