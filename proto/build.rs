@@ -10,11 +10,12 @@ use std::{env, fs};
 use prost::Message as _;
 
 /// Every file that is compiled; what they import comes along.
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "envoy/service/auth/v3/external_auth.proto",
     "envoy/service/ext_proc/v3/external_processor.proto",
     "envoy/service/ratelimit/v3/rls.proto",
     "google/rpc/status.proto",
+    "opentelemetry/proto/collector/trace/v1/trace_service.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -20,6 +20,7 @@ use crate::exchange::Exchange;
 use crate::grpc::Call;
 use crate::memory::{self, Held};
 use crate::ours;
+use crate::tokens::Token;
 use crate::window::Measured;
 
 /// What was measured of one kind of service.
@@ -39,6 +40,8 @@ pub(crate) struct CallResult {
 enum Work {
     /// A call with one answer.
     Call(Call),
+    /// The same at a fixed rate.
+    Paced(Call),
     /// A stream with several.
     Exchange(Exchange),
 }
@@ -46,7 +49,7 @@ enum Work {
 impl Work {
     async fn probe(&self, target: SocketAddr) -> anyhow::Result<()> {
         match self {
-            Work::Call(call) => call.probe(target).await,
+            Work::Call(call) | Work::Paced(call) => call.probe(target).await,
             Work::Exchange(exchange) => exchange.probe(target).await,
         }
     }
@@ -59,6 +62,7 @@ impl Work {
         let (window, watched) = (run.window(), [child.process()]);
         match self {
             Work::Call(call) => call.run(*target, run.streams, &window, &watched).await,
+            Work::Paced(call) => call.run_paced(*target, PACE, &window, &watched).await,
             Work::Exchange(exchange) => {
                 let exchanges = exchange.run(*target, run.streams, &window, &watched);
                 exchanges.await
@@ -72,7 +76,12 @@ pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<CallResult>> {
     let folder = tempfile::tempdir().context("no folder for configurations")?;
     let mut results = Vec::new();
     for (title, idle, call, command) in [
-        ("auth", "svc-authz", auth_call()?, ours::auth as Ours),
+        (
+            "auth",
+            "svc-authz",
+            auth_call("Bearer c2VjcmV0LXRva2VuLW9mLXRoZS1iZW5jaG1hcms")?,
+            ours::auth as Ours,
+        ),
         ("rate limit", "svc-ratelimit", limits_call()?, ours::limits),
     ] {
         let ours = if run.only == Some(Proxy::Envoy) {
@@ -85,8 +94,21 @@ pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<CallResult>> {
             Some((child, target))
         };
         let work = Work::Call(call);
-        results.push(compare(run, title, "do-nothing", Child::server(idle)?, ours, &work).await?);
+        results.push(
+            compare(
+                run,
+                title,
+                "do-nothing",
+                &Child::server(idle)?,
+                ours.as_ref(),
+                &work,
+            )
+            .await?,
+        );
     }
+    let tokens = Tokens::start(run, folder.path()).await?;
+    results.extend(tokens.compare(run).await?);
+    drop(tokens);
     for (title, exchange) in [
         ("headers", Exchange::headers()?),
         ("64 KiB body", Exchange::body()?),
@@ -97,9 +119,79 @@ pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<CallResult>> {
         };
         let theirs = Child::server("svc-ext-proc")?;
         let work = Work::Exchange(exchange);
-        results.push(compare(run, title, "hand-written", theirs, ours, &work).await?);
+        results.push(compare(run, title, "hand-written", &theirs, ours.as_ref(), &work).await?);
     }
     Ok(results)
+}
+
+/// Measures latencies at a rate that all can keep up with.
+pub(crate) async fn measure_paced(run: &Run) -> anyhow::Result<Vec<CallResult>> {
+    let folder = tempfile::tempdir().context("no folder for configurations")?;
+    let tokens = Tokens::start(run, folder.path()).await?;
+    tokens.paced(run).await
+}
+
+/// Who decides on tokens.
+struct Tokens {
+    call: Call,
+    opa: (Child, SocketAddr),
+    ours: Option<(Child, SocketAddr)>,
+    /// Ours, remembering no token.
+    forgetful: Option<(Child, SocketAddr)>,
+}
+
+/// Calls per second of the paced measurement.
+pub(crate) const PACE: u32 = 1000;
+
+impl Tokens {
+    async fn start(run: &Run, folder: &Path) -> anyhow::Result<Tokens> {
+        let token = Token::new()?;
+        let call = auth_call(&format!("Bearer {}", token.text))?;
+        let start = async |name, command: &mut std::process::Command, target| {
+            let mut child = Child::program(name, command, folder)?;
+            child.ready(|| call.probe(target)).await?;
+            anyhow::Ok((child, target))
+        };
+        let target = free_address()?;
+        let opa = start("opa", &mut token.opa(&run.opa, target, folder)?, target).await?;
+        let ours = async |name, remembers| {
+            if run.only == Some(Proxy::Envoy) {
+                return Ok(None);
+            }
+            let target = free_address()?;
+            let mut command = token.ours(&run.attache, target, folder, remembers)?;
+            start(name, &mut command, target).await.map(Some)
+        };
+        let (ours, forgetful) = (
+            ours("our-auth", true).await?,
+            ours("forgetful", false).await?,
+        );
+        Ok(Tokens {
+            call,
+            opa,
+            ours,
+            forgetful,
+        })
+    }
+
+    async fn compare(&self, run: &Run) -> anyhow::Result<[CallResult; 3]> {
+        let idle = Child::server("svc-authz-threads")?;
+        let work = Work::Call(self.call.clone());
+        let (ours, forgetful) = (self.ours.as_ref(), self.forgetful.as_ref());
+        Ok([
+            compare(run, "new tokens", "OPA", &self.opa, forgetful, &work).await?,
+            compare(run, "tokens", "OPA", &self.opa, ours, &work).await?,
+            compare(run, "tokens", "do-nothing*", &idle, ours, &work).await?,
+        ])
+    }
+
+    async fn paced(&self, run: &Run) -> anyhow::Result<Vec<CallResult>> {
+        let work = Work::Paced(self.call.clone());
+        let ours = self.ours.as_ref();
+        Ok(vec![
+            compare(run, "tokens", "OPA", &self.opa, ours, &work).await?,
+        ])
+    }
 }
 
 /// Measures what open exchanges cost the two processors in memory.
@@ -129,8 +221,8 @@ async fn compare(
     run: &Run,
     title: &'static str,
     peer: &'static str,
-    theirs: (Child, SocketAddr),
-    ours: Option<(Child, SocketAddr)>,
+    theirs: &(Child, SocketAddr),
+    ours: Option<&(Child, SocketAddr)>,
     work: &Work,
 ) -> anyhow::Result<CallResult> {
     eprintln!("measuring: {title} service");
@@ -140,12 +232,12 @@ async fn compare(
         theirs: Vec::new(),
         ours: Vec::new(),
     };
-    for target in [Some(&theirs), ours.as_ref()].into_iter().flatten() {
+    for target in [Some(theirs), ours].into_iter().flatten() {
         work.probe(target.1).await?;
     }
     for _ in 0..run.rounds() {
-        result.theirs.push(work.round(run, &theirs).await?);
-        if let Some(ours) = &ours {
+        result.theirs.push(work.round(run, theirs).await?);
+        if let Some(ours) = ours {
             result.ours.push(work.round(run, ours).await?);
         }
     }
@@ -153,7 +245,7 @@ async fn compare(
 }
 
 /// What a proxy asks the auth service for a typical request.
-fn auth_call() -> anyhow::Result<Call> {
+fn auth_call(authorization: &str) -> anyhow::Result<Call> {
     let headers = [
         (":authority", "shop.example.com"),
         (":method", "GET"),
@@ -162,10 +254,7 @@ fn auth_call() -> anyhow::Result<Call> {
         ("accept", "application/json, text/plain, */*"),
         ("accept-encoding", "gzip, deflate, br, zstd"),
         ("accept-language", "en-GB,en;q=0.8,de;q=0.5"),
-        (
-            "authorization",
-            "Bearer c2VjcmV0LXRva2VuLW9mLXRoZS1iZW5jaG1hcms",
-        ),
+        ("authorization", authorization),
         (
             "cookie",
             "session=6f1c2a9e4b7d4c0f8e3a; theme=dark; consent=1",

@@ -88,6 +88,10 @@ pub(crate) struct Run {
     #[arg(long, env = "ATTACHE_ENVOY", default_value = "target/tools/envoy")]
     pub(crate) envoy: PathBuf,
 
+    /// The Open Policy Agent to measure, with its plugin for Envoy
+    #[arg(long, env = "ATTACHE_OPA", default_value = "target/tools/opa")]
+    pub(crate) opa: PathBuf,
+
     /// The Attaché to measure
     #[arg(long, env = "ATTACHE_BIN", default_value = "target/release/attache")]
     pub(crate) attache: PathBuf,

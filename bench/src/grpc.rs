@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -18,6 +18,9 @@ use crate::window::{Clients, Gate, Measured, Window};
 
 /// Window of a stream, and of the connection: never the bottleneck.
 const WINDOW: u32 = 1 << 20;
+
+/// How many take turns in making paced calls: so many may wait for their answers at a time.
+const PACED_CLIENTS: u32 = 64;
 
 /// A unary call, and how to tell that its answer is right.
 #[derive(Debug, Clone)]
@@ -65,6 +68,41 @@ impl Call {
             let request = request(target, self.path)?;
             let (call, client, gate) = (call.clone(), client.clone(), gate.clone());
             clients.spawn(async move { call.repeat(client, &request, &gate).await });
+        }
+        window.measure(clients, &gate, processes).await
+    }
+
+    /// Makes the call `rate` times a second through the window. A latency counts from when the
+    /// call was due, so a service that stalls is not asked less.
+    pub(crate) async fn run_paced(
+        &self,
+        target: SocketAddr,
+        rate: u32,
+        window: &Window,
+        processes: &[Process],
+    ) -> anyhow::Result<Measured> {
+        let gate = window.gate();
+        let client = connect(target).await?;
+        let call = Arc::new(self.clone());
+        let between = Duration::from_secs(1) * PACED_CLIENTS / rate;
+        let start = tokio::time::Instant::now();
+        let mut clients = Clients::new();
+        for number in 0..PACED_CLIENTS {
+            let request = request(target, self.path)?;
+            let (call, client, gate) = (call.clone(), client.clone(), gate.clone());
+            let first = start + between * number / PACED_CLIENTS;
+            clients.spawn(async move {
+                let mut due = tokio::time::interval_at(first, between);
+                let mut samples = Samples::default();
+                while gate.open() {
+                    let due = due.tick().await;
+                    call.once(client.clone(), &request).await?;
+                    if gate.counts() {
+                        samples.add(due.elapsed());
+                    }
+                }
+                Ok(samples)
+            });
         }
         window.measure(clients, &gate, processes).await
     }

@@ -21,6 +21,7 @@ mod samples;
 mod serve;
 mod services;
 mod table;
+mod tokens;
 mod window;
 
 use std::net::SocketAddr;
@@ -49,6 +50,8 @@ enum Command {
     Origin(Listen),
     /// Serve ext_authz: always OK, sets one request header.
     SvcAuthz(Listen),
+    /// The same on as many threads as tonic takes by default.
+    SvcAuthzThreads(Listen),
     /// Serve rate limits: always OK, sets one response header.
     SvcRatelimit(Listen),
     /// Serve ext_proc: sets one header each way; capitals for the response body.
@@ -77,7 +80,9 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     let mut runtime = match command {
-        Command::SvcExtProc(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::SvcExtProc(_) | Command::SvcAuthzThreads(_) => {
+            tokio::runtime::Builder::new_multi_thread()
+        }
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     let runtime = runtime
@@ -92,7 +97,9 @@ fn run(command: Command) -> anyhow::Result<()> {
             },
             Command::Load(target) => load_one(&target).await,
             Command::Origin(at) => origin::serve(at.listen).await,
-            Command::SvcAuthz(at) => services::authz::serve(at.listen).await,
+            Command::SvcAuthz(at) | Command::SvcAuthzThreads(at) => {
+                services::authz::serve(at.listen).await
+            }
             Command::SvcRatelimit(at) => services::ratelimit::serve(at.listen).await,
             Command::SvcExtProc(at) => services::ext_proc::serve(at.listen).await,
             Command::SvcProcessor(at) => services::processor::serve(at.listen).await,
@@ -110,6 +117,7 @@ async fn run_all(run: &config::Run) -> anyhow::Result<()> {
     }
     if run.part != Some(config::Part::Proxies) {
         table::print_calls(&calls::measure(run).await?);
+        table::print_paced(&calls::measure_paced(run).await?);
         table::print_held(&calls::measure_held(run).await?);
     }
     Ok(())

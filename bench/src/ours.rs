@@ -70,7 +70,8 @@ pub(crate) fn limits(program: &Path, listen: SocketAddr, folder: &Path) -> anyho
     Ok(service(program, "ratelimit", &rules, listen))
 }
 
-fn service(program: &Path, name: &str, config: &Path, listen: SocketAddr) -> Command {
+/// The command that runs a service of ours on one worker.
+pub(crate) fn service(program: &Path, name: &str, config: &Path, listen: SocketAddr) -> Command {
     let mut command = Command::new(program);
     command
         .arg(name)

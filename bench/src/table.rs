@@ -1,6 +1,6 @@
 //! The tables, as text that reads well in a terminal and in a document.
 
-use crate::calls::CallResult;
+use crate::calls::{CallResult, PACE};
 use crate::config::Proxy;
 use crate::memory::Held;
 use crate::proxies::RowResult;
@@ -99,9 +99,19 @@ pub(crate) fn print_proxies(results: &[RowResult]) {
 pub(crate) fn print_calls(results: &[CallResult]) {
     println!(
         "\nPolicy services, calls and processors' exchanges on one connection. Do-nothing \
-         services have one thread, as ours\nbeside them; the processors run as their libraries \
-         have it by default:\n"
+         services have one thread, as ours\nbeside them, with * those that tonic takes by default; \
+         OPA and the processors run as they do by default:\n"
     );
+    print_lines(results);
+}
+
+/// Prints latencies at a fixed rate.
+pub(crate) fn print_paced(results: &[CallResult]) {
+    println!("\nThe same at {PACE} calls a second, latencies from when a call was due:\n");
+    print_lines(results);
+}
+
+fn print_lines(results: &[CallResult]) {
     println!(
         "{:<12} {:<12} {:>10} {:>8} {:>8} {:>12} {:>8} {:>9}",
         "service", "which", "calls/s", "p50 µs", "p99 µs", "CPU µs/call", "(least)", "answers"

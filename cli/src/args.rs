@@ -114,6 +114,8 @@ pub(crate) struct RunArgs {
     /// per core.
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
     /// How long requests in flight may take to finish after a stop is asked for, in seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub(crate) drain_seconds: u64,
@@ -126,6 +128,18 @@ pub(crate) struct CheckArgs {
     pub(crate) paths: Vec<PathBuf>,
 }
 
+/// Where traces are sent to.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TraceArgs {
+    /// Send a span of each call that the services answer to this collector, by OTLP over gRPC:
+    /// `http://host:4317`, `https://host:4317` or `unix:/path`. Default: the environment's
+    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` or `OTEL_EXPORTER_OTLP_ENDPOINT`, else traces are
+    /// off. `OTEL_SERVICE_NAME`, `OTEL_TRACES_SAMPLER` and others of OpenTelemetry's variables
+    /// count.
+    #[arg(long, value_name = "URL")]
+    pub(crate) otlp_endpoint: Option<String>,
+}
+
 /// What the two stand-alone services have in common.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ServiceArgs {
@@ -135,6 +149,8 @@ pub(crate) struct ServiceArgs {
     /// Worker threads. Default: one per core.
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<std::num::NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) trace: TraceArgs,
     /// Serve TLS with this certificate chain (PEM); read again when it changes.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub(crate) tls_cert: Option<PathBuf>,
@@ -147,15 +163,74 @@ pub(crate) struct ServiceArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct ExtAuthzArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<ExtAuthzCommand>,
     /// The service's configuration: identity sources and rules. Read again when it changes.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) config: Option<PathBuf>,
     /// Where to listen: `host:port` or `unix:/path`.
     #[arg(long, default_value = "127.0.0.1:9001", value_name = "ADDRESS")]
     pub(crate) listen: Address,
     #[command(flatten)]
     pub(crate) service: ServiceArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ExtAuthzCommand {
+    /// Validate a configuration and say what it is made of. Nothing is fetched or written.
+    ///
+    /// Exits 2 if anything is wrong; every mistake is printed with its place.
+    Check {
+        /// The service's configuration.
+        file: PathBuf,
+    },
+    /// Say what would be decided on a request, and why.
+    ///
+    /// Prints which source knows the caller, which rule or policy decides, which parts of the
+    /// request were looked at, whether the decision would be kept, and what upstream and client
+    /// would get. Keys and policies are fetched as the service fetches them. Nothing is written to
+    /// the decision log. Credentials are not printed.
+    ///
+    /// Exit codes: 0 when there is a decision, whichever; 1 when none can be reached; 2 when the
+    /// command line or the configuration is wrong.
+    Explain(Box<ExplainArgs>),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ExplainArgs {
+    /// The service's configuration.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// The method of the request.
+    #[arg(long, default_value = "GET", value_name = "METHOD")]
+    pub(crate) method: String,
+    /// The URL of the request.
+    #[arg(long, default_value = "http://localhost/", value_name = "URL")]
+    pub(crate) url: http::Uri,
+    /// A header: `name: value`. May be repeated. Other users of this machine can see the command
+    /// line; `name: @FILE` takes the value from a file.
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = pair)]
+    pub(crate) headers: Vec<(String, String)>,
+    /// The body, or `@FILE`.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) body: Option<String>,
+    /// The certificate that the client presented to the proxy (PEM).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) client_cert_pem: Option<PathBuf>,
+    /// The address of the proxy's peer.
+    #[arg(long, default_value = "127.0.0.1", value_name = "IP")]
+    pub(crate) source: std::net::IpAddr,
+    /// An entry of the route's `context_extensions`: `key=value`. May be repeated.
+    #[arg(long = "context", value_name = "KEY=VALUE", value_parser = entry)]
+    pub(crate) context: Vec<(String, String)>,
+    /// How long to wait for what has to be fetched, and for the decision.
+    #[arg(long, default_value = "10s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -239,6 +314,75 @@ pub(crate) enum ProbeTarget {
     /// Exit codes: 0 when nothing is wrong, 1 after violations or hangs (with `--strict` also
     /// after warnings), 2 when there is no processor to be reached.
     ExtProc(Box<ProbeExtProcArgs>),
+    /// Probe an auth service (Envoy's ext_authz).
+    ///
+    /// Asks it about requests and connections of all kinds, with the messages that Envoy 1.40
+    /// sends. Reports what allows or fails by accident, what Envoy would ignore or mangle, and how
+    /// long answers take, each with what Envoy does about it and what helps.
+    ///
+    /// Much shows only in answers that allow: say with `--header` and `--path` what is allowed.
+    /// The service sees requests that nobody made: use one that may.
+    ///
+    /// Exit codes: 0 when nothing is wrong, 1 after violations or hangs (with `--strict` also
+    /// after warnings), 2 when there is no auth service to be reached.
+    ExtAuthz(Box<ProbeExtAuthzArgs>),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ProbeExtAuthzArgs {
+    /// Where the auth service is: `host:port` or `unix:/path`.
+    #[arg(required_unless_present = "list")]
+    pub(crate) address: Option<Address>,
+    /// Print the cases and play none.
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// Play these cases only, separated by commas.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) cases: Vec<String>,
+    /// Leave these cases out, separated by commas.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub(crate) skip: Vec<String>,
+    /// The form of the report.
+    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
+    pub(crate) format: ReportFormat,
+    /// Let warnings fail too.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// How long an answer may take, as `timeout` of the filter's `grpc_service`.
+    #[arg(long, default_value = "200ms", value_name = "DURATION", value_parser = duration, help_heading = "Filter")]
+    pub(crate) timeout: Duration,
+    /// How long to wait for an answer that is late.
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) hang_timeout: Duration,
+    /// gRPC metadata of each call: `name: value`. May be repeated.
+    #[arg(long, value_name = "NAME: VALUE", value_parser = pair)]
+    pub(crate) metadata: Vec<(String, String)>,
+    /// Method of the requests. Default: GET, and POST with a body.
+    #[arg(long, value_name = "METHOD", help_heading = "Content")]
+    pub(crate) method: Option<String>,
+    /// Authority of the requests. Default: probe.example.
+    #[arg(long, value_name = "AUTHORITY", help_heading = "Content")]
+    pub(crate) authority: Option<String>,
+    /// Path and query of the requests. Default: /probe?case=1.
+    #[arg(long, value_name = "PATH", help_heading = "Content")]
+    pub(crate) path: Option<String>,
+    /// A header of the requests: `name: value`. May be repeated.
+    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = pair, help_heading = "Content")]
+    pub(crate) headers: Vec<(String, String)>,
+    /// Body of the requests that have one, or `@FILE`. Default: a JSON object.
+    #[arg(long, value_name = "TEXT", help_heading = "Content")]
+    pub(crate) body: Option<String>,
+    /// An entry of the route's `context_extensions`: `name: value`. May be repeated.
+    #[arg(long = "context-extension", value_name = "NAME: VALUE", value_parser = pair, help_heading = "Content")]
+    pub(crate) context_extensions: Vec<(String, String)>,
+    /// Who the client is in cases with a certificate. Default: spiffe://probe.example/client.
+    #[arg(long, value_name = "NAME", help_heading = "Content")]
+    pub(crate) principal: Option<String>,
+    /// The client's certificate (PEM) in cases with one. Default: one of that principal.
+    #[arg(long, value_name = "FILE", help_heading = "Content")]
+    pub(crate) certificate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: ClientTlsArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -434,6 +578,14 @@ pub(crate) struct ReplayArgs {
 
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "expected a duration such as `250ms` or `2s`".to_owned())
+}
+
+/// `key=value`.
+fn entry(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected `key=value`".to_owned()),
+    }
 }
 
 /// `name: value`.

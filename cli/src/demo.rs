@@ -8,7 +8,7 @@ use std::{
 };
 
 use attache_proxy::Config;
-use attache_service::{Metrics, Shutdown, config::Document};
+use attache_service::{Metrics, Shutdown, admin::Readiness, config::Document};
 
 use crate::{
     Failure,
@@ -49,19 +49,19 @@ pub(crate) fn run(log: &LogArgs) -> Result<(), Failure> {
         })?;
         let files = Files::write(&PROXY.replace(ORIGIN, &origin.to_string()))
             .map_err(|(path, error)| Failure::run(format!("{}: {error}", path.display())))?;
-        let embedded = Embedded::new(metrics.clone());
+        let readiness = Readiness::default();
+        let embedded = Embedded::new(metrics.clone(), readiness.clone());
         let document = Document::load(files.proxy())?;
         let (config, plan) = Config::read(&document, &embedded)?;
         let source = Source::new(files.proxy(), embedded);
-        let proxy =
-            start(config, plan, &document, metrics)
-                .await
-                .map_err(|failure| match failure {
-                    Failure::Run(why) => Failure::Run(format!(
-                        "{why} (the demonstration needs two ports; `attache run FILE` takes yours)"
-                    )),
-                    other => other,
-                })?;
+        let proxy = start(config, plan, &document, metrics, readiness)
+            .await
+            .map_err(|failure| match failure {
+                Failure::Run(why) => Failure::Run(format!(
+                    "{why} (the demonstration needs two ports; `attache run FILE` takes yours)"
+                )),
+                other => other,
+            })?;
         welcome(&files, proxy.admin_address().as_deref().unwrap_or_default())?;
         proxy.serve(source, None, shutdown).await
     })

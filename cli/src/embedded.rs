@@ -2,53 +2,90 @@
 
 use std::{
     collections::HashMap,
-    path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use attache_ext_authz::{policy::AuthService, server as ext_authz_server};
+use attache_ext_authz::{
+    policy::{AuthService, Reload},
+    server as ext_authz_server,
+};
 use attache_ext_proc::server::Server;
 use attache_proxy::config::{EmbeddedService, EmbeddedServices};
 use attache_ratelimit::RateLimitServer;
 use attache_ratelimit::store::{AnyStore, MemoryStore, memory};
 use attache_service::{
     Host, Metrics,
+    admin::Readiness,
     channel::EmbeddedConnector,
     config::{Errors, Located},
+    trace::Tracer,
 };
 
-use crate::demo::processor::DemoProcessor;
+use crate::{
+    demo::processor::DemoProcessor,
+    reload::{Task, abort_on_drop},
+    services::FLUSH,
+};
 
 /// Services by the file or folder they are made of. A reload of the proxy reloads them where they
 /// are, so that counters and caches survive.
 pub(crate) struct Embedded {
     metrics: Metrics,
+    readiness: Readiness,
+    tracer: Tracer,
     services: Mutex<Services>,
 }
 
 #[derive(Default)]
 struct Services {
-    auth: HashMap<PathBuf, (AuthService, EmbeddedConnector)>,
+    auth: HashMap<PathBuf, Auth>,
     limits: HashMap<PathBuf, (RateLimitServer, EmbeddedConnector)>,
 }
 
+struct Auth {
+    service: AuthService,
+    connector: EmbeddedConnector,
+    /// Tells when it is ready.
+    _ready: Option<Task>,
+}
+
 impl Embedded {
-    /// No service yet; each is made when a configuration names it.
-    pub(crate) fn new(metrics: Metrics) -> Self {
+    /// No service yet; each is made when a configuration names it, inside a runtime.
+    /// `readiness` says which of them are not ready.
+    pub(crate) fn new(metrics: Metrics, readiness: Readiness) -> Self {
         Self {
             metrics,
+            readiness,
+            tracer: Tracer::default(),
             services: Mutex::default(),
         }
+    }
+
+    /// Makes spans of what the services are asked.
+    pub(crate) fn traced(mut self, tracer: Tracer) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     /// The files and folders that the services are made of.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let services = self.services();
-        let auth = services
-            .auth
-            .values()
-            .flat_map(|(service, _)| service.files());
+        let auth = services.auth.values();
+        let auth = auth.flat_map(|auth| auth.service.files());
         auth.chain(services.limits.keys().cloned()).collect()
+    }
+
+    /// Waits until the services have logged all their decisions, for some seconds at most.
+    pub(crate) async fn flush(&self) {
+        let auth: Vec<AuthService> = {
+            let services = self.services();
+            let auth = services.auth.values();
+            auth.map(|auth| auth.service.clone()).collect()
+        };
+        for service in auth {
+            service.flush(FLUSH).await;
+        }
     }
 
     fn services(&self) -> MutexGuard<'_, Services> {
@@ -57,16 +94,43 @@ impl Embedded {
 
     fn auth(&self, path: &Located<PathBuf>, errors: &mut Errors) -> Option<EmbeddedConnector> {
         let mut services = self.services();
-        if let Some((service, connector)) = services.auth.get(&path.value) {
-            let connector = connector.clone();
-            return report(service.reload(), errors).map(|()| connector);
+        if let Some(auth) = services.auth.get(&path.value) {
+            let connector = auth.connector.clone();
+            let reload = report(auth.service.reload(), errors)?;
+            if let Reload::WaitsFor(what) = reload {
+                tracing::info!(
+                    policy = %path.value.display(),
+                    waits_for = what.join(", "),
+                    "the old policy decides until the new one has all it needs"
+                );
+            }
+            return Some(connector);
         }
         let service = report(AuthService::load(&path.value, &self.metrics), errors)?;
-        let connector = Host::new(ext_authz_server::routes(service.clone())).embedded();
-        services
-            .auth
-            .insert(path.value.clone(), (service, connector.clone()));
+        let server = ext_authz_server::Server::new(service.clone()).tracer(&self.tracer);
+        let connector = Host::new(server.into_routes()).embedded();
+        let auth = Auth {
+            _ready: self.announce_when_ready(&path.value, &service),
+            connector: connector.clone(),
+            service,
+        };
+        services.auth.insert(path.value.clone(), auth);
         Some(connector)
+    }
+
+    fn announce_when_ready(&self, path: &Path, service: &AuthService) -> Option<Task> {
+        let waits_for = service.waits_for();
+        if waits_for.is_empty() {
+            return None;
+        }
+        let reason = format!("waits for {}", waits_for.join(", "));
+        let name = format!("ext_authz {}", path.display());
+        let condition = self.readiness.condition(&name, &reason);
+        let service = service.clone();
+        Some(abort_on_drop(async move {
+            service.ready().await;
+            condition.hold();
+        }))
     }
 
     fn limits(&self, path: &Located<PathBuf>, errors: &mut Errors) -> Option<EmbeddedConnector> {
@@ -79,12 +143,36 @@ impl Embedded {
         let service = report(
             RateLimitServer::load(&path.value, store, &self.metrics),
             errors,
-        )?;
+        )?
+        .tracer(&self.tracer);
         let connector = Host::new(service.routes()).embedded();
         services
             .limits
             .insert(path.value.clone(), (service, connector.clone()));
         Some(connector)
+    }
+}
+
+/// Services that are looked at for mistakes and not made.
+pub(crate) struct OnTrial;
+
+impl EmbeddedServices for OnTrial {
+    fn connect(
+        &self,
+        cluster: &str,
+        service: &EmbeddedService,
+        errors: &mut Errors,
+    ) -> Option<EmbeddedConnector> {
+        match service {
+            EmbeddedService::ExtAuthz(path) => {
+                report(AuthService::validate(&path.value), errors)?;
+                Some(Arc::new(|| tokio::io::duplex(1).0))
+            }
+            EmbeddedService::Ratelimit(_) | EmbeddedService::ExtProc(_) => {
+                let embedded = Embedded::new(Metrics::default(), Readiness::default());
+                embedded.connect(cluster, service, errors)
+            }
+        }
     }
 }
 
@@ -104,7 +192,8 @@ impl EmbeddedServices for Embedded {
             EmbeddedService::ExtAuthz(path) => self.auth(path, errors),
             EmbeddedService::Ratelimit(path) => self.limits(path, errors),
             EmbeddedService::ExtProc(name) if name.value == "demo" => {
-                Some(Host::new(Server::new(DemoProcessor::default()).into_routes()).embedded())
+                let server = Server::new(DemoProcessor::default()).tracer(&self.tracer);
+                Some(Host::new(server.into_routes()).embedded())
             }
             EmbeddedService::ExtProc(name) => {
                 errors.push(

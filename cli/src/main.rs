@@ -1,6 +1,7 @@
 //! The `attache` command.
 
 mod args;
+mod authz;
 mod demo;
 mod embedded;
 mod export;
@@ -10,6 +11,7 @@ mod record;
 mod reload;
 mod run;
 mod services;
+mod traces;
 
 use std::{
     io::{self, Write},
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Some(Command::Ratelimit(service)) => services::ratelimit(&service, &args.log),
         Some(Command::Probe(probe)) => match probe.target {
             ProbeTarget::ExtProc(probe) => probe::ext_proc(&probe, &args.log),
+            ProbeTarget::ExtAuthz(probe) => probe::ext_authz::run(&probe, &args.log),
         },
         Some(Command::Record(record)) => match record.target {
             RecordTarget::ExtProc(record) => record::record(&record, &args.log),

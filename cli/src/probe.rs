@@ -1,8 +1,10 @@
 //! `attache probe`: plays the proxy against a service.
 
-use std::{io::Write, path::PathBuf};
+pub(crate) mod ext_authz;
 
-use attache_ext_proc::probe::{self, Case, CaseReport, Content, Plan, Report};
+use std::{fmt::Display, io::Write, path::PathBuf};
+
+use attache_ext_proc::probe::{self, Case, CaseReport, Content, Plan};
 use attache_filter::mutation::{HeaderMutationRules, MutationRules};
 use attache_service::{
     Address, Channel, ChannelSettings,
@@ -39,7 +41,7 @@ pub(crate) fn ext_proc(args: &ProbeExtProcArgs, log: &LogArgs) -> Result<(), Fai
         ))?;
     }
     let report = runtime()?
-        .block_on(probe::run(&channel, &plan, |case| {
+        .block_on(probe::run(&channel, &plan, |case: &CaseReport| {
             if table {
                 show(case);
             }
@@ -50,7 +52,7 @@ pub(crate) fn ext_proc(args: &ProbeExtProcArgs, log: &LogArgs) -> Result<(), Fai
     } else {
         output(&format!("{:#}\n", report.json()))?;
     }
-    verdict(&report, args.strict)
+    verdict(report.passes(args.strict))
 }
 
 /// What the channel would log is in the report.
@@ -62,13 +64,13 @@ pub(crate) fn quiet(log: &LogArgs) -> LogArgs {
 }
 
 /// A line as soon as a case is done. That nobody reads it shows at the end.
-fn show(case: &CaseReport) {
+fn show(case: &impl Display) {
     let mut stdout = std::io::stdout().lock();
     let _ = writeln!(stdout, "{case}").and_then(|()| stdout.flush());
 }
 
-fn verdict(report: &Report, strict: bool) -> Result<(), Failure> {
-    match report.passes(strict) {
+fn verdict(passes: bool) -> Result<(), Failure> {
+    match passes {
         true => Ok(()),
         false => Err(Failure::Found),
     }
@@ -130,22 +132,37 @@ fn plan(args: &ProbeExtProcArgs) -> Result<Plan, Failure> {
     plan.setup.rules = rules(args);
     plan.hang_timeout = args.hang_timeout;
     plan.metadata = metadata(&args.metadata)?;
-    for name in args.cases.iter().chain(&args.skip) {
-        if !plan.cases.iter().any(|case| case.name == name) {
-            let message = format!("no case `{name}`; --list shows them");
-            return Err(Failure::Usage(message));
-        }
-    }
-    plan.cases
-        .retain(|case| args.cases.is_empty() || args.cases.iter().any(|name| name == case.name));
-    plan.cases
-        .retain(|case| !args.skip.iter().any(|name| name == case.name));
+    choose(&mut plan.cases, |case| case.name, &args.cases, &args.skip)?;
     if let Some(mode) = &args.mode {
         plan.cases.retain(|case| case.has_mode(mode.name()));
     }
-    match plan.cases.is_empty() {
+    some_left(&plan.cases)?;
+    Ok(plan)
+}
+
+/// Keeps the cases that are wanted and not skipped; all are wanted if none is named.
+fn choose<C>(
+    cases: &mut Vec<C>,
+    name: impl Fn(&C) -> &'static str,
+    wanted: &[String],
+    skipped: &[String],
+) -> Result<(), Failure> {
+    for wish in wanted.iter().chain(skipped) {
+        if !cases.iter().any(|case| name(case) == wish) {
+            let message = format!("no case `{wish}`; --list shows them");
+            return Err(Failure::Usage(message));
+        }
+    }
+    let listed = |list: &[String], case: &C| list.iter().any(|wish| wish == name(case));
+    cases.retain(|case| wanted.is_empty() || listed(wanted, case));
+    cases.retain(|case| !listed(skipped, case));
+    Ok(())
+}
+
+fn some_left<C>(cases: &[C]) -> Result<(), Failure> {
+    match cases.is_empty() {
         true => Err(Failure::Usage("no case is left".to_owned())),
-        false => Ok(plan),
+        false => Ok(()),
     }
 }
 

@@ -22,9 +22,10 @@ use tokio::runtime::Runtime;
 use crate::{
     Failure,
     args::{CheckArgs, LogArgs, LogFormat, RunArgs},
-    embedded::Embedded,
+    embedded::{Embedded, OnTrial},
     output,
     reload::{Changes, abort_on_drop},
+    traces::Traces,
 };
 
 /// Starts logging as the command line says.
@@ -52,13 +53,18 @@ pub(crate) fn run(args: &RunArgs, log: &LogArgs) -> Result<(), Failure> {
     metrics.describe_process();
     runtime()?.block_on(async {
         let shutdown = Shutdown::on_signals().map_err(Failure::run)?;
-        let embedded = Embedded::new(metrics.clone());
+        let readiness = Readiness::default();
+        let traces = Traces::start(&args.trace, &metrics)?;
+        let embedded = Embedded::new(metrics.clone(), readiness.clone());
+        let embedded = embedded.traced(traces.tracer().clone());
         let document = Document::load(&args.file)?;
         let (config, mut plan) = Config::read(&document, &embedded)?;
         adjust(&mut plan, args);
         let source = Source::new(args.file.clone(), embedded);
-        let proxy = start(config, plan, &document, metrics).await?;
-        proxy.serve(source, Some(args), shutdown).await
+        let proxy = start(config, plan, &document, metrics, readiness).await?;
+        proxy.serve(source, Some(args), shutdown.clone()).await?;
+        traces.finish(&shutdown).await;
+        Ok(())
     })
 }
 
@@ -91,9 +97,9 @@ pub(crate) async fn start(
     plan: Plan,
     document: &Document,
     metrics: Metrics,
+    readiness: Readiness,
 ) -> Result<RunningProxy, Failure> {
     let text = Arc::new(ArcSwap::from_pointee(document.source().text().to_owned()));
-    let readiness = Readiness::default();
     let admin = match &config.admin {
         None => None,
         Some(address) => {
@@ -171,6 +177,7 @@ impl RunningProxy {
             stopper.trigger_immediate();
         });
         self.running.shutdown().await;
+        source.embedded.flush().await;
         drop(immediate);
         tracing::info!("stopped");
         Ok(())
@@ -209,7 +216,7 @@ async fn reload(
     let document = Document::load(&source.file)?;
     // Reading reloads the embedded services where they are, so what is not valid as a whole must
     // not get that far: these services are only for a look.
-    Config::read(&document, &Embedded::new(Metrics::default()))?;
+    Config::read(&document, &OnTrial)?;
     let (_, mut plan) = Config::read(&document, &source.embedded)?;
     if let Some(args) = args {
         adjust(&mut plan, args);
@@ -244,7 +251,6 @@ const PROXY_KEYS: [&str; 9] = [
 ];
 
 fn check_one(path: &Path) -> Result<&'static str, Errors> {
-    let metrics = Metrics::default();
     if path.is_dir() {
         Rules::load(path)?;
         return Ok("rate limit rules");
@@ -256,7 +262,7 @@ fn check_one(path: &Path) -> Result<&'static str, Errors> {
         Rules::load(path)?;
         Ok("rate limit rules")
     } else if has("identity") || has("rules") {
-        AuthService::load(path, &metrics)?;
+        AuthService::validate(path)?;
         Ok("auth service configuration")
     } else if !PROXY_KEYS.into_iter().any(has) {
         let mut errors = document.errors();
@@ -266,7 +272,7 @@ fn check_one(path: &Path) -> Result<&'static str, Errors> {
         );
         Err(errors)
     } else {
-        Config::read(&document, &Embedded::new(metrics))?;
+        Config::read(&document, &OnTrial)?;
         Ok("proxy configuration")
     }
 }

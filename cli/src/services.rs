@@ -1,35 +1,52 @@
 //! The services on their own: `attache ext-authz` and `attache ratelimit`.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{future::Future, num::NonZeroUsize, path::PathBuf, time::Duration};
 
-use attache_ext_authz::{policy::AuthService, server as ext_authz_server};
+use attache_ext_authz::{
+    policy::{AuthService, Reload},
+    server::Server,
+};
 use attache_ratelimit::{
     RateLimitServer,
     server::{Settings, StoreSettings},
     store::redis::RedisSettings,
 };
 use attache_service::{
-    Address, Host, Metrics, Shutdown,
+    Address, Health, Host, Metrics, Shutdown,
     admin::{Admin, ConfigDump, Readiness},
     config::Errors,
     metrics::Counter,
     tls::{ServerFiles, ServerTls, TlsVersion},
+    trace::Tracer,
 };
 use tonic::service::Routes;
 
 use crate::{
     Failure,
-    args::{ExtAuthzArgs, LogArgs, RatelimitArgs, ServiceArgs},
-    reload::{Changes, abort_on_drop},
+    args::{ExtAuthzArgs, ExtAuthzCommand, LogArgs, RatelimitArgs, ServiceArgs},
+    authz,
+    reload::{Changes, Task, abort_on_drop},
     run::{runtime, start_logging},
+    traces::Traces,
 };
 
+/// How long the last records of the decision log may take to get out.
+pub(crate) const FLUSH: Duration = Duration::from_secs(5);
+
 /// A ready-made service, as far as serving it is concerned.
-trait Served: Send + 'static {
+trait Served: Clone + Send + 'static {
     /// Its gRPC name.
     const NAME: &'static str;
-    fn routes(&self) -> Routes;
-    fn reload(&self) -> Result<(), Errors>;
+    fn routes(&self, metrics: &Metrics, tracer: &Tracer) -> Routes;
+    fn reload(&self) -> Result<Reload, Errors>;
+    /// What it still waits for before it can answer.
+    fn waits_for(&self) -> Vec<String> {
+        Vec::new()
+    }
+    /// Waits until it can answer.
+    fn ready(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
     /// The files and folders whose change means a reload.
     fn watched(&self) -> Vec<PathBuf>;
 }
@@ -37,12 +54,21 @@ trait Served: Send + 'static {
 impl Served for AuthService {
     const NAME: &'static str = "envoy.service.auth.v3.Authorization";
 
-    fn routes(&self) -> Routes {
-        ext_authz_server::routes(self.clone())
+    fn routes(&self, metrics: &Metrics, tracer: &Tracer) -> Routes {
+        let server = Server::new(self.clone()).metrics(metrics);
+        server.tracer(tracer).into_routes()
     }
 
-    fn reload(&self) -> Result<(), Errors> {
+    fn reload(&self) -> Result<Reload, Errors> {
         Self::reload(self)
+    }
+
+    fn waits_for(&self) -> Vec<String> {
+        Self::waits_for(self)
+    }
+
+    async fn ready(&self) {
+        Self::ready(self).await;
     }
 
     fn watched(&self) -> Vec<PathBuf> {
@@ -53,12 +79,12 @@ impl Served for AuthService {
 impl Served for RateLimitServer {
     const NAME: &'static str = "envoy.service.ratelimit.v3.RateLimitService";
 
-    fn routes(&self) -> Routes {
-        Self::routes(self)
+    fn routes(&self, _: &Metrics, tracer: &Tracer) -> Routes {
+        self.clone().tracer(tracer).routes()
     }
 
-    fn reload(&self) -> Result<(), Errors> {
-        Self::reload(self)
+    fn reload(&self) -> Result<Reload, Errors> {
+        Self::reload(self).map(|()| Reload::Done)
     }
 
     fn watched(&self) -> Vec<PathBuf> {
@@ -68,10 +94,20 @@ impl Served for RateLimitServer {
 
 /// Runs the auth service.
 pub(crate) fn ext_authz(args: &ExtAuthzArgs, log: &LogArgs) -> Result<(), Failure> {
+    let config = match (&args.command, &args.config) {
+        (Some(ExtAuthzCommand::Check { file }), _) => return authz::check(file),
+        (Some(ExtAuthzCommand::Explain(explain)), _) => return authz::explain(explain, log),
+        (None, Some(config)) => config,
+        (None, None) => return Err(Failure::Usage("--config is needed".to_owned())),
+    };
     start_logging(log)?;
     let metrics = Metrics::default();
-    let service = AuthService::load(&args.config, &metrics)?;
-    runtime()?.block_on(serve(service, &args.listen, &args.service, metrics))
+    let service = AuthService::load(config, &metrics)?;
+    runtime()?.block_on(async {
+        let served = serve(service.clone(), &args.listen, &args.service, metrics).await;
+        service.flush(FLUSH).await;
+        served
+    })
 }
 
 /// Runs the rate limit service.
@@ -108,9 +144,10 @@ async fn serve<S: Served>(
 ) -> Result<(), Failure> {
     metrics.describe_process();
     let shutdown = Shutdown::on_signals().map_err(Failure::run)?;
+    let traces = Traces::start(&args.trace, &metrics)?;
     let changes = Changes::of(service.watched());
     let workers = args.workers.map_or_else(cores, NonZeroUsize::get);
-    let mut host = Host::new(service.routes())
+    let mut host = Host::new(service.routes(&metrics, traces.tracer()))
         .named(S::NAME)
         .workers(workers)
         .metrics(&metrics);
@@ -132,6 +169,7 @@ async fn serve<S: Served>(
             Some(admin.bind(address).await.map_err(Failure::run)?)
         }
     };
+    let _ready = announce_when_ready(&service, &readiness, host.health());
     let bound = host.bind(listen).await.map_err(Failure::run)?;
     let admin_shutdown = Shutdown::new();
     let _admin = admin.map(|admin| {
@@ -153,9 +191,33 @@ async fn serve<S: Served>(
         draining.recv().await;
         readiness.condition("drain", "draining").fail("draining");
     });
-    bound.serve(shutdown).await.map_err(Failure::run)?;
+    bound.serve(shutdown.clone()).await.map_err(Failure::run)?;
+    traces.finish(&shutdown).await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Says that the service is not ready, in health and on the admin page, until it is.
+fn announce_when_ready<S: Served>(
+    service: &S,
+    readiness: &Readiness,
+    health: Health,
+) -> Option<Task> {
+    let waits_for = service.waits_for();
+    if waits_for.is_empty() {
+        return None;
+    }
+    let waits_for = waits_for.join(", ");
+    tracing::info!(waits_for, "not ready yet");
+    let condition = readiness.condition("policy", &format!("waits for {waits_for}"));
+    health.set(S::NAME, false);
+    let service = service.clone();
+    Some(abort_on_drop(async move {
+        service.ready().await;
+        condition.hold();
+        health.set(S::NAME, true);
+        tracing::info!("ready");
+    }))
 }
 
 /// Reloads when a watched file changes or on SIGHUP; the old configuration stays on a mistake.
@@ -168,10 +230,16 @@ async fn reload_on_change<S: Served>(
     loop {
         changes.next().await;
         match service.reload() {
-            Ok(()) => {
+            Ok(reload) => {
                 good.inc();
                 changes.watch(service.watched());
-                tracing::info!("configuration reloaded");
+                match reload {
+                    Reload::Done => tracing::info!("configuration reloaded"),
+                    Reload::WaitsFor(what) => tracing::info!(
+                        waits_for = what.join(", "),
+                        "configuration read; the old one goes on until the new one has all it needs"
+                    ),
+                }
             }
             Err(errors) => {
                 bad.inc();

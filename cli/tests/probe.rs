@@ -8,10 +8,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use attache_ext_authz::server::{
+    Authorizer, CheckError, CheckRequestView, Decision, Server as AuthServer,
+};
 use attache_ext_proc::server::{Processor, RequestHead, Result, Server};
-use attache_proto::ext_proc::{
-    ProcessingRequest, ProcessingResponse,
-    external_processor_server::{ExternalProcessor, ExternalProcessorServer},
+use attache_proto::{
+    auth::{
+        CheckRequest, CheckResponse,
+        authorization_server::{Authorization, AuthorizationServer},
+    },
+    ext_proc::{
+        ProcessingRequest, ProcessingResponse,
+        external_processor_server::{ExternalProcessor, ExternalProcessorServer},
+    },
 };
 use attache_service::{
     Host, Shutdown,
@@ -59,7 +68,40 @@ fn broken() -> Host {
     Host::new(Routes::new(ExternalProcessorServer::new(Broken)))
 }
 
-/// A processor that serves until dropped, on a thread of its own.
+/// Allows who has the key.
+struct Keyed;
+
+impl Authorizer for Keyed {
+    async fn check(&self, request: &CheckRequestView) -> std::result::Result<Decision, CheckError> {
+        Ok(match request.header("x-key").as_deref() {
+            Some("k") => Decision::allow().join("x-user", "ada").into(),
+            _ => Decision::deny(401).body("who are you?").into(),
+        })
+    }
+}
+
+/// Denies by failing, and allows by saying nothing.
+struct Careless;
+
+#[tonic::async_trait]
+impl Authorization for Careless {
+    async fn check(
+        &self,
+        request: tonic::Request<CheckRequest>,
+    ) -> std::result::Result<tonic::Response<CheckResponse>, Status> {
+        let view = CheckRequestView::from(request.into_inner());
+        match view.header("x-key").as_deref() {
+            Some("k") => Ok(tonic::Response::new(CheckResponse::default())),
+            _ => Err(Status::permission_denied("no key")),
+        }
+    }
+}
+
+fn careless() -> Host {
+    Host::new(Routes::new(AuthorizationServer::new(Careless)))
+}
+
+/// A service that serves until dropped, on a thread of its own.
 struct Served {
     address: String,
     shutdown: Shutdown,
@@ -302,4 +344,82 @@ fn a_silent_processor_does_not_hold_up_the_probe() {
 
     assert_eq!(ended.code(), 2, "{}", ended.stdout());
     assert!(begun.elapsed() < Duration::from_secs(15));
+}
+
+fn probe_auth(address: &str, more: &[&str]) -> Ended {
+    let patient = ["--timeout", "10s", "--hang-timeout", "10s"];
+    outcome(&[&["probe", "ext-authz", address], &patient[..], more].concat())
+}
+
+#[test]
+fn a_good_auth_service_passes_whether_it_denies_or_allows() {
+    let served = Served::new(AuthServer::new(Keyed).into_host());
+    let ended = probe_auth(&served.address, &["--strict"]);
+    let text = ended.stdout();
+    assert_eq!(ended.code(), 0, "{text}{}", ended.stderr());
+    for part in [
+        "denied 401",
+        "No request was allowed",
+        "health: serving; reflection: served",
+        "0 hangs, 0 violations, 0 warnings",
+        "median",
+    ] {
+        assert!(text.contains(part), "no `{part}` in:\n{text}");
+    }
+    assert_eq!(ended.stderr(), "");
+
+    let with_key = ["--strict", "--header", "x-key: k", "--format", "json"];
+    let ended = probe_auth(&served.address, &with_key);
+    assert_eq!(ended.code(), 0, "{}", ended.stdout());
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout()).unwrap();
+    assert_eq!(report["cases"][0]["answer"], "allowed");
+    assert_eq!(report["violations"], 0);
+    assert!(report["allowed"].as_u64().unwrap() > 30);
+    assert!(report["latency"]["count"].as_u64().unwrap() > 40);
+    assert_eq!(report["latency_at_once"]["count"], 50);
+}
+
+#[test]
+fn a_careless_auth_service_fails_with_exit_code_one_and_says_why() {
+    let served = Served::new(careless());
+    let ended = probe_auth(&served.address, &["--cases", "headers,body"]);
+    let text = ended.stdout();
+    assert_eq!(ended.code(), 1, "{text}");
+    for part in [
+        "VIOLATION rpc-error-as-denial",
+        "no key",
+        "[headers, body]",
+        "Fix:",
+        "2 violations",
+    ] {
+        assert!(text.contains(part), "no `{part}` in:\n{text}");
+    }
+    let with_key = ["--cases", "headers", "--header", "x-key: k"];
+    let ended = probe_auth(&served.address, &with_key);
+    assert_eq!(ended.code(), 1);
+    let text = ended.stdout();
+    assert!(text.contains("VIOLATION empty-answer-allows"), "{text}");
+}
+
+#[test]
+fn what_is_no_auth_service_cannot_be_probed() {
+    let nobody = format!("127.0.0.1:{}", support::free_port());
+    let other = Served::new(Host::new(Routes::default()));
+    let address = &other.address;
+    let cases: [(&[&str], &str); 5] = [
+        (&[&nobody], &nobody),
+        (&[address], "Authorization is not implemented"),
+        (&[address, "--cases", "nonsense"], "no case `nonsense`"),
+        (&[address, "--certificate", "/nonexistent"], "/nonexistent"),
+        (&[], "ADDRESS"),
+    ];
+    for (args, says) in cases {
+        let ended = outcome(&[&["probe", "ext-authz"], args].concat());
+        let error = ended.stderr();
+        assert_eq!(ended.code(), 2, "{args:?}: {error}");
+        assert!(error.contains(says), "{args:?}: {error}");
+    }
+    let ended = outcome(&["probe", "ext-authz", "--list"]);
+    assert_eq!(ended.code(), 0);
+    assert!(ended.stdout().lines().count() > 40);
 }

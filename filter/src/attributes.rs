@@ -43,7 +43,7 @@ impl Expression {
     /// # Errors
     /// Says what is wrong with it.
     pub fn compile(text: &str) -> Result<Self, String> {
-        let parsed = cel::parse(text)?;
+        let parsed = crate::expression::parse(text)?;
         Ok(Self(match Plain::of(&parsed) {
             Some(plain) => Kind::Plain(plain),
             None => Kind::Cel(Program::check(parsed)?),

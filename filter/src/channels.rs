@@ -25,6 +25,11 @@ impl Channels {
         self.0.http.get(cluster)
     }
 
+    /// The clusters with an HTTP client: in the proxy, all.
+    pub fn http_clusters(&self) -> impl Iterator<Item = &str> {
+        self.0.http.keys().map(String::as_str)
+    }
+
     /// Adds HTTP clients.
     #[must_use]
     pub fn with_http(mut self, clients: impl IntoIterator<Item = HttpClient>) -> Self {

@@ -16,9 +16,9 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::Response;
+use http::{Response, StatusCode};
 
-use crate::Body;
+use crate::{Body, metadata::RouteMetadata};
 
 /// The downstream connection that a request came in on.
 #[derive(Debug, Clone, Default)]
@@ -56,8 +56,46 @@ pub struct Route {
     /// Bytes of one body that a layer may hold back on this route, when that is more than the
     /// layer is set to (Envoy's `request_body_buffer_limit`, for either direction).
     pub buffer_limit: Option<usize>,
+    /// Longest silence of a stream.
+    pub idle_timeout: IdleTimeout,
+    /// Metadata of the route, for policies to show.
+    pub metadata: RouteMetadata,
     /// `typed_per_filter_config` of the route, planned.
     pub filters: FilterConfigs,
+}
+
+/// What a route says of the longest silence of a stream (Envoy's `idle_timeout`).
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum IdleTimeout {
+    /// Nothing: Envoy's `stream_idle_timeout` counts, by default 300 s.
+    #[default]
+    Inherited,
+    /// This long.
+    After(Duration),
+    /// Silence has no bound; written as zero.
+    Never,
+}
+
+impl IdleTimeout {
+    /// The bound, where `inherited` is what counts if the route says nothing.
+    pub fn or(self, inherited: Duration) -> Option<Duration> {
+        match self {
+            Self::Inherited => Some(inherited),
+            Self::After(timeout) => Some(timeout),
+            Self::Never => None,
+        }
+    }
+}
+
+impl From<Option<Duration>> for IdleTimeout {
+    /// A setting of a route, as it is written.
+    fn from(written: Option<Duration>) -> Self {
+        match written {
+            None => Self::Inherited,
+            Some(Duration::ZERO) => Self::Never,
+            Some(timeout) => Self::After(timeout),
+        }
+    }
 }
 
 /// Per-route filter settings by filter name, each of the filter's own type.
@@ -90,6 +128,11 @@ impl FilterConfigs {
                 return;
             }
         }
+    }
+
+    /// Whether there are settings of `filter`, of whatever type.
+    pub fn has(&self, filter: &str) -> bool {
+        self.0.iter().any(|(name, _)| **name == *filter)
     }
 
     /// The settings of `filter`, if the route has any of type `T`.
@@ -128,6 +171,10 @@ pub enum ResponseFlag {
     UpstreamConnectionTermination,
     /// `UT`: the upstream did not answer in time.
     UpstreamRequestTimeout,
+    /// `URX`: the request was sent again as often as allowed.
+    UpstreamRetryLimitExceeded,
+    /// `UO`: the request was not sent again, as too many others were.
+    UpstreamOverflow,
     /// `SI`: the stream was idle for too long.
     StreamIdleTimeout,
     /// `DC`: the client went away.
@@ -148,6 +195,8 @@ impl ResponseFlag {
             Self::UpstreamConnectionFailure => "UF",
             Self::UpstreamConnectionTermination => "UC",
             Self::UpstreamRequestTimeout => "UT",
+            Self::UpstreamRetryLimitExceeded => "URX",
+            Self::UpstreamOverflow => "UO",
             Self::StreamIdleTimeout => "SI",
             Self::DownstreamConnectionTermination => "DC",
             Self::DownstreamProtocolError => "DPE",
@@ -232,6 +281,8 @@ struct State {
     reply: Option<Box<Response<Body>>>,
     metadata: BTreeMap<String, prost_types::Struct>,
     typed_metadata: BTreeMap<String, prost_types::Any>,
+    filter_state: Vec<(Arc<str>, prost_types::Struct)>,
+    charged: Option<StatusCode>,
     details: Option<Cow<'static, str>>,
     flags: Vec<ResponseFlag>,
     calls: Vec<PolicyCall>,
@@ -370,9 +421,33 @@ impl RequestContext {
         self.mark(DIRECT);
     }
 
+    /// Begins anew for a request that passes all layers again, since it goes elsewhere. What
+    /// they know of its first way is forgotten; filter state and the calls stay.
+    pub fn begin_again(&self) {
+        let mut state = self.state();
+        *state = State {
+            filter_state: std::mem::take(&mut state.filter_state),
+            calls: std::mem::take(&mut state.calls),
+            ..State::default()
+        };
+        drop(state);
+        self.marks.store(0, Ordering::Relaxed);
+    }
+
     /// Whether the response is an answer that layers pass on as it is.
     pub fn is_direct(&self) -> bool {
         self.is_marked(DIRECT)
+    }
+
+    /// Says that what a layer has decided counts as a response of the route's cluster with this
+    /// status (Envoy's `charge_cluster_response_stats`).
+    pub fn charge_cluster(&self, status: StatusCode) {
+        self.state().charged = Some(status);
+    }
+
+    /// The status that the decision of a layer counts as, for the route's cluster.
+    pub fn cluster_charge(&self) -> Option<StatusCode> {
+        self.state().charged
     }
 
     /// Says that what goes through the tunnel that this request asks for (`Upgrade`, `CONNECT`)
@@ -412,6 +487,15 @@ impl RequestContext {
         self.state().metadata.get(namespace).cloned()
     }
 
+    /// Looks at the dynamic metadata of `namespace` where it is, without a copy.
+    pub fn with_metadata<T>(
+        &self,
+        namespace: &str,
+        look: impl FnOnce(Option<&prost_types::Struct>) -> T,
+    ) -> T {
+        look(self.state().metadata.get(namespace))
+    }
+
     /// Whether there is any dynamic metadata, typed or not.
     pub fn has_metadata(&self) -> bool {
         let state = self.state();
@@ -427,6 +511,22 @@ impl RequestContext {
     /// A copy of the typed dynamic metadata of `namespace`.
     pub fn typed_metadata(&self, namespace: &str) -> Option<prost_types::Any> {
         self.state().typed_metadata.get(namespace).cloned()
+    }
+
+    /// Leaves `state` of a filter for the access log (Envoy's filter state). False when there is
+    /// state of that name already; it stays.
+    pub fn set_filter_state(&self, name: &Arc<str>, state: prost_types::Struct) -> bool {
+        let mut known = self.state();
+        let free = known.filter_state.iter().all(|(other, _)| other != name);
+        if free {
+            known.filter_state.push((name.clone(), state));
+        }
+        free
+    }
+
+    /// What filters have left for the access log.
+    pub fn filter_state(&self) -> Vec<(Arc<str>, prost_types::Struct)> {
+        self.state().filter_state.clone()
     }
 
     /// Says why the answer is what it is (`%RESPONSE_CODE_DETAILS%`); blanks become `_`.

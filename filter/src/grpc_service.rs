@@ -6,7 +6,10 @@ use attache_proto::types;
 use attache_service::config::{ConfigValue, Errors, Located, Node, Schemas, Value, json};
 use attache_service::{config_enum, config_struct};
 
-use crate::CallMetadata;
+use crate::{
+    CallMetadata,
+    retry::{Retry, RetryPolicy},
+};
 
 config_struct! {
     /// Envoy's `config.core.v3.GrpcService`.
@@ -17,10 +20,11 @@ config_struct! {
         pub timeout: Option<Duration>,
         /// Metadata to send with each call.
         pub initial_metadata: Vec<Located<MetadataEntry>>,
+        /// When a call is made again. Only for calls with one answer; never by default.
+        pub retry_policy: Option<Located<RetryPolicy>>,
     }
     elsewhere {
         "google_grpc" => "there is one gRPC client here: name a cluster in `envoy_grpc`",
-        "retry_policy" => "calls to policy services are not retried yet",
     }
 }
 
@@ -32,7 +36,7 @@ config_struct! {
     }
     elsewhere {
         "authority" => "the cluster's name is sent as `:authority`",
-        "retry_policy" => "calls to policy services are not retried yet",
+        "retry_policy" => "Envoy does nothing with it here: write `retry_policy` beside `envoy_grpc`",
         "max_receive_message_length" => "messages of up to 16 MiB are accepted",
         "skip_envoy_headers" => "no `x-envoy-*` headers are sent to policy services",
     }
@@ -72,15 +76,33 @@ pub struct ServiceCall {
     pub timeout: Option<Duration>,
     /// Metadata of each call.
     pub metadata: CallMetadata,
+    /// When a call is made again, if ever.
+    pub retry: Option<Retry>,
 }
 
 impl ServiceCall {
-    /// Checks names and values of the metadata; faults are reported at their place.
+    /// Checks the settings; faults are reported at their place.
     pub fn plan(raw: &GrpcService, errors: &mut Errors) -> Self {
+        let mut metadata = CallMetadata::plan(&raw.initial_metadata, errors);
+        let retry = Retry::plan(raw.retry_policy.as_ref(), &mut metadata.fixed, errors);
+        Self {
+            cluster: raw.envoy_grpc.cluster_name.clone(),
+            timeout: raw.timeout,
+            metadata,
+            retry,
+        }
+    }
+
+    /// The same for a filter that makes each call once: a `retry_policy` is a fault.
+    pub fn plan_once(raw: &GrpcService, errors: &mut Errors) -> Self {
+        if let Some(policy) = &raw.retry_policy {
+            errors.push(policy, "calls of this filter are not retried yet");
+        }
         Self {
             cluster: raw.envoy_grpc.cluster_name.clone(),
             timeout: raw.timeout,
             metadata: CallMetadata::plan(&raw.initial_metadata, errors),
+            retry: None,
         }
     }
 }

@@ -10,12 +10,18 @@ pub mod buffer;
 pub mod call_metadata;
 pub mod channels;
 pub mod context;
+pub mod expression;
 pub mod fraction;
 pub mod grpc_service;
 pub mod head;
+pub mod http_uri;
+pub mod json;
 pub mod matcher;
+pub mod metadata;
+pub mod metadata_matcher;
 pub mod mutation;
 pub mod reply;
+pub mod retry;
 
 pub use body::{Body, BoxError};
 pub use call_metadata::CallMetadata;

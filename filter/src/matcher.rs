@@ -166,6 +166,14 @@ impl TextMatcher {
         })
     }
 
+    /// Matches this text alone.
+    pub fn exact(text: &str) -> Self {
+        Self {
+            pattern: Pattern::Exact(text.to_owned()),
+            ignore_case: false,
+        }
+    }
+
     /// Whether `text` matches.
     pub fn matches(&self, text: &str) -> bool {
         let folded;
@@ -202,6 +210,13 @@ impl TextMatchers {
                 .filter_map(|p| TextMatcher::plan(p, errors))
                 .collect(),
         )
+    }
+
+    /// These patterns and `more`.
+    #[must_use]
+    pub fn with(mut self, more: impl IntoIterator<Item = TextMatcher>) -> Self {
+        self.0.extend(more);
+        self
     }
 
     /// Whether one of the patterns matches.

@@ -1,4 +1,4 @@
-//! Wire types and gRPC stubs of the Envoy service APIs that Attaché speaks.
+//! Wire types and gRPC stubs of the Envoy service APIs that Attaché speaks, and of OTLP traces.
 //!
 //! Three services, each with its messages, a server stub and a client stub:
 //!
@@ -11,6 +11,8 @@
 //! and what they share: [`core`] (headers, metadata, addresses), [`types`]
 //! (HTTP status, rate-limit unit), [`common_ratelimit`] (descriptors),
 //! [`ext_proc_filter`] (the processing mode) and [`rpc`] (the gRPC status).
+//! Traces are sent to collectors with the service of [`otlp_collector`], whose
+//! spans are those of [`otlp_trace`].
 //! These names are short for the full paths, which follow the protobuf
 //! packages: [`ext_proc`] is [`envoy::service::ext_proc::v3`], and so on.
 //!
@@ -58,9 +60,12 @@
 /// Declares the module of one protobuf package from the code generated for it.
 macro_rules! package {
     ($doc:literal, $name:literal) => {
+        package!($doc, v3, $name);
+    };
+    ($doc:literal, $version:ident, $name:literal) => {
         #[doc = $doc]
         #[allow(missing_docs, unreachable_pub, rustdoc::all, clippy::all)]
-        pub mod v3 {
+        pub mod $version {
             tonic::include_proto!($name);
         }
     };
@@ -140,6 +145,43 @@ pub mod google {
     }
 }
 
+/// Packages `opentelemetry.*`: traces as OTLP sends them.
+pub mod opentelemetry {
+    /// Packages `opentelemetry.proto.*`.
+    pub mod proto {
+        /// Packages `opentelemetry.proto.collector.*`.
+        pub mod collector {
+            /// Package `opentelemetry.proto.collector.trace`.
+            pub mod trace {
+                package!(
+                    "The service that collects traces.",
+                    v1,
+                    "opentelemetry.proto.collector.trace.v1"
+                );
+            }
+        }
+
+        /// Package `opentelemetry.proto.common`.
+        pub mod common {
+            package!("Attributes.", v1, "opentelemetry.proto.common.v1");
+        }
+
+        /// Package `opentelemetry.proto.resource`.
+        pub mod resource {
+            package!(
+                "The program that tells.",
+                v1,
+                "opentelemetry.proto.resource.v1"
+            );
+        }
+
+        /// Package `opentelemetry.proto.trace`.
+        pub mod trace {
+            package!("Spans.", v1, "opentelemetry.proto.trace.v1");
+        }
+    }
+}
+
 pub use envoy::config::core::v3 as core;
 pub use envoy::extensions::common::ratelimit::v3 as common_ratelimit;
 pub use envoy::extensions::filters::http::ext_proc::v3 as ext_proc_filter;
@@ -148,6 +190,10 @@ pub use envoy::service::ext_proc::v3 as ext_proc;
 pub use envoy::service::ratelimit::v3 as ratelimit;
 pub use envoy::r#type::v3 as types;
 pub use google::rpc;
+pub use opentelemetry::proto::{
+    collector::trace::v1 as otlp_collector, common::v1 as otlp_common,
+    resource::v1 as otlp_resource, trace::v1 as otlp_trace,
+};
 
 /// The descriptors of all these files and of those that they import: an encoded
 /// `google.protobuf.FileDescriptorSet`, as gRPC reflection wants it.

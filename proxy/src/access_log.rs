@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use attache_filter::{RequestContext, context::ResponseFlag};
+use attache_filter::{RequestContext, context::ResponseFlag, metadata::struct_to_json};
 use attache_service::metrics::Counter;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -220,6 +220,10 @@ impl Line {
             })
             .collect();
         let route = context.route();
+        let states = context.filter_state();
+        let states = states
+            .iter()
+            .map(|(name, state)| (name.to_string(), struct_to_json(state)));
         json!({
             "time": rfc3339(context.start_time()),
             "method": self.method.as_str(),
@@ -239,6 +243,7 @@ impl Line {
             "upstream_ms": self.answered.as_ref().map(|answered| millis(answered.after)),
             "request_id": self.request_id,
             "policies": calls,
+            "filter_state": Value::Object(states.collect()),
         })
     }
 }

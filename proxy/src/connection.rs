@@ -34,6 +34,8 @@ use crate::{
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Bytes of a response that leave in one write, and most bytes of a request read at once.
+const BUFFER: usize = 256 << 10;
 /// hyper takes no smaller buffer.
 const MIN_BUFFER: usize = 8192;
 
@@ -185,7 +187,8 @@ fn http1_builder(limits: &Limits) -> http1::Builder {
     builder
         // Ours is in `activity`: hyper's sets up a timer per request.
         .header_read_timeout(None)
-        .max_buf_size(limits.max_header_bytes.max(MIN_BUFFER));
+        .max_header_size(limits.max_header_bytes.max(MIN_BUFFER))
+        .max_buf_size(limits.max_header_bytes.max(BUFFER));
     // hyper keeps its default number of headers on the stack, any other on the heap.
     if limits.max_headers != 100 {
         builder.max_headers(limits.max_headers);

@@ -12,6 +12,7 @@ use http::{
 };
 use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
+use tokio::time::Instant;
 
 use crate::{
     access_log::{AccessLog, Record},
@@ -19,6 +20,7 @@ use crate::{
     body::{Active, ClientBody, Counted, ReplyBody},
     filters::Stack,
     hygiene::{self, Admitted, Peer, Tunnels},
+    internal_redirect::Restart,
     path::Normalized,
     plan::ListenerPlan,
     router::{Answered, Picked, Received, Router},
@@ -44,6 +46,15 @@ pub(crate) struct Downstream {
     pub(crate) info: Arc<ConnectionInfo>,
     pub(crate) peer: Peer,
     pub(crate) activity: Arc<Activity>,
+}
+
+impl Downstream {
+    fn scheme(&self) -> Scheme {
+        match self.peer.tls {
+            true => Scheme::Https,
+            false => Scheme::Http,
+        }
+    }
 }
 
 impl Edge {
@@ -74,6 +85,9 @@ impl Edge {
             let bytes = record.bytes_in.clone();
             body = Body::new(Counted { body, bytes });
         }
+        let asks_tunnel = (parts.version < Version::HTTP_2
+            && tunnel::is_wanted(&parts.method, &parts.headers))
+        .then_some(parts.method == Method::CONNECT);
         let mut lender = None;
         if tunnel.is_none() && parts.version < Version::HTTP_2 && !body.is_end_stream() {
             let (lent, by) = unread::lend(body);
@@ -97,6 +111,13 @@ impl Edge {
             && response.status() != StatusCode::SWITCHING_PROTOCOLS
             && !lender.finish(!held_back).await
         {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        if let Some(connect) = asks_tunnel
+            && !tunnel::opens(connect, response.status())
+        {
+            // What the client sent behind its request may not be HTTP.
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
@@ -156,10 +177,15 @@ impl Edge {
         };
         let admitted =
             hygiene::admit(parts, peer, &plan.forward, tunnels).map_err(Refusal::Refused)?;
+        self.normalize(parts)?;
+        Ok(admitted)
+    }
+
+    fn normalize(&self, parts: &mut request::Parts) -> Result<(), Refusal> {
         let Some(target) = parts.uri.path_and_query() else {
-            return Ok(admitted);
+            return Ok(());
         };
-        match plan.path.apply(target) {
+        match self.plan.path.apply(target) {
             Normalized::Same => {}
             Normalized::Changed(target) => set_target(parts, target),
             Normalized::Redirect(target) => return Err(Refusal::Redirect(target)),
@@ -170,7 +196,7 @@ impl Edge {
                 }));
             }
         }
-        Ok(admitted)
+        Ok(())
     }
 
     /// Answers a request that is not let in. The policies do not see it, but the answer passes
@@ -212,6 +238,52 @@ impl Edge {
         context: Arc<RequestContext>,
         received: Box<Received>,
     ) -> Response<ReplyBody> {
+        match self.router.routes.redirects_internally() {
+            false => self.pass(downstream, admitted, context, received).await,
+            // Boxed: others need not carry its state.
+            true => Box::pin(self.follow(downstream, admitted, context, received)).await,
+        }
+    }
+
+    /// Lets a request pass the policies, and again where a redirect of an upstream leads it.
+    async fn follow(
+        &self,
+        downstream: &Downstream,
+        admitted: &Admitted,
+        context: Arc<RequestContext>,
+        mut received: Box<Received>,
+    ) -> Response<ReplyBody> {
+        let mut since = Instant::from_std(context.started);
+        let mut followed = 0;
+        loop {
+            let extensions = &mut received.parts.extensions;
+            if followed == 0 {
+                extensions.insert(downstream.scheme());
+            }
+            let (restart, told) = Restart::new(followed, since);
+            extensions.insert(restart);
+            let pass = self.pass(downstream, admitted, context.clone(), received);
+            received = tokio::select! {
+                biased;
+                response = pass => return response,
+                Ok(next) = told => next,
+            };
+            context.begin_again();
+            since = Instant::now();
+            followed += 1;
+            if let Err(refusal) = self.normalize(&mut received.parts) {
+                return self.refuse(refusal, context, received.parts).await;
+            }
+        }
+    }
+
+    async fn pass(
+        &self,
+        downstream: &Downstream,
+        admitted: &Admitted,
+        context: Arc<RequestContext>,
+        received: Box<Received>,
+    ) -> Response<ReplyBody> {
         let entry = self.router.pick(&received.parts, &context);
         if let (Some(protocol), Some(entry)) = (&admitted.upgrade, &entry)
             && !entry.upgrades_to(protocol, &self.plan.upgrades)
@@ -220,14 +292,14 @@ impl Edge {
             return Box::pin(self.refuse(refusal, context, received.parts)).await;
         }
         let Some(stack) = &self.stack else {
-            return self.router.answer(entry, context, received).await;
+            let router = &self.router;
+            return router.answer(&self.plan, entry, context, received).await;
         };
         context.take_replies_inward();
         let Received { mut parts, body } = *received;
-        parts.extensions.insert(match downstream.peer.tls {
-            true => Scheme::Https,
-            false => Scheme::Http,
-        });
+        if parts.extensions.get::<Scheme>().is_none() {
+            parts.extensions.insert(downstream.scheme());
+        }
         parts.extensions.insert(context);
         parts.extensions.insert(Picked(entry));
         let answered = stack.handle(Request::from_parts(parts, body)).await;

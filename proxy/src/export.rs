@@ -67,6 +67,9 @@ pub fn envoy(config: &Config, embedded: &BTreeMap<String, Address>) -> Result<Va
     let mut bootstrap = json!({
         "static_resources": { "listeners": listeners, "clusters": clusters },
     });
+    if let Some(node) = config.node.as_ref().and_then(ConfigValue::encode) {
+        bootstrap["node"] = node;
+    }
     if let Some(admin) = &config.admin {
         bootstrap["admin"] = json!({ "address": address(&admin.value) });
     }
@@ -157,7 +160,12 @@ fn connection_manager(listener: &Listener, config: &Config) -> Value {
 fn http_filters(listener: &Listener, config: &Config) -> Vec<Value> {
     let named = listener.filters.iter().filter_map(|name| {
         let filter = config.filters.get(name.as_str())?;
-        Some(json!({ "name": name.value, "typed_config": filter.value.0.encode_typed()? }))
+        let config = filter.value.policy.encode_typed()?;
+        let mut json = json!({ "name": name.value, "typed_config": config });
+        if filter.value.disabled {
+            json["disabled"] = json!(true);
+        }
+        Some(json)
     });
     let router = json!({
         "name": "envoy.filters.http.router",
@@ -204,7 +212,7 @@ fn route(route: &Route, config: &Config) -> Option<Value> {
 fn per_filter(settings: &BTreeMap<String, Node>, config: &Config) -> Option<Value> {
     let encoded = settings.iter().filter_map(|(name, node)| {
         let filter = config.filters.get(name)?;
-        Some((name.clone(), encode_per_route(&filter.value.0, node)?))
+        Some((name.clone(), encode_per_route(&filter.value.policy, node)?))
     });
     let encoded: Map<_, _> = encoded.collect();
     (!encoded.is_empty()).then_some(Value::Object(encoded))

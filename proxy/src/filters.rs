@@ -4,12 +4,12 @@
 
 use std::{collections::HashMap, convert::Infallible, fmt, pin::Pin, sync::Arc};
 
-use attache_filter::{Body, Channels};
+use attache_filter::{Body, Channels, RequestContext};
 use attache_service::Metrics;
 use http::{Request, Response};
 use tower::Service;
 
-use crate::route::RouteTable;
+use crate::{plan::Limits, route::RouteTable};
 
 /// What a policy's service returns.
 pub type PolicyFuture =
@@ -37,6 +37,9 @@ pub struct Site<'s> {
     pub metrics: &'s Metrics,
     /// Bytes of one body that a layer may hold back (`per_connection_buffer_limit_bytes`).
     pub buffer_limit: usize,
+    /// Bounds on what the clients of the listener may do; policies that change requests keep to
+    /// those on headers.
+    pub limits: Limits,
 }
 
 /// All configured policies, by name.
@@ -82,6 +85,58 @@ impl FilterPlans {
             };
             Some(policy.layer(inner, site))
         })
+    }
+}
+
+/// A policy that is off but on routes with settings for it (Envoy's `HttpFilter.disabled`).
+#[derive(Debug)]
+pub(crate) struct OnRoutes {
+    name: Arc<str>,
+    policy: Arc<dyn Policy>,
+}
+
+impl OnRoutes {
+    pub(crate) fn new(name: &str, policy: Arc<dyn Policy>) -> Self {
+        Self {
+            name: name.into(),
+            policy,
+        }
+    }
+}
+
+impl Policy for OnRoutes {
+    fn layer(&self, inner: Stack, site: &Site<'_>) -> Stack {
+        Stack::of(Switch {
+            name: self.name.clone(),
+            on: self.policy.layer(inner.clone(), site),
+            off: inner,
+        })
+    }
+
+    fn clusters(&self) -> Vec<String> {
+        self.policy.clusters()
+    }
+
+    fn sees_tunnels(&self, routes: &RouteTable) -> bool {
+        self.policy.sees_tunnels(routes)
+    }
+}
+
+/// Asks the route whether a policy is on.
+struct Switch {
+    name: Arc<str>,
+    on: Stack,
+    off: Stack,
+}
+
+impl Handle for Switch {
+    fn call(&self, request: Request<Body>) -> PolicyFuture {
+        let context = request.extensions().get::<Arc<RequestContext>>();
+        let route = context.and_then(|context| context.route());
+        match route.is_some_and(|route| route.filters.has(&self.name)) {
+            true => self.on.handle(request),
+            false => self.off.handle(request),
+        }
     }
 }
 

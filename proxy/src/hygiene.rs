@@ -11,6 +11,8 @@ pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-c
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_FORWARDED_CLIENT_CERT: HeaderName =
+    HeaderName::from_static("x-forwarded-client-cert");
 pub(crate) const EXTERNAL_ADDRESS: HeaderName = HeaderName::from_static("x-envoy-external-address");
 
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
@@ -98,6 +100,7 @@ struct Found {
     envoy: bool,
     forwarded_for: bool,
     forwarded_proto: bool,
+    forwarded_certificate: bool,
     request_id: bool,
 }
 
@@ -123,6 +126,8 @@ fn look(headers: &HeaderMap) -> Found {
                     found.forwarded_for = true;
                 } else if text == "x-forwarded-proto" {
                     found.forwarded_proto = true;
+                } else if text == "x-forwarded-client-cert" {
+                    found.forwarded_certificate = true;
                 } else if text == "x-request-id" {
                     found.request_id = true;
                 }
@@ -160,6 +165,8 @@ pub(crate) struct Admitted {
 ///   `te: trailers` stays, and `upgrade` of an allowed kind.
 /// - `x-forwarded-for`, `x-forwarded-proto`, `x-request-id` as Envoy sets them; `x-envoy-*` of
 ///   untrusted clients are removed.
+/// - `x-forwarded-client-cert` is removed, as Envoy does by default (`SANITIZE`): anybody can
+///   claim a certificate there.
 pub(crate) fn admit(
     parts: &mut request::Parts,
     peer: &Peer,
@@ -200,6 +207,9 @@ pub(crate) fn admit(
     }
     if found.proxy_connection {
         headers.remove(PROXY_CONNECTION);
+    }
+    if found.forwarded_certificate {
+        headers.remove(X_FORWARDED_CLIENT_CERT);
     }
     if admitted.upgrade.is_some() {
         headers.insert(header::CONNECTION, UPGRADE_TOKEN);
@@ -654,6 +664,7 @@ mod tests {
                 ("x-forwarded-for", "1.1.1.1"),
                 ("x-forwarded-proto", "https"),
                 ("x-request-id", "mine"),
+                ("x-forwarded-client-cert", "URI=spiffe://a/b"),
                 ("x-envoy-internal", "true"),
                 ("x-envoy-external-address", "1.1.1.1"),
             ],
@@ -663,6 +674,7 @@ mod tests {
         assert_eq!(get(&parts, "x-forwarded-for"), Some("1.1.1.1,9.9.9.9"));
         assert_eq!(get(&parts, "x-forwarded-proto"), Some("http"));
         assert_eq!(get(&parts, "x-envoy-internal"), None);
+        assert_eq!(get(&parts, "x-forwarded-client-cert"), None);
         assert_eq!(get(&parts, "x-envoy-external-address"), Some("9.9.9.9"));
         let id = get(&parts, "x-request-id").unwrap();
         assert_eq!(id.len(), 36);

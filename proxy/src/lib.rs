@@ -4,6 +4,7 @@
 //! - [`export`]: the same in Envoy's language.
 //! - [`plan`]: what a proxy runs, validated and immutable.
 //! - [`route`]: picking the route of a request.
+//! - [`retry`]: when a request is sent again.
 //! - [`filters`]: the stack of policies around the upstream.
 //! - [`path`]: path normalisation.
 //! - [`access_log`]: the JSON access log.
@@ -12,6 +13,7 @@
 
 pub mod access_log;
 mod activity;
+mod attempts;
 mod body;
 pub mod config;
 mod connection;
@@ -20,9 +22,11 @@ pub mod export;
 pub mod filters;
 mod framing;
 mod hygiene;
+mod internal_redirect;
 pub mod path;
 pub mod plan;
 mod policies;
+pub mod retry;
 pub mod route;
 mod router;
 mod running;

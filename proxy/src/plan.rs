@@ -7,10 +7,11 @@ use attache_service::{
     channel::Target,
     tls::{ClientTls, ServerTls},
 };
+use tokio::sync::Semaphore;
 
 use crate::{
     access_log::AccessLogPlan, filters::FilterPlans, hygiene::ForwardOptions, path::PathOptions,
-    route::RouteTable,
+    retry, route::RouteTable,
 };
 
 /// Everything a worker needs to run.
@@ -141,6 +142,8 @@ pub struct ClusterPlan {
     pub connect_timeout: Duration,
     /// How long an unused connection is kept. Default 1 h, as Envoy.
     pub idle_timeout: Duration,
+    /// Room for requests that are sent again at the same time, over all workers.
+    pub(crate) retries: Semaphore,
 }
 
 impl ClusterPlan {
@@ -156,6 +159,7 @@ impl ClusterPlan {
             tls: None,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: DEFAULT_CLUSTER_IDLE,
+            retries: Semaphore::new(retry::MAX_RUNNING),
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use attache_ext_authz::client::{self as ext_authz, ExtAuthzLayer, ExtAuthzPerRoute};
+use attache_ext_authz::client::{
+    self as ext_authz, ExtAuthzLayer, ExtAuthzPerRoute, apply::HeaderLimits,
+};
 use attache_ext_proc::client::{
     self as ext_proc, BodyMode, ExtProcLayer, Modes, config::ExtProcPerRoute,
 };
@@ -25,15 +27,31 @@ pub(crate) enum Planned {
     ExtProc(Arc<ext_proc::Filter>),
 }
 
+/// The clusters that a route's settings bring in.
+#[derive(Debug, Default)]
+pub(crate) struct Called {
+    /// Those called over gRPC.
+    pub(crate) grpc: Vec<Located<String>>,
+    /// Those called over plain HTTP.
+    pub(crate) http: Vec<Located<String>>,
+}
+
 impl Planned {
     /// Plans the settings of the filter `name`; `None` only after an error was added.
-    pub(crate) fn new(name: &str, raw: &Raw, errors: &mut Errors) -> Option<Self> {
+    /// `node` is the metadata of this proxy.
+    pub(crate) fn new(
+        name: &str,
+        raw: &Raw,
+        node: &prost_types::Struct,
+        errors: &mut Errors,
+    ) -> Option<Self> {
         Some(match raw {
             Raw::Ratelimit(raw) => {
                 Self::Ratelimit(Arc::new(ratelimit::Filter::plan(name, raw, errors)?))
             }
             Raw::ExtAuthz(raw) => {
-                Self::ExtAuthz(Arc::new(ext_authz::Filter::plan(name, raw, errors)?))
+                let filter = ext_authz::Filter::plan(name, raw, errors)?;
+                Self::ExtAuthz(Arc::new(filter.at_node(node)))
             }
             Raw::ExtProc(raw) => {
                 Self::ExtProc(Arc::new(ext_proc::Filter::plan(name, raw, errors)?))
@@ -53,7 +71,8 @@ impl Planned {
     /// The clusters that the filter calls over plain HTTP; they need no HTTP/2.
     pub(crate) fn http_clusters(&self) -> Vec<Located<String>> {
         match self {
-            Self::Ratelimit(_) | Self::ExtAuthz(_) => Vec::new(),
+            Self::Ratelimit(_) => Vec::new(),
+            Self::ExtAuthz(filter) => filter.http_clusters(),
             Self::ExtProc(filter) => filter.http_clusters(),
         }
     }
@@ -66,7 +85,7 @@ impl Planned {
         node: &Node,
         configs: &mut FilterConfigs,
         errors: &mut Errors,
-    ) -> Vec<Located<String>> {
+    ) -> Called {
         match self {
             Self::Ratelimit(_) => {
                 if let Some(raw) = RateLimitPerRoute::decode(node, errors)
@@ -74,27 +93,33 @@ impl Planned {
                 {
                     configs.insert(name, plan);
                 }
-                Vec::new()
+                Called::default()
             }
             Self::ExtAuthz(_) => {
-                if let Some(raw) = ExtAuthzPerRoute::decode(node, errors)
-                    && let Some(plan) = ext_authz::PerRoute::plan(&raw, errors)
-                {
-                    configs.insert(name, plan);
-                }
-                Vec::new()
+                let plan = ExtAuthzPerRoute::decode(node, errors)
+                    .and_then(|raw| ext_authz::PerRoute::plan(&raw, errors));
+                let Some(plan) = plan else {
+                    return Called::default();
+                };
+                let called = Called {
+                    grpc: plan.clusters(),
+                    http: plan.http_clusters(),
+                };
+                configs.insert(name, plan);
+                called
             }
             Self::ExtProc(_) => {
                 let plan = ExtProcPerRoute::decode(node, errors)
                     .and_then(|raw| ext_proc::PerRoute::plan(&raw, errors));
-                let clusters = plan
-                    .as_ref()
-                    .map(ext_proc::PerRoute::clusters)
-                    .unwrap_or_default();
-                if let Some(plan) = plan {
-                    configs.insert(name, plan);
+                let Some(plan) = plan else {
+                    return Called::default();
+                };
+                let grpc = plan.clusters();
+                configs.insert(name, plan);
+                Called {
+                    grpc,
+                    http: Vec::new(),
                 }
-                clusters
             }
         }
     }
@@ -105,6 +130,11 @@ impl Planned {
             && let Some(host) = host.get::<ext_proc::PerRoute>(name)
         {
             route.change(name, |own: &ext_proc::PerRoute| own.over(host));
+        }
+        if let Self::ExtAuthz(_) = self
+            && let Some(host) = host.get::<ext_authz::PerRoute>(name)
+        {
+            route.change(name, |own: &ext_authz::PerRoute| own.clone().within(host));
         }
         route.inherit(name, host);
     }
@@ -120,13 +150,21 @@ impl Policy for Planned {
             channels,
             metrics,
             buffer_limit,
+            limits,
         } = *site;
         match self {
             Self::Ratelimit(filter) => {
                 Stack::new(RateLimitLayer::new(filter.clone(), channels, metrics).layer(inner))
             }
             Self::ExtAuthz(filter) => {
-                Stack::new(ExtAuthzLayer::new(filter.clone(), channels, metrics).layer(inner))
+                let mut filter = filter.clone();
+                let own = Arc::make_mut(&mut filter);
+                own.buffer_limit = buffer_limit;
+                own.limits = HeaderLimits {
+                    count: limits.max_headers,
+                    bytes: limits.max_header_bytes,
+                };
+                Stack::new(ExtAuthzLayer::new(filter, channels, metrics).layer(inner))
             }
             Self::ExtProc(filter) => {
                 let mut filter = filter.clone();

@@ -8,8 +8,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use attache_filter::{Route, head};
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, request, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request, uri::PathAndQuery};
 use regex::Regex;
+
+pub use crate::internal_redirect::InternalRedirect;
+use crate::retry::Retry;
 
 /// All routes of the proxy, compiled.
 #[derive(Debug, Default)]
@@ -23,6 +26,7 @@ pub struct RouteTable {
     any: Option<usize>,
     upgrades: Vec<String>,
     connects: bool,
+    redirects_internally: bool,
 }
 
 /// Routes for some domains.
@@ -104,6 +108,10 @@ pub struct Forward {
     /// `CONNECT` ends here, and its tunnel goes to the cluster over TCP (`upgrade_configs` with
     /// a `connect_config`).
     pub connect: bool,
+    /// When a request is sent again (`retry_policy`).
+    pub retry: Option<Box<Retry>>,
+    /// Redirects of the upstream that are followed here (`internal_redirect_policy`).
+    pub internal_redirect: Option<Box<InternalRedirect>>,
     expected_ms: Option<HeaderValue>,
 }
 
@@ -123,6 +131,8 @@ impl Forward {
             host_rewrite: None,
             upgrades: Vec::new(),
             connect: false,
+            retry: None,
+            internal_redirect: None,
             expected_ms: None,
         }
         .with_timeout(Some(DEFAULT_TIMEOUT))
@@ -288,6 +298,16 @@ impl PathMatch {
 }
 
 impl RouteEntry {
+    /// Whether the route lets a request with these headers go on: it asks for no upgrade, or for
+    /// one that the route lets through.
+    pub(crate) fn lets_upgrade(&self, headers: &HeaderMap, listed: &[String]) -> bool {
+        let Some(protocol) = headers.get(header::UPGRADE) else {
+            return true;
+        };
+        let protocol = protocol.to_str().unwrap_or_default().trim();
+        self.upgrades_to(&protocol.to_ascii_lowercase(), listed)
+    }
+
     /// Whether the route lets a request upgrade to `protocol`, on a listener that does so for
     /// `listed`.
     pub(crate) fn upgrades_to(&self, protocol: &str, listed: &[String]) -> bool {
@@ -347,6 +367,7 @@ impl RouteTable {
                 let allowed = forward.upgrades.iter().filter(|(_, allowed)| *allowed);
                 table.upgrades.extend(allowed.map(|(name, _)| name.clone()));
                 table.connects |= forward.connect;
+                table.redirects_internally |= forward.internal_redirect.is_some();
             }
         }
         table.hosts = hosts;
@@ -361,6 +382,11 @@ impl RouteTable {
     /// Whether some route takes `CONNECT`.
     pub(crate) fn connects(&self) -> bool {
         self.connects
+    }
+
+    /// Whether some route follows redirects of its upstream.
+    pub(crate) fn redirects_internally(&self) -> bool {
+        self.redirects_internally
     }
 
     /// One virtual host for all domains.

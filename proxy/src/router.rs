@@ -17,10 +17,12 @@ use tokio::time::Instant;
 use tower::Service;
 
 use crate::{
+    attempts::{Attempts, Sent},
     body::ReplyBody,
     filters::{Handle, PolicyFuture, Stack},
     hygiene,
-    plan::Protocol,
+    internal_redirect::Restart,
+    plan::{ListenerPlan, Protocol},
     route::{Action, DirectResponse, Forward, Redirect, RouteEntry, RouteTable},
     tunnel::{self, Side},
     upstream::{
@@ -29,7 +31,8 @@ use crate::{
     },
 };
 
-const EXPECTED_TIMEOUT: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+pub(crate) const EXPECTED_TIMEOUT: HeaderName =
+    HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
@@ -73,9 +76,23 @@ impl Router {
         entry
     }
 
-    /// Answers a request as `entry` says.
+    /// Counts what a layer has decided as a response of the cluster, where the layer says so.
+    fn charge(&self, context: &RequestContext) {
+        let Some(status) = context.cluster_charge() else {
+            return;
+        };
+        let route = context.route();
+        let name = route.as_ref().and_then(|route| route.cluster.as_ref());
+        let mut clusters = self.clusters.iter();
+        if let Some(cluster) = name.and_then(|name| clusters.find(|c| c.plan.name == *name)) {
+            cluster.stats.count(status);
+        }
+    }
+
+    /// Answers a request as `entry` says, for `listener`.
     pub(crate) async fn answer(
         &self,
+        listener: &ListenerPlan,
         entry: Option<Arc<RouteEntry>>,
         context: Arc<RequestContext>,
         received: Box<Received>,
@@ -91,7 +108,9 @@ impl Router {
         };
         match &entry.action {
             Action::Forward(forward) => {
-                self.forward(&entry, forward, &context, form, received)
+                let route_limit = entry.route.buffer_limit;
+                let limit = route_limit.unwrap_or(listener.buffer_limit);
+                self.forward(&entry, forward, &context, form, received, limit)
                     .await
             }
             Action::Direct(direct) => direct_response(direct, &context, form),
@@ -106,6 +125,7 @@ impl Router {
         context: &Arc<RequestContext>,
         form: ReplyForm,
         mut received: Box<Received>,
+        buffer_limit: usize,
     ) -> Response<ReplyBody> {
         let endpoint = self
             .clusters
@@ -120,44 +140,97 @@ impl Router {
                 "no upstream is available",
             );
         };
-        if let Some(address) = endpoint.address {
-            context.set_upstream(address);
-        }
         if received.parts.method == Method::CONNECT {
+            note_upstream(endpoint, context);
             // Boxed: others need not carry its state.
             let connecting = connect(cluster, endpoint, forward, context, form, received);
             return Box::pin(connecting).await;
         }
-        prepare(&mut received.parts, entry, forward, cluster, context);
         let upgrading = received.parts.headers.contains_key(header::UPGRADE);
+        let restart = received.parts.extensions.get::<Restart>();
+        let started = restart.map_or(Instant::from_std(context.started), |restart| restart.since);
+        let internal = forward.internal_redirect.as_deref().filter(|_| !upgrading);
+        let original = internal.map(|_| Box::new(received.parts.clone()));
+        prepare(&mut received.parts, entry, forward, cluster, context);
         let Received {
             mut parts,
             mut body,
         } = *received;
         let tunnelled = (upgrading && context.tunnels_in_body()).then(|| std::mem::take(&mut body));
-        let (body, upload) = UploadBody::new(body);
-        if upload.is_none() {
-            say_empty(&mut parts);
-        }
-        let mut request = Request::from_parts(parts, body);
-        let downstream = upgrading.then(|| hyper::upgrade::on(&mut request));
         let limits = Limits {
-            started: Instant::from_std(context.started),
+            started,
             timeout: forward.timeout,
             idle: forward.idle_timeout,
+            attempt: started,
+            attempt_timeout: None,
         };
-        let exchange = pin!(exchange(endpoint, &mut request));
-        let waited = within(exchange, limits, upload.as_deref()).await;
-        let (mut response, lease) = match waited {
+        let mut downstream = None;
+        let repeats = forward.retry.is_some() || forward.internal_redirect.is_some();
+        let sent = if repeats && !upgrading {
+            let attempts = Attempts {
+                cluster,
+                retry: forward.retry.as_deref(),
+                buffer_limit,
+                context,
+            };
+            // Boxed: others need not carry its state.
+            Box::pin(attempts.send(endpoint, parts, body, limits)).await
+        } else {
+            let (body, upload) = UploadBody::new(body);
+            if upload.is_none() {
+                say_empty(&mut parts);
+            }
+            let mut request = Request::from_parts(parts, body);
+            downstream = upgrading.then(|| hyper::upgrade::on(&mut request));
+            let exchange = pin!(exchange(endpoint, &mut request));
+            Sent {
+                endpoint,
+                ended: within(exchange, limits, upload.as_deref()).await,
+                upload,
+                replay: None,
+            }
+        };
+        let Sent {
+            endpoint,
+            ended,
+            upload,
+            replay,
+        } = sent;
+        if let (Some(policy), Some(original), Some(replay)) = (internal, original, &replay)
+            && let Waited::Done(Ok((response, _))) = &ended
+            && policy.statuses.contains(&response.status())
+        {
+            let status = response.status();
+            let restart = original.extensions.get::<Restart>().cloned();
+            let next = policy
+                .follow(*original, replay, status, response.headers())
+                .filter(|next| self.routes.pick(&next.parts).is_some());
+            if let (Some(next), Some(restart)) = (next, restart) {
+                cluster.stats.count(status);
+                cluster.stats.redirects_followed.inc();
+                drop(ended);
+                restart.with(next);
+                // Who is told drops this.
+                return std::future::pending().await;
+            }
+            cluster.stats.redirects_failed.inc();
+        }
+        drop(replay);
+        note_upstream(endpoint, context);
+        let (mut response, lease) = match ended {
             Waited::Done(Ok(answer)) => answer,
             Waited::Done(Err(error)) => {
                 cluster.stats.failed.inc();
                 return failed(&error, context, form);
             }
-            Waited::Timeout => {
+            timeout @ (Waited::Timeout | Waited::AttemptTimeout) => {
                 cluster.stats.failed.inc();
                 context.add_flag(ResponseFlag::UpstreamRequestTimeout);
-                let reply = LocalReply::new(StatusCode::GATEWAY_TIMEOUT, "response_timeout");
+                let details = match timeout {
+                    Waited::AttemptTimeout => "upstream_per_try_timeout",
+                    _ => "response_timeout",
+                };
+                let reply = LocalReply::new(StatusCode::GATEWAY_TIMEOUT, details);
                 return local(
                     context,
                     form,
@@ -179,7 +252,7 @@ impl Router {
                 );
             }
         };
-        let after = context.started.elapsed();
+        let after = started.elapsed();
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let mut tunnel = None;
         if switched {
@@ -235,6 +308,13 @@ impl Router {
                 context.clone(),
             ))
         })
+    }
+}
+
+/// Tells the context where the request went.
+fn note_upstream(endpoint: &Endpoint, context: &RequestContext) {
+    if let Some(address) = endpoint.address {
+        context.set_upstream(address);
     }
 }
 
@@ -340,7 +420,7 @@ fn prepare(
 }
 
 /// RFC 9110 §8.6: methods that usually carry content say so when there is none.
-fn say_empty(parts: &mut request::Parts) {
+pub(crate) fn say_empty(parts: &mut request::Parts) {
     let usually = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
     if usually && parts.version == Version::HTTP_11 {
         parts
@@ -359,7 +439,7 @@ fn scheme(parts: &request::Parts, context: &RequestContext) -> &'static str {
     }
 }
 
-fn millis(millis: u128) -> HeaderValue {
+pub(crate) fn millis(millis: u128) -> HeaderValue {
     const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
     let small = usize::try_from(millis).ok().and_then(|i| SMALL.get(i));
     match small {
@@ -450,6 +530,22 @@ fn unavailable(
     local(context, form, reply.with_body(body))
 }
 
+/// The answer to an upgrade that the route does not let through.
+fn refuse_upgrade(context: &RequestContext, parts: &request::Parts) -> Response<ReplyBody> {
+    let form = ReplyForm {
+        grpc: false,
+        ..ReplyForm::of(&parts.method, &parts.headers)
+    };
+    context.add_flag(ResponseFlag::DownstreamProtocolError);
+    let refused = hygiene::UPGRADE_REFUSED;
+    let reply = LocalReply::new(refused.status, refused.details);
+    let mut response = local(context, form, reply);
+    // What the client sent behind its request may not be HTTP.
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(header::CONNECTION, close);
+    response
+}
+
 /// A reply of our own, its details noted.
 fn local(context: &RequestContext, form: ReplyForm, reply: LocalReply) -> Response<ReplyBody> {
     context.set_details(reply.details.clone());
@@ -479,7 +575,10 @@ impl Handle for Rerouted {
 
 /// The router as the innermost service of a policy stack.
 #[derive(Clone)]
-pub(crate) struct Innermost(pub(crate) Arc<Router>);
+pub(crate) struct Innermost {
+    pub(crate) router: Arc<Router>,
+    pub(crate) listener: Arc<ListenerPlan>,
+}
 
 impl Innermost {
     pub(crate) fn stack(self) -> Stack {
@@ -497,16 +596,30 @@ impl Service<Request<Body>> for Innermost {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> PolicyFuture {
-        let router = self.0.clone();
+        let Self { router, listener } = self.clone();
         let context = RequestContext::of(&mut request);
         let (mut parts, body) = request.into_parts();
+        router.charge(&context);
         Box::pin(async move {
             let entry = match parts.extensions.remove::<Picked>() {
                 Some(Picked(entry)) if !context.is_route_cleared() => entry,
                 _ => router.pick(&parts, &context),
             };
             let received = Box::new(Received { parts, body });
-            let mut answer = pin!(router.answer(entry, context.clone(), received));
+            let mut answer = pin!(async {
+                // A policy may have led the request to a route with other rules.
+                match &entry {
+                    Some(entry)
+                        if !entry.lets_upgrade(&received.parts.headers, &listener.upgrades) =>
+                    {
+                        refuse_upgrade(&context, &received.parts)
+                    }
+                    _ => {
+                        let context = context.clone();
+                        router.answer(&listener, entry, context, received).await
+                    }
+                }
+            });
             let response = poll_fn(|cx| {
                 // A layer answers: at once, or while the upstream is waited for.
                 if let Some(reply) = context.take_reply() {

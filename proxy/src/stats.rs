@@ -75,6 +75,16 @@ pub(crate) struct ClusterStats {
     requests: ByClass,
     /// Requests that got no response.
     pub(crate) failed: Counter,
+    /// Requests sent again.
+    pub(crate) retried: Counter,
+    /// Requests not sent again, as they had been as often as their route allows.
+    pub(crate) retries_exhausted: Counter,
+    /// Requests not sent again, as too many others were.
+    pub(crate) retries_overflowed: Counter,
+    /// Redirects of upstreams that were followed here.
+    pub(crate) redirects_followed: Counter,
+    /// Redirects of upstreams that should have been and could not.
+    pub(crate) redirects_failed: Counter,
 }
 
 impl ClusterStats {
@@ -90,6 +100,31 @@ impl ClusterStats {
             failed: metrics.counter(
                 "attache_upstream_failures",
                 "Requests that an upstream did not answer: no connection, reset, timeout.",
+                &[label],
+            ),
+            retried: metrics.counter(
+                "attache_upstream_retries",
+                "Requests sent to an upstream again, as their route's `retry_policy` says.",
+                &[label],
+            ),
+            retries_exhausted: metrics.counter(
+                "attache_upstream_retries_exhausted",
+                "Requests not sent again, as they had been `num_retries` times.",
+                &[label],
+            ),
+            retries_overflowed: metrics.counter(
+                "attache_upstream_retries_overflowed",
+                "Requests not sent again, as too many others were at that time.",
+                &[label],
+            ),
+            redirects_followed: metrics.counter(
+                "attache_upstream_redirects_followed",
+                "Redirects of upstreams that `internal_redirect_policy` let the proxy follow.",
+                &[label],
+            ),
+            redirects_failed: metrics.counter(
+                "attache_upstream_redirects_failed",
+                "Redirects that `internal_redirect_policy` names, passed on all the same.",
                 &[label],
             ),
         }

@@ -169,19 +169,23 @@ impl Worker {
         let edges = plan.listeners.iter().zip(assignment.listeners);
         let edges = edges
             .map(|(listener, shared)| {
-                let innermost = Innermost(router.clone()).stack();
+                let innermost = Innermost {
+                    router: router.clone(),
+                    listener: listener.clone(),
+                };
                 let site = Site {
                     channels: &channels,
                     metrics: &self.metrics,
                     buffer_limit: listener.buffer_limit,
+                    limits: listener.limits,
                 };
                 let between = |inner| {
                     let router = router.clone();
                     Stack::of(Rerouted { router, inner })
                 };
-                let stack = plan
-                    .filters
-                    .stack(&listener.filters, innermost, between, &site);
+                let stack =
+                    plan.filters
+                        .stack(&listener.filters, innermost.stack(), between, &site);
                 let edge = Edge {
                     plan: listener.clone(),
                     router: router.clone(),

@@ -8,8 +8,9 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
+use attache_filter::context::IdleTimeout;
 use attache_proxy::{
     Plan,
     config::{Config, NothingEmbedded},
@@ -92,7 +93,14 @@ fn a_whole_configuration_is_planned() {
             .collect::<Vec<_>>(),
         ["limits", "auth", "rewrite"]
     );
-    assert_eq!(plan.routes.hosts()[0].routes.len(), 4);
+    let silence: Vec<_> = plan.routes.hosts()[0]
+        .routes
+        .iter()
+        .map(|entry| entry.route.idle_timeout)
+        .collect();
+    let minute = IdleTimeout::After(Duration::from_secs(60));
+    let inherited = IdleTimeout::Inherited;
+    assert_eq!(silence, [inherited, inherited, inherited, minute]);
     let mut called: Vec<_> = plan.filters.clusters().collect();
     called.sort();
     assert_eq!(called, ["auth", "limits", "rewrite"]);
@@ -112,7 +120,7 @@ routes:
 - match: { prefix: / }
   route: { cluster: wbe, timeot: 3s }
 - match: { prefix: /x }
-  route: { cluster: web, retry_policy: { retry_on: 5xx } }
+  route: { cluster: web, retry_policy: { retriable_headers: [] } }
 clusters:
 - { name: web, endpoints: [\"127.0.0.1:80\"], connect_timeout: 5 }
 ";
@@ -120,7 +128,7 @@ clusters:
     for (line, part) in [
         (3, "address"),
         (10, "timeout"),
-        (12, "retries are not supported yet"),
+        (12, "`retriable_status_codes` is"),
         (14, "unit"),
     ] {
         assert!(

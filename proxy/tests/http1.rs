@@ -176,6 +176,34 @@ async fn too_large_heads_get_431() {
 }
 
 #[tokio::test]
+async fn a_head_that_arrives_at_once_is_not_larger_either() {
+    let (origin, _heads) = echo_origin(OK).await;
+    let proxy = start(plan_with(
+        origin.at,
+        |listener| listener.limits.max_header_bytes = 8192,
+        |_| {},
+        Forward::to(0),
+    ))
+    .await;
+    let mut client = Raw::connect(proxy.at).await;
+    // After so many bytes, more than 8192 are read at once.
+    let many = "GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(2000);
+    client.send(&many).await;
+    for _ in 0..2000 {
+        assert_eq!(status(&client.head().await), 200);
+        client.take(2).await;
+    }
+    let big = format!(
+        "GET / HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n",
+        "y".repeat(9000)
+    );
+
+    client.send(&big).await;
+
+    assert_eq!(status(&client.head().await), 431);
+}
+
+#[tokio::test]
 async fn paths_are_normal_before_they_are_routed_and_forwarded() {
     let (origin, mut heads) = echo_origin(OK).await;
     let proxy = start(plan_to(origin.at)).await;

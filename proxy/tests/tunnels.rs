@@ -76,6 +76,36 @@ fn loud(mut plan: Plan) -> Plan {
     plan
 }
 
+/// Leads every request to `/inside`.
+#[derive(Debug, Clone)]
+struct Inside(Option<Stack>);
+
+impl Policy for Inside {
+    fn layer(&self, inner: Stack, _site: &Site<'_>) -> Stack {
+        Stack::new(Inside(Some(inner)))
+    }
+
+    fn clusters(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl Service<Request<Body>> for Inside {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = PolicyFuture;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> PolicyFuture {
+        RequestContext::of(&mut request).clear_route();
+        *request.uri_mut() = "/inside".parse().unwrap();
+        self.0.as_mut().unwrap().call(request)
+    }
+}
+
 fn connect_forward() -> Forward {
     let mut forward = Forward::to(0);
     forward.connect = true;
@@ -103,6 +133,30 @@ async fn echoing(switches: bool) -> Origin {
         let _ = write.shutdown().await;
     })
     .await
+}
+
+#[tokio::test]
+async fn a_route_picked_again_decides_about_upgrades_anew() {
+    let origin = echoing(true).await;
+    for (inside, expected) in [(None, 101), (Some(true), 101), (Some(false), 403)] {
+        let mut plan = plan_to(origin.at);
+        let mut forward = Forward::to(0);
+        forward.upgrades = inside
+            .map(|on| ("websocket".to_owned(), on))
+            .into_iter()
+            .collect();
+        let routes = vec![entry("/inside", forward), entry("/", Forward::to(0))];
+        plan.routes = Arc::new(RouteTable::of(routes));
+        let listener = Arc::get_mut(&mut plan.listeners[0]).unwrap();
+        listener.filters = vec!["inside".into()];
+        plan.filters.insert("inside", Arc::new(Inside(None)));
+        let proxy = start(plan).await;
+        let mut client = Raw::connect(proxy.at).await;
+
+        client.send(SOCKET).await;
+
+        assert_eq!(status(&client.head().await), expected, "{inside:?}");
+    }
 }
 
 #[tokio::test]

@@ -73,6 +73,7 @@ mod macros;
 mod node;
 mod parse;
 mod scalar;
+mod secret;
 mod suggest;
 mod syntax;
 #[cfg(test)]
@@ -89,6 +90,7 @@ pub use node::{Entry, Key, Node, Source, Span, Spanned, Value};
 
 pub use scalar::decode_parsed;
 pub use schema::{Schemas, json_schema};
+pub use secret::{Hidden, Secret};
 pub use serde_json as json;
 pub use units::{Size, format_duration, parse_duration};
 pub use value::{ConfigOneof, ConfigValue};

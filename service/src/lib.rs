@@ -4,25 +4,34 @@
 //! - [`address`]: where a service listens or is reached (`host:port`, `unix:path`).
 //! - [`channel`]: the gRPC client: one HTTP/2 connection per worker and endpoint.
 //! - [`config`]: reading, checking and printing configuration files.
+//! - [`fetch`]: HTTP services named by a URL, for what is fetched from them.
 //! - [`host`]: the gRPC server: workers, health, reflection, drain.
 //! - [`http_client`]: the HTTP client of policies that are asked over plain HTTP.
 //! - [`listen`]: listening sockets, TCP and Unix.
 //! - [`metrics`]: Prometheus counters, gauges and histograms.
+//! - [`probe`]: what the probes of policy services have in common.
 //! - [`shutdown`]: the handle that ends everything, by signal or by hand.
+//! - [`standalone`]: a program that is one service: command line, logs, admin page.
 //! - [`telemetry`]: logs, as text or JSON lines.
 //! - [`tls`]: certificates and TLS settings of clients and servers.
+//! - [`trace`]: the trace that a call belongs to, and the spans sent to a collector.
 
 pub mod address;
 pub mod admin;
 pub mod channel;
 pub mod config;
+pub mod fetch;
+mod gather;
 pub mod host;
 pub mod http_client;
 pub mod listen;
 pub mod metrics;
+pub mod probe;
 pub mod shutdown;
+pub mod standalone;
 pub mod telemetry;
 pub mod tls;
+pub mod trace;
 
 pub use address::Address;
 pub use channel::{Channel, ChannelSettings, GrpcStream, Method};

@@ -11,6 +11,7 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use crate::board::{Board, Headers};
 use crate::h1::{self, Framing, Reader};
 use crate::scenario::{Outgoing, Payload};
+use crate::tls;
 
 /// The authority of every request that does not name another one.
 pub const AUTHORITY: &str = "attache.test";
@@ -20,6 +21,10 @@ const STALL: Duration = Duration::from_millis(500);
 
 /// Sends the request and reads the response until its end.
 pub async fn run(to: SocketAddr, request: &Outgoing, board: &Board) -> Result<(), String> {
+    let to = match &request.tls {
+        None => to,
+        Some(tls) => tls::through(to, tls).await?,
+    };
     let stream = TcpStream::connect(to)
         .await
         .map_err(|e| format!("the proxy: {e}"))?;

@@ -127,12 +127,20 @@ impl Envoy {
             .copied()
     }
 
-    /// The counters of External Processing in the n-th scenario, summed over
-    /// all instances, as far as they are not 0.
-    pub async fn stats(&self, nth: usize) -> Value {
+    /// The counters of the filter `kind` in the n-th scenario, summed over all instances, as far
+    /// as they are not 0. Those of External Authorization have their `stat_prefix` before them,
+    /// and those of a cluster its name; beside them are the responses of the origins.
+    pub async fn stats(&self, nth: usize, kind: &str) -> Value {
         let mut counters = BTreeMap::<String, u64>::new();
-        let prefix = format!("http.{}.ext_proc.", envoy_config::listener_name(nth));
-        let path = format!("/stats?format=text&type=Counters&usedonly&filter=^{prefix}");
+        let listener = envoy_config::listener_name(nth);
+        let cluster = format!("cluster.{}", envoy_config::prefix(nth));
+        let filter = format!("http.{listener}.{kind}.");
+        let path = match kind {
+            "ext_authz" => {
+                format!("/stats?format=text&type=Counters&usedonly&filter={listener}[.~]")
+            }
+            _ => format!("/stats?format=text&type=Counters&usedonly&filter=^{filter}"),
+        };
         let text = match self.admin {
             Some(admin) => get(admin, &path).await.unwrap_or_default(),
             None => Vec::new(),
@@ -141,9 +149,14 @@ impl Envoy {
             let Some((name, count)) = line.split_once(": ") else {
                 continue;
             };
-            let name = name.rsplit('.').next().unwrap_or_default();
+            let name = match (name.strip_prefix(&filter), name.strip_prefix(&cluster)) {
+                (Some(name), _) if kind == "ext_authz" => name.to_owned(),
+                (Some(name), _) => name.rsplit('.').next().unwrap_or_default().to_owned(),
+                (None, Some(name)) if is_of_origin(name) => name.replace(".ext_authz.", "."),
+                _ => continue,
+            };
             let count = count.parse::<u64>().unwrap_or_default();
-            *counters.entry(name.to_owned()).or_default() += count;
+            *counters.entry(name).or_default() += count;
         }
         counters.retain(|_, count| *count > 0);
         json!(counters)
@@ -157,6 +170,12 @@ impl Envoy {
         let mut line: Value = serde_json::from_str(last).unwrap_or_default();
         if line["flags"] == "-" {
             line["flags"] = json!("");
+        }
+        if let Some(states) = line["filter_state"].as_object_mut() {
+            for state in states.values_mut().filter_map(Value::as_object_mut) {
+                state.retain(|_, value| !value.is_null());
+            }
+            states.retain(|_, state| !state.is_null() && *state != json!({}));
         }
         for state in line["policies"]
             .as_object_mut()
@@ -185,6 +204,14 @@ impl Drop for Envoy {
         let _ = self.process.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
+}
+
+/// Whether a counter of a cluster is one of those that ours has too.
+fn is_of_origin(name: &str) -> bool {
+    let class = |name: &str| matches!(name.strip_suffix("xx"), Some("1" | "2" | "3" | "4" | "5"));
+    let (cluster, counter) = name.split_once('.').unwrap_or_default();
+    let responses = counter.strip_prefix("upstream_rq_").is_some_and(class);
+    counter.starts_with("ext_authz.") || (responses && matches!(cluster, "web" | "alt"))
 }
 
 /// The last status of each kind of call, from the filter's own short form

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use attache_proxy::{Config, export};
 use serde_json::{Map, Value, json};
 
+use crate::noise;
 use crate::scenario::Scenario;
 
 const MANAGER: &str = "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config";
@@ -19,11 +20,22 @@ pub fn log_requests(part: &mut Value, nth: usize, scenario: &Scenario) -> Result
     let manager = part
         .pointer_mut(MANAGER)
         .ok_or("the export has no connection manager")?;
-    let mut policies = Map::new();
+    let (mut policies, mut states) = (Map::new(), Map::new());
     for (name, kind, _) in scenario.filters()? {
         if kind == "ext_proc" {
             let state = format!("%FILTER_STATE({name}:PLAIN)%");
             policies.insert(name, json!(state));
+        } else if kind == "ext_authz" {
+            let shadow = format!("{name}.shadow");
+            let state = format!("%FILTER_STATE({shadow})%");
+            states.insert(shadow, json!(state));
+            // Its figures can only be had one by one.
+            let figure = |of: &&str| {
+                let state = format!("%FILTER_STATE({name}:FIELD:{of})%");
+                ((*of).to_owned(), json!(state))
+            };
+            let figures: Map<_, _> = noise::FIGURES.iter().map(figure).collect();
+            states.insert(name, Value::Object(figures));
         }
     }
     manager["access_log"] = json!([{
@@ -36,6 +48,7 @@ pub fn log_requests(part: &mut Value, nth: usize, scenario: &Scenario) -> Result
                 "flags": "%RESPONSE_FLAGS%",
                 "details": "%RESPONSE_CODE_DETAILS%",
                 "policies": policies,
+                "filter_state": states,
             } },
         },
     }]);
@@ -65,7 +78,13 @@ pub fn bootstrap(parts: &[Value]) -> Value {
             .filter_map(|part| part["static_resources"][kind].as_array());
         lists.flatten().cloned().collect()
     };
+    // One process is one node: scenarios must not use the same names in it.
+    let mut node = Map::new();
+    for metadata in parts.iter().map(|part| &part["node"]["metadata"]) {
+        node.extend(metadata.as_object().cloned().unwrap_or_default());
+    }
     json!({
+        "node": { "metadata": node },
         "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } } },
         "static_resources": { "listeners": all("listeners"), "clusters": all("clusters") },
         // Scenarios have their own waiting; Envoy's watch over the main thread
@@ -91,7 +110,9 @@ pub fn by_hand(nth: usize, frame: &Config, scenario: &Scenario) -> Result<Value,
     let router = manager["http_filters"].take();
     let mut filters = Vec::new();
     for (name, kind, body) in scenario.filters()? {
-        filters.push(json!({ "name": name, "typed_config": with_type(type_of(kind), body) }));
+        let off = scenario.is_off(&name);
+        let config = with_type(type_of(kind), body);
+        filters.push(json!({ "name": name, "typed_config": config, "disabled": off }));
     }
     filters.extend(router.as_array().into_iter().flatten().cloned());
     manager["http_filters"] = filters.into();

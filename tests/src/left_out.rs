@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{envoy, processors};
+use crate::{browser::Programs, envoy, processors};
 
 /// The line, when something is missing.
 pub fn line() -> Option<String> {
@@ -15,6 +15,9 @@ pub fn line() -> Option<String> {
     }
     if redis().is_none() {
         suites.push("rate limits in Redis");
+    }
+    if Programs::find().is_none() {
+        suites.push("signing in with a real browser");
     }
     let processors = processors::left_out();
     suites.extend(processors.as_deref());

@@ -15,6 +15,9 @@
 //! - [`envoy_config`] and [`envoy`]: the scenario as an Envoy bootstrap, and
 //!   the process that runs it
 //! - [`ours`]: the scenario as our configuration, and our proxy
+//! - [`browser`]: a real browser
+//! - [`proxies`]: both proxies side by side, for tests that are no scenarios
+//! - [`tls`]: certificates, and TLS between client and proxy
 //! - [`processors`]: the example processors in other languages
 //! - [`noise`]: what is not compared, and why
 //! - [`expect`]: the comparison
@@ -23,6 +26,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 pub mod board;
+pub mod browser;
 pub mod client;
 pub mod envoy;
 pub mod envoy_config;
@@ -34,8 +38,10 @@ pub mod noise;
 pub mod origin;
 pub mod ours;
 pub mod processors;
+pub mod proxies;
 pub mod run;
 pub mod scenario;
 pub mod script;
 pub mod service;
 pub mod text;
+pub mod tls;

@@ -49,6 +49,22 @@ const CALL_METADATA: [(&str, &str); 12] = [
     ),
 ];
 
+/// Headers of a check over plain HTTP that belong to the hop.
+const CHECK_HEADERS: [(&str, &str); 2] = [
+    ("x-envoy-internal", "always true on Envoy's own calls"),
+    ("x-envoy-upstream-service-time", "a measured time"),
+];
+
+/// Whether a header of a check over plain HTTP is left out of observations.
+pub fn is_check_header(name: &str) -> bool {
+    CHECK_HEADERS
+        .iter()
+        .any(|(noise, _)| name.eq_ignore_ascii_case(noise))
+}
+
+/// Figures of a check in the access log, as Envoy names them.
+pub const FIGURES: [&str; 3] = ["latency_us", "bytesSent", "bytesReceived"];
+
 /// Whether a header is left out of observations.
 pub fn is_header(name: &str) -> bool {
     HEADERS.iter().any(|(noise, _)| *noise == name)
@@ -98,6 +114,9 @@ fn settle(name: &str, value: &mut Value) {
     match name {
         "port_value" if value.is_u64() => *value = json!("<port>"),
         "ext_authz_duration" if value.is_number() => *value = json!("<time>"),
+        name if FIGURES.contains(&name) && (value.is_number() || digits(value)) => {
+            *value = json!("<figure>");
+        }
         // The proxy's number of the request.
         "id" if digits(value) => *value = json!("<number>"),
         _ => {}

@@ -11,8 +11,10 @@ use attache_proxy::{Config, Plan, Proxy, config::NothingEmbedded};
 use attache_service::{Address, Metrics, config::Document};
 use serde_json::{Map, Value, json};
 
+use crate::noise;
 use crate::run::Cluster;
 use crate::scenario::Scenario;
+use crate::tls;
 
 /// Our proxy, running in this process; it ends with this value.
 #[derive(Debug)]
@@ -26,19 +28,43 @@ pub struct RunningProxy {
 }
 
 impl RunningProxy {
-    /// The counters of External Processing that are not 0.
-    pub fn counters(&self) -> Value {
+    /// The counters of the filter `kind` that are not 0. Those of External Authorization have
+    /// their `stat_prefix` before them, and those of a cluster its name.
+    pub fn counters(&self, kind: &str) -> Value {
         let mut counters = BTreeMap::<String, u64>::new();
-        for line in self.metrics.render().lines() {
-            let found = line.strip_prefix("attache_ext_proc_");
-            let Some((name, rest)) = found.and_then(|line| line.split_once("_total{")) else {
+        let text = self.metrics.render();
+        for line in text.lines() {
+            let Some((name, rest)) = line.split_once("_total{") else {
                 continue;
             };
-            let count = rest.rsplit(' ').next().and_then(|n| n.parse::<u64>().ok());
-            if let Some(count) = count.filter(|count| *count > 0) {
-                *counters.entry(name.to_owned()).or_default() += count;
-            }
+            let (labels, count) = rest.rsplit_once("} ").unwrap_or_default();
+            let label = |key: &str| {
+                let (_, value) = labels.split_once(&format!("{key}=\""))?;
+                value.split('"').next()
+            };
+            let cluster = label("cluster").map_or(String::new(), |name| format!("{name}."));
+            let name = match name.strip_prefix("attache_") {
+                Some("upstream_requests") if kind == "ext_authz" => {
+                    format!(
+                        "{cluster}upstream_rq_{}",
+                        label("code_class").unwrap_or_default()
+                    )
+                }
+                Some(name) => {
+                    let name = name.strip_prefix("cluster_").unwrap_or(name);
+                    let Some(name) = name.strip_prefix(&format!("{kind}_")) else {
+                        continue;
+                    };
+                    let prefix = label("stat_prefix").filter(|_| kind == "ext_authz");
+                    let prefix = prefix.map_or(String::new(), |prefix| format!("{prefix}."));
+                    format!("{cluster}{prefix}{name}")
+                }
+                None => continue,
+            };
+            let count = count.parse::<u64>().unwrap_or_default();
+            *counters.entry(name).or_default() += count;
         }
+        counters.retain(|_, count| *count > 0);
         json!(counters)
     }
 
@@ -54,14 +80,26 @@ impl RunningProxy {
         let mut policies = Map::new();
         for call in line["policies"].as_array().into_iter().flatten() {
             let (filter, phase) = (text_of(&call["filter"]), text_of(&call["phase"]));
+            // Envoy says nothing of it, unless as filter state.
+            if phase == "check" {
+                continue;
+            }
             let of = policies.entry(filter).or_insert_with(|| json!({}));
             of[phase] = call["grpc_status"].clone();
+        }
+        let mut states = line["filter_state"].clone();
+        for (name, state) in states.as_object_mut().into_iter().flatten() {
+            if let Some(state) = state.as_object_mut().filter(|_| !name.ends_with(".shadow")) {
+                // Envoy shows no more of it.
+                state.retain(|figure, _| noise::FIGURES.contains(&figure.as_str()));
+            }
         }
         json!({
             "status": line["status"],
             "flags": line["flags"],
             "details": line["details"].as_str().map(|details| details.replace(' ', "_")),
             "policies": policies,
+            "filter_state": states,
         })
     }
 }
@@ -133,43 +171,63 @@ pub fn read(config: &str) -> Result<(Config, Plan), String> {
 }
 
 /// The scenario as a configuration of our proxy.
+///
+/// # Errors
+/// What is wrong with the scenario, or with the files that it speaks of.
 pub fn config(scenario: &Scenario, clusters: &[Cluster]) -> Result<String, String> {
-    Ok(written(
-        scenario.listener.clone(),
-        &scenario.filters()?,
-        &scenario.routes,
-        clusters,
-    ))
+    written(scenario, &scenario.filters()?, &scenario.routes, clusters)
 }
 
 /// The scenario without what our proxy may refuse: its filters and routes.
-pub fn frame(scenario: &Scenario, clusters: &[Cluster]) -> String {
-    written(scenario.listener.clone(), &[], &[], clusters)
+///
+/// # Errors
+/// What is wrong with the files that it speaks of.
+pub fn frame(scenario: &Scenario, clusters: &[Cluster]) -> Result<String, String> {
+    written(scenario, &[], &[], clusters)
 }
 
 fn written(
-    mut listener: Map<String, Value>,
+    scenario: &Scenario,
     all: &[(String, &str, Value)],
     routes: &[Value],
     clusters: &[Cluster],
-) -> String {
+) -> Result<String, String> {
+    let mut listener = scenario.listener.clone();
+    let filter = |kind: &str, name: &str, body: &Value| {
+        let mut filter = json!({ kind: body });
+        if scenario.is_off(name) {
+            filter["disabled"] = json!(true);
+        }
+        filter
+    };
     let filters: Map<String, Value> = all
         .iter()
-        .map(|(name, kind, body)| (name.clone(), json!({ *kind: body })))
+        .map(|(name, kind, body)| (name.clone(), filter(kind, name, body)))
         .collect();
     let names: Vec<&String> = all.iter().map(|(name, _, _)| name).collect();
     listener.insert("name".to_owned(), json!("edge"));
     listener.insert("address".to_owned(), json!("127.0.0.1:0"));
     listener.insert("filters".to_owned(), json!(names));
     let clusters: Vec<Value> = clusters.iter().map(cluster).collect();
-    let config = json!({
+    let mut config = json!({
         "listeners": [listener],
         "filters": filters,
         "routes": routes,
         "clusters": clusters,
         "workers": 1,
     });
-    format!("{config:#}")
+    if !scenario.virtual_hosts.is_empty() {
+        config["virtual_hosts"] = json!(scenario.virtual_hosts);
+        config["routes"] = json!([]);
+    }
+    if let Some(node) = &scenario.node {
+        config["node"] = node.clone();
+    }
+    let written = format!("{config:#}");
+    if !written.contains("<tls>") {
+        return Ok(written);
+    }
+    Ok(written.replace("<tls>", &tls::folder()?.to_string_lossy()))
 }
 
 fn cluster(cluster: &Cluster) -> Value {

@@ -115,6 +115,7 @@ impl Sockets {
             let service = Service {
                 name,
                 script,
+                checks_http: scenario.checks_http(),
                 board: board.clone(),
             };
             tasks.spawn(service.serve(listener(socket)?));
@@ -125,8 +126,8 @@ impl Sockets {
 
 /// What a proxy tells about its own work.
 trait Books {
-    /// Its counters of External Processing.
-    fn stats(&self) -> impl Future<Output = Value>;
+    /// Its counters of the filter `kind`.
+    fn stats(&self, kind: &str) -> impl Future<Output = Value>;
     /// The last line of its access log.
     fn log(&self) -> Value;
 }
@@ -154,7 +155,7 @@ async fn observe(
     let start = Instant::now();
     loop {
         if scenario.is_counted() {
-            seen["stats"] = books.stats().await;
+            seen["stats"] = books.stats(scenario.kind()).await;
         }
         if scenario.is_logged() {
             seen["log"] = books.log();
@@ -178,8 +179,8 @@ async fn observe(
 struct EnvoyBooks<'a>(&'a Envoy, usize);
 
 impl Books for EnvoyBooks<'_> {
-    async fn stats(&self) -> Value {
-        self.0.stats(self.1).await
+    async fn stats(&self, kind: &str) -> Value {
+        self.0.stats(self.1, kind).await
     }
 
     fn log(&self) -> Value {
@@ -188,8 +189,8 @@ impl Books for EnvoyBooks<'_> {
 }
 
 impl Books for ours::RunningProxy {
-    async fn stats(&self) -> Value {
-        self.counters()
+    async fn stats(&self, kind: &str) -> Value {
+        self.counters(kind)
     }
 
     fn log(&self) -> Value {
@@ -220,7 +221,7 @@ impl Prepared {
         let (mut bootstrap, refusal) = match ours::read(&config) {
             Ok((config, _)) => (envoy_config::exported(nth, &config)?, None),
             Err(refusal) => {
-                let (frame, _) = ours::read(&ours::frame(scenario, &clusters))?;
+                let (frame, _) = ours::read(&ours::frame(scenario, &clusters)?)?;
                 let bootstrap = envoy_config::by_hand(nth, &frame, scenario)?;
                 (bootstrap, Some(refusal))
             }

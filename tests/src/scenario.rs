@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::board::{Condition, Headers};
 use crate::script::Script;
 use crate::text;
+use crate::tls::Tls;
 
 /// One scenario.
 #[derive(Debug, Clone, Deserialize)]
@@ -27,6 +28,12 @@ pub struct Scenario {
     /// Envoy's routes; without any, everything goes to the cluster `web`.
     #[serde(default = "Scenario::default_routes")]
     pub routes: Vec<Value>,
+    /// Envoy's virtual hosts, for what routes alone cannot show.
+    #[serde(default)]
+    pub virtual_hosts: Vec<Value>,
+    /// What policies are told of the proxy.
+    #[serde(default)]
+    pub node: Option<Value>,
     /// What the service `policy` answers.
     #[serde(default)]
     pub service: Option<Value>,
@@ -74,6 +81,9 @@ pub struct LeftOut {
     pub what: String,
     /// Why it is left out.
     pub reason: String,
+    /// The kind of filter: the folder of the file.
+    #[serde(skip)]
+    pub kind: String,
 }
 
 #[derive(Deserialize)]
@@ -126,6 +136,8 @@ pub struct Outgoing {
     pub raw: bool,
     /// An origin speaks no HTTP at all: raw bytes from the start.
     pub tcp: bool,
+    /// The client speaks TLS.
+    pub tls: Option<Tls>,
     /// The client leaves when this was seen, whatever it still waits for.
     pub leave: Option<Condition>,
 }
@@ -218,7 +230,11 @@ impl Scenario {
         let mut all = Vec::new();
         for (name, text) in Self::files()? {
             let read: File = serde_saphyr::from_str(&text).map_err(|e| format!("{name}: {e}"))?;
-            all.extend(read.left_out);
+            let kind = name.split('/').next().unwrap_or_default();
+            all.extend(read.left_out.into_iter().map(|left| LeftOut {
+                kind: kind.to_owned(),
+                ..left
+            }));
         }
         Ok(all)
     }
@@ -287,6 +303,21 @@ impl Scenario {
         text.contains("http_service")
     }
 
+    /// Whether what services get over HTTP/1.1 are checks.
+    pub fn checks_http(&self) -> bool {
+        let mut filters = self
+            .filters
+            .iter()
+            .filter_map(|filter| filter.get("ext_authz"));
+        filters.any(|body| !body["http_service"].is_null())
+            || format!("{:?}", self.routes).contains("server_uri")
+    }
+
+    /// The kind of filter that it is about: the folder of its file.
+    pub fn kind(&self) -> &str {
+        self.file.split('/').next().unwrap_or_default()
+    }
+
     /// Whether our proxy takes the settings, but behaves otherwise as yet.
     pub fn is_pending(&self) -> bool {
         self.not_yet.as_deref() == Some("behaviour")
@@ -329,12 +360,23 @@ impl Scenario {
                 .find(|kind| filter.contains_key(*kind));
             let kind = kind.ok_or("a filter of no known kind")?;
             let name = filter.get("name").and_then(Value::as_str).unwrap_or(kind);
-            if filter.len() > 1 + usize::from(filter.contains_key("name")) {
+            let beside = ["name", "disabled"].map(|key| usize::from(filter.contains_key(key)));
+            if filter.len() > 1 + beside.iter().sum::<usize>() {
                 return Err(format!("the filter {name} has too many fields"));
             }
             Ok((name.to_owned(), kind, complete(kind, &filter[kind])))
         };
         self.filters.iter().map(one).collect()
+    }
+
+    /// Whether the filter `name` is off unless a route speaks of it.
+    pub fn is_off(&self, name: &str) -> bool {
+        let off = |filter: &&Map<String, Value>| filter.get("disabled") == Some(&json!(true));
+        let mut off = self.filters.iter().filter(off);
+        off.any(|filter| {
+            let named = filter.get("name").and_then(Value::as_str);
+            named.map_or_else(|| filter.contains_key(name), |named| named == name)
+        })
     }
 }
 
@@ -356,9 +398,14 @@ fn complete(kind: &str, body: &Value) -> Value {
         }
         "ext_authz" => {
             body.entry("transport_api_version").or_insert(json!("V3"));
-            let service = body.entry("grpc_service").or_insert(service);
-            if let Some(service) = service.as_object_mut() {
-                patient(service, "timeout");
+            match body.get_mut("http_service") {
+                Some(http) => patient_server(http),
+                None => {
+                    let service = body.entry("grpc_service").or_insert(service);
+                    if let Some(service) = service.as_object_mut() {
+                        patient(service, "timeout");
+                    }
+                }
             }
         }
         _ => {
@@ -369,6 +416,24 @@ fn complete(kind: &str, body: &Value) -> Value {
         }
     }
     without_nulls(Value::Object(body))
+}
+
+/// An auth service over plain HTTP; the path of its URI counts for nothing.
+fn patient_server(service: &mut Value) {
+    if service["server_uri"].is_null() {
+        service["server_uri"] = json!({});
+    }
+    let uri = &mut service["server_uri"];
+    let settings = [
+        ("uri", "http://auth.test/ignored"),
+        ("cluster", "policy-http"),
+        ("timeout", "10s"),
+    ];
+    for (key, value) in settings {
+        if uri[key].is_null() {
+            uri[key] = json!(value);
+        }
+    }
 }
 
 fn without_nulls(value: Value) -> Value {
@@ -455,11 +520,15 @@ mod tests {
     #[test]
     fn every_number_of_the_specification_has_its_scenario_or_its_reason() {
         let scenarios = Scenario::load_all().unwrap();
-        let of_ext_proc = scenarios.iter().filter(|s| s.file.starts_with("ext_proc/"));
-        let mut numbers: BTreeSet<u32> = of_ext_proc.flat_map(|s| s.spec.clone()).collect();
-        numbers.extend(Scenario::left_out().unwrap().iter().map(|left| left.spec));
-        let missing: Vec<u32> = (1..=120).filter(|n| !numbers.contains(n)).collect();
-        assert!(missing.is_empty(), "no scenario for {missing:?}");
+        let left_out = Scenario::left_out().unwrap();
+        for (kind, last) in [("ext_proc", 120), ("ext_authz", 94)] {
+            let of_kind = scenarios.iter().filter(|s| s.kind() == kind);
+            let mut numbers: BTreeSet<u32> = of_kind.flat_map(|s| s.spec.clone()).collect();
+            let left = left_out.iter().filter(|left| left.kind == kind);
+            numbers.extend(left.map(|left| left.spec));
+            let missing: Vec<u32> = (1..=last).filter(|n| !numbers.contains(n)).collect();
+            assert!(missing.is_empty(), "{kind}: no scenario for {missing:?}");
+        }
     }
 
     #[test]

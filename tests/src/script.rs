@@ -14,6 +14,7 @@
 //! | `delay` | wait so many seconds |
 //! | `common` | reply with this `CommonResponse` (or trailers mutation) |
 //! | `reply` | reply with this message |
+//! | `answer` | answer a check over plain HTTP with this `{status, headers, body}` |
 //! | `stream` | send this `StreamedBodyResponse` in the message's direction |
 //! | `garbage` | send these bytes as a message |
 //! | `end` | end the call with this `{code, message}` |
@@ -27,6 +28,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::board::Condition;
@@ -40,6 +42,18 @@ pub struct Script {
     pub reads: Option<usize>,
 }
 
+/// The answer to a check over plain HTTP; 200 and empty if nothing is said.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpAnswer {
+    /// 200 if absent.
+    pub status: Option<u16>,
+    /// Headers, without the framing.
+    pub headers: Vec<Value>,
+    /// Empty if absent.
+    pub body: Value,
+}
+
 /// One thing to do.
 #[derive(Debug, Clone)]
 pub enum Step {
@@ -51,6 +65,8 @@ pub enum Step {
     Echo,
     /// Send this message.
     Reply(Value),
+    /// Answer a check over plain HTTP.
+    Answer(HttpAnswer),
     /// Send these bytes as a message.
     Garbage(Vec<u8>),
     /// End the call with a status.
@@ -127,7 +143,7 @@ fn steps(kind: &str, action: &Value) -> Result<Vec<Step>, String> {
         Value::Object(fields) => {
             let mut all = Vec::new();
             let known = [
-                "await", "delay", "common", "reply", "stream", "garbage", "end", "reset",
+                "await", "delay", "common", "reply", "answer", "stream", "garbage", "end", "reset",
             ];
             if let Some(other) = fields.keys().find(|key| !known.contains(&key.as_str())) {
                 return Err(format!("no step: {other}"));
@@ -151,6 +167,7 @@ fn step(kind: &str, key: &str, value: &Value) -> Result<Step, String> {
         )),
         "common" => Step::Reply(common(kind, value)),
         "reply" => Step::Reply(value.clone()),
+        "answer" => Step::Answer(serde_json::from_value(value.clone()).map_err(|e| e.to_string())?),
         "stream" => Step::Reply(streamed(kind, value)),
         "garbage" => Step::Garbage(text::to_bytes(value)?),
         "end" => {

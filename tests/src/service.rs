@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::board::Board;
 use crate::h1::{self, Framing, Reader};
-use crate::script::{Script, Step, streamed};
+use crate::script::{HttpAnswer, Script, Step, streamed};
 use crate::{message, noise, text};
 
 /// A service with its name in the scenario.
@@ -25,6 +25,8 @@ pub struct Service {
     pub name: String,
     /// What it answers.
     pub script: Script,
+    /// What comes over HTTP/1.1 is a check, not a message as JSON.
+    pub checks_http: bool,
     /// Where it notes what it sees.
     pub board: Board,
 }
@@ -101,7 +103,10 @@ impl Service {
         let _ = stream.set_nodelay(true);
         let mut start = [0; 4];
         if !matches!(stream.peek(&mut start).await, Ok(1..) if start.starts_with(b"PRI")) {
-            return self.connection_h1(stream).await;
+            return match self.checks_http {
+                true => self.checks_h1(stream).await,
+                false => self.connection_h1(stream).await,
+            };
         }
         let mut builder = h2::server::Builder::new();
         builder
@@ -213,7 +218,7 @@ impl Service {
                     other => other,
                 };
                 match step {
-                    Step::Echo => {}
+                    Step::Echo | Step::Answer(_) => {}
                     Step::Await(condition) => self.board.wait(&condition).await,
                     Step::Delay(time) => tokio::select! {
                         () = tokio::time::sleep(time) => {}
@@ -309,6 +314,67 @@ impl Service {
         }
     }
 
+    /// External Authorization over plain HTTP: the request is the message.
+    async fn checks_h1(self, stream: TcpStream) {
+        let (from, mut to) = stream.into_split();
+        let mut reader = Reader::new(from);
+        while let Some(head) = reader.head().await {
+            let mut body = Vec::new();
+            let framing = head.framing(Framing::None);
+            let read = reader.body(framing, |data| body.extend_from_slice(data));
+            if read.await.is_none() {
+                return;
+            }
+            let mut words = head.line.split(' ');
+            let (verb, path) = (words.next(), words.next());
+            let mut headers = head.headers.clone();
+            headers.retain(|(name, _)| !noise::is_check_header(name));
+            self.board.note(|seen| {
+                seen.calls
+                    .push(json!({ "service": self.name, "method": verb }));
+                let of = seen.messages.entry(self.name.clone()).or_default();
+                of.push(json!({
+                    "method": verb,
+                    "path": path,
+                    "headers": crate::board::show_headers(&headers),
+                    "body": text::from_bytes(&body),
+                }));
+            });
+            let steps = self.script.steps("check", self.nth_call("check"));
+            let mut answered = false;
+            for step in steps {
+                let answer = match step {
+                    Step::Await(condition) => {
+                        self.board.wait(&condition).await;
+                        continue;
+                    }
+                    Step::Delay(time) => {
+                        tokio::time::sleep(time).await;
+                        continue;
+                    }
+                    Step::Answer(answer) => answer,
+                    Step::Reply(_) => HttpAnswer::default(),
+                    Step::Reset => {
+                        self.board.note(|seen| seen.ended += 1);
+                        return;
+                    }
+                    _ => continue,
+                };
+                match http_answer(&answer, verb == Some("HEAD")) {
+                    Ok(bytes) => {
+                        let _ = to.write_all(&bytes).await;
+                    }
+                    Err(error) => return self.board.error(error),
+                }
+                answered = true;
+            }
+            if !answered {
+                reader.closed().await;
+            }
+            self.board.note(|seen| seen.ended += 1);
+        }
+    }
+
     /// Unary calls are counted over the whole scenario.
     fn nth_call(&self, _kind: &str) -> usize {
         self.board.note(|seen| {
@@ -317,6 +383,24 @@ impl Service {
                 .map_or(0, |list| list.len() - 1)
         })
     }
+}
+
+fn http_answer(answer: &HttpAnswer, bodiless: bool) -> Result<Vec<u8>, String> {
+    let status = answer.status.unwrap_or(200);
+    let body = match &answer.body {
+        Value::Null => Vec::new(),
+        body => text::to_bytes(body)?,
+    };
+    let headers = answer.headers.iter().map(text::to_header);
+    let mut headers: crate::board::Headers = headers.collect::<Result<_, _>>()?;
+    if status != 204 && status != 304 {
+        headers.push(("content-length".to_owned(), body.len().to_string().into()));
+    }
+    let mut bytes = h1::write_head(&format!("HTTP/1.1 {status} Answer"), &headers);
+    if !bodiless {
+        bytes.extend_from_slice(&body);
+    }
+    Ok(bytes)
 }
 
 /// A body as full duplex wants it back.

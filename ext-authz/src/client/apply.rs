@@ -29,7 +29,7 @@ impl Default for HeaderLimits {
     }
 }
 
-/// Changes a request: sets, appends, removals, query sets, query removals; then the limits.
+/// Changes a request: sets, adds, appends, removals, query sets, query removals; then the limits.
 ///
 /// # Errors
 /// When a change cannot be carried out; the head is then of no further use.
@@ -45,6 +45,12 @@ pub fn request(
     for (name, value) in effects.set.drain(..) {
         if permitted(rules, Operation::Set, name.as_str())? {
             set(head, name, value)?;
+        }
+    }
+    for (name, value) in effects.add.drain(..) {
+        if permitted(rules, Operation::Append, name.as_str())? {
+            let added = head.headers.try_append(name, value);
+            added.map_err(|_| Invalid::RequestLimits)?;
         }
     }
     for (name, value) in effects.append.drain(..) {
@@ -211,7 +217,7 @@ mod tests {
 
     use super::*;
     use crate::client::answer::{
-        self, Verdict,
+        Verdict, check_response,
         tests::{FAITHFUL, hv, option},
     };
     use attache_filter::mutation::HeaderMutationRules;
@@ -226,7 +232,7 @@ mod tests {
             http_response: Some(HttpResponse::OkResponse(ok)),
             ..CheckResponse::default()
         };
-        match answer::read(answer, FAITHFUL).verdict {
+        match check_response::read(answer, FAITHFUL).verdict {
             Verdict::Allow(effects) => effects,
             other => panic!("{other:?}"),
         }
@@ -307,6 +313,41 @@ mod tests {
                 "{headers:?} {remove:?}"
             );
         }
+    }
+
+    #[test]
+    fn lines_of_their_own_come_after_what_is_set_and_the_rules_hold_for_them() {
+        let add = |name: &'static str, value: &'static str| {
+            (
+                HeaderName::from_static(name),
+                HeaderValue::from_static(value),
+            )
+        };
+        let mut head = client_head();
+        let mut changes = effects(OkHttpResponse {
+            headers: vec![hv("x-a", "set")],
+            ..OkHttpResponse::default()
+        });
+        changes.add = vec![
+            add("x-e", "new"),
+            add("x-a", "added"),
+            add("x-envoy-foo", "no"),
+        ];
+        let raw = HeaderMutationRules {
+            allow_all_routing: None,
+            allow_envoy: None,
+            disallow_system: None,
+            disallow_all: None,
+            allow_expression: None,
+            disallow_expression: None,
+            disallow_is_error: None,
+        };
+        let rules = MutationRules::plan(&raw, &mut Errors::new());
+        let limits = HeaderLimits::default();
+        super::request(&mut head, &mut changes, Some(&rules), limits).unwrap();
+        assert_eq!(lines(&head.headers, "x-e"), ["old1", "old2", "new"]);
+        assert_eq!(lines(&head.headers, "x-a"), ["set", "added"]);
+        assert_eq!(lines(&head.headers, "x-envoy-foo"), ["client"]);
     }
 
     #[test]
@@ -520,7 +561,7 @@ mod tests {
                 http_response: Some(HttpResponse::OkResponse(ok)),
                 ..CheckResponse::default()
             };
-            if let Verdict::Allow(mut effects) = answer::read(answer, FAITHFUL).verdict {
+            if let Verdict::Allow(mut effects) = check_response::read(answer, FAITHFUL).verdict {
                 let mut head = client_head();
                 if super::request(&mut head, &mut effects, None, HeaderLimits::default()).is_ok() {
                     let path = head.pseudo(":path").unwrap().into_owned();

@@ -41,10 +41,14 @@ pub(crate) fn has_body(parts: &request::Parts, body: &Body) -> bool {
     !body.is_end_stream() && parts.method != Method::CONNECT && !websocket
 }
 
-/// Reads as much of a body as the plan wants to show.
-pub(crate) async fn hold(body: Body, plan: BodyPlan) -> Result<Held, BoxError> {
+/// Reads as much of a body as the plan wants to show. A part of a body is held within `bound`,
+/// which a whole one is not subject to, as in Envoy.
+pub(crate) async fn hold(body: Body, plan: BodyPlan, bound: usize) -> Result<Held, BoxError> {
     // A check on a part goes out as soon as the part is full, not when more is known to follow.
-    let limit = if plan.partial { plan.max - 1 } else { plan.max };
+    let limit = match plan.partial {
+        true => (plan.max - 1).min(bound),
+        false => plan.max,
+    };
     Ok(match buffer(body, limit).await? {
         Buffered::Whole { data, trailers } => {
             let shown = Shown {
@@ -59,6 +63,7 @@ pub(crate) async fn hold(body: Body, plan: BodyPlan) -> Result<Held, BoxError> {
             Held::Shown(shown, body)
         }
         Buffered::Over { .. } if !plan.partial => Held::TooLarge,
+        Buffered::Over { data, .. } if data.len() < plan.max => Held::TooLarge,
         Buffered::Over { data, rest } => {
             let shown = Shown {
                 data: data.slice(..data.len().min(plan.max)),

@@ -6,18 +6,21 @@ use attache_filter::{
     fraction::RuntimeFractionalPercent,
     grpc_service::{ApiVersion, GrpcService, HttpStatus},
     matcher::ListStringMatcher,
+    metadata::StructValue,
+    metadata_matcher::MetadataMatcher,
     mutation::HeaderMutationRules,
 };
 use attache_service::{config::Located, config_oneof, config_struct};
+
+use super::http::config::HttpService;
 
 config_oneof! {
     /// The auth service to ask.
     pub enum Services {
         /// Over gRPC. `timeout` bounds a check; default 200 ms, `0s` is no bound.
         GrpcService(GrpcService) = "grpc_service",
-    }
-    elsewhere {
-        "http_service" => "auth services over plain HTTP are planned for a later version; use `grpc_service`",
+        /// Over plain HTTP: the answer's status decides.
+        HttpService(Box<HttpService>) = "http_service",
     }
 }
 
@@ -46,14 +49,25 @@ config_struct! {
         pub enforce_response_header_limits: Option<bool>,
         /// Namespaces of dynamic metadata to show to the auth service.
         pub metadata_context_namespaces: Vec<String>,
+        /// The same for metadata of a type.
+        pub typed_metadata_context_namespaces: Vec<String>,
+        /// Namespaces of the route's `metadata` to show to the auth service.
+        pub route_metadata_context_namespaces: Vec<String>,
+        /// The same for metadata of a type.
+        pub route_typed_metadata_context_namespaces: Vec<String>,
         /// Share of requests that are checked. Default all.
         pub filter_enabled: Option<RuntimeFractionalPercent>,
-        /// Deny requests that `filter_enabled` leaves unchecked. Default false.
+        /// Check only requests with this dynamic metadata. Default: all.
+        pub filter_enabled_metadata: Option<MetadataMatcher>,
+        /// Deny requests that these two leave unchecked. Default false.
         pub deny_at_disable: Option<RuntimeFeatureFlag>,
         /// Show the client's certificate to the auth service. Default false.
         pub include_peer_certificate: Option<bool>,
         /// Show facts of the TLS session to the auth service. Default false.
         pub include_tls_session: Option<bool>,
+        /// Name of the node's metadata (`node.metadata`) that is shown as labels of the
+        /// destination. Default: none.
+        pub bootstrap_metadata_labels_key: Option<String>,
         /// A name that tells the statistics of several filters apart.
         pub stat_prefix: Option<String>,
         /// Headers to show to the auth service, pseudo-headers included. Default: all.
@@ -66,6 +80,15 @@ config_struct! {
         pub enable_dynamic_metadata_ingestion: Option<bool>,
         /// Cut bodies of denials to this many bytes. Default 0: not cut.
         pub max_denied_response_body_bytes: Option<u32>,
+        /// Ask, and note the decision in the access log, but let denied requests and failures
+        /// pass. Default false.
+        pub shadow_mode: Option<bool>,
+        /// Count a denial as a response of the route's cluster. Default true.
+        pub charge_cluster_response_stats: Option<bool>,
+        /// Noted in the access log with each check.
+        pub filter_metadata: Option<StructValue>,
+        /// Note time and size of each check in the access log's `filter_state`. Default false.
+        pub emit_filter_state_stats: Option<bool>,
     }
     envoy_type = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
     oneof {
@@ -73,15 +96,6 @@ config_struct! {
         pub services: Services,
     }
     elsewhere {
-        "shadow_mode" => "planned for a later version",
-        "filter_enabled_metadata" => "planned for a later version; `filter_enabled` takes a share",
-        "typed_metadata_context_namespaces" => "there is no typed dynamic metadata here",
-        "route_metadata_context_namespaces" => "routes have no metadata here",
-        "route_typed_metadata_context_namespaces" => "routes have no metadata here",
-        "bootstrap_metadata_labels_key" => "there is no node metadata here",
-        "charge_cluster_response_stats" => "denials are not counted as responses of the auth service's cluster",
-        "filter_metadata" => "there is no filter state here",
-        "emit_filter_state_stats" => "there is no filter state here; the access log has latency and status of each check",
         "emit_client_span" => "checks have no trace spans of their own yet",
     }
 }
@@ -131,16 +145,18 @@ config_struct! {
 config_struct! {
     /// Envoy's `CheckSettings`.
     pub struct CheckSettings {
-        /// Told to the auth service; merged with those of the virtual host.
+        /// Told to the auth service over gRPC; merged with those of the virtual host.
         pub context_extensions: BTreeMap<String, String>,
         /// Check on the head alone although the filter buffers bodies. Default false.
         pub disable_request_body_buffering: Option<Located<bool>>,
         /// Buffering of this route instead of the filter's.
         pub with_request_body: Option<Located<BufferSettings>>,
     }
+    oneof {
+        /// The auth service of this route. Default: the filter's.
+        pub service: Option<Services>,
+    }
     elsewhere {
-        "grpc_service" => "planned for a later version; until then a route uses the filter's service",
-        "http_service" => "planned for a later version; until then a route uses the filter's service",
         "emit_client_span" => "checks have no trace spans of their own yet",
     }
 }

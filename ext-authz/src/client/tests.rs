@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use attache_filter::{Body, Channels, RequestContext, Route};
+use attache_filter::{Body, Channels, RequestContext, Route, metadata::RouteMetadata};
 use attache_proto::{
     auth::{
         CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
@@ -22,7 +22,7 @@ use attache_proto::{
 use attache_service::{
     Channel, ChannelSettings, Metrics,
     channel::Target,
-    config::{ConfigValue, Document, Errors},
+    config::{ConfigValue, Document, Errors, json},
     host::Host,
 };
 use bytes::Bytes;
@@ -35,10 +35,12 @@ use tower::{Layer as _, Service as _};
 mod content;
 mod decisions;
 mod failures;
+mod services;
 
 use super::{
     ExtAuthzConfig, ExtAuthzLayer, ExtAuthzPerRoute, Filter, PerRoute,
     answer::tests::{hv, option},
+    plan::AuthService,
 };
 
 type Answer = Result<CheckResponse, Status>;
@@ -74,6 +76,9 @@ struct Fixture {
     metrics: Metrics,
     checks: Arc<Mutex<Vec<CheckRequest>>>,
     route: Option<PerRoute>,
+    route_metadata: RouteMetadata,
+    /// Where the route leads.
+    cluster: Option<&'static str>,
 }
 
 struct Outcome {
@@ -88,7 +93,10 @@ fn decode<T: ConfigValue>(text: &str) -> T {
 }
 
 fn plan(text: &str) -> Filter {
-    let text = format!("grpc_service: {{ envoy_grpc: {{ cluster_name: auth }} }}\n{text}");
+    let mut text = text.to_owned();
+    if !text.contains("_service:") {
+        text.push_str("\ngrpc_service: { envoy_grpc: { cluster_name: auth } }");
+    }
     planned(&text).unwrap_or_else(|errors| panic!("{errors}"))
 }
 
@@ -126,6 +134,8 @@ impl Fixture {
             metrics: Metrics::default(),
             checks,
             route: None,
+            route_metadata: RouteMetadata::default(),
+            cluster: None,
         }
     }
 
@@ -139,6 +149,10 @@ impl Fixture {
     }
 
     async fn send<B: Into<Body>>(&self, request: http::request::Builder, body: B) -> Outcome {
+        self.send_request(request.body(body.into()).unwrap()).await
+    }
+
+    async fn send_request(&self, mut request: Request<Body>) -> Outcome {
         let upstream = Arc::new(Mutex::new(None));
         let seen = upstream.clone();
         let inner = tower::service_fn(move |request: Request<Body>| {
@@ -156,13 +170,16 @@ impl Fixture {
             }
         });
         let layer = ExtAuthzLayer::new(self.filter.clone(), &self.channels, &self.metrics);
-        let mut request = request.body(body.into()).unwrap();
         let context = RequestContext::of(&mut request);
+        let mut route = Route {
+            cluster: self.cluster.map(Into::into),
+            metadata: self.route_metadata.clone(),
+            ..Route::default()
+        };
         if let Some(settings) = &self.route {
-            let mut route = Route::default();
             route.filters.insert("auth", settings.clone());
-            context.set_route(Some(Arc::new(route)));
         }
+        context.set_route(Some(Arc::new(route)));
         let response = layer.layer(inner).call(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes();

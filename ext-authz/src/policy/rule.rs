@@ -8,39 +8,22 @@ use ipnet::IpNet;
 use regex::Regex;
 
 use super::{
+    check::Check,
+    condition::Condition,
     config::{Action, PathMatch, Rule as Raw},
-    identity::{Identity, claim, says},
-    plan::Reply,
+    engine::Engine,
+    explain::Stage,
+    facts::Facts,
+    identity::{Caller, claim, says},
+    planning::Planning,
+    response::Reply,
 };
-
-/// Who a request comes from.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Caller<'a> {
-    /// Someone with a credential that holds.
-    Known(&'a Identity),
-    /// Someone without any credential, let in by the anonymous source of this index.
-    Anonymous(usize),
-    /// Nobody that any source vouches for.
-    Unknown,
-}
-
-/// What of a request rules look at.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Facts<'a> {
-    pub(super) caller: Caller<'a>,
-    pub(super) method: Option<&'a str>,
-    /// Canonical.
-    pub(super) path: Option<&'a str>,
-    /// Lower case, without port.
-    pub(super) host: Option<&'a str>,
-    pub(super) source: Option<IpAddr>,
-}
 
 /// A rule, compiled.
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) label: String,
-    pub(super) allow: bool,
+    action: Outcome,
     pub(super) response: Option<Reply>,
     methods: Vec<String>,
     paths: Vec<Pattern>,
@@ -48,32 +31,46 @@ pub(super) struct Rule {
     identity: Option<Vec<usize>>,
     claims: Vec<(String, Vec<String>)>,
     sources: Vec<IpNet>,
+    when: Option<Condition>,
 }
 
+/// What follows when a rule matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Allow,
+    Deny,
+    /// The policy of this index decides.
+    Ask(usize),
+}
+
+/// How a path has to be.
 #[derive(Debug)]
-enum Pattern {
+pub(super) enum Pattern {
     Exact(String),
     Prefix(String),
     Regex(Regex),
 }
 
+/// How a host has to be called.
 #[derive(Debug)]
-enum Host {
+pub(super) enum Host {
     Exact(String),
     /// `.example.com`
     Below(String),
 }
 
 impl Rule {
-    /// `sources` are the names of the identity sources, in order.
+    /// `sources` are the names of the identity sources, `policies` the policies, both in order.
     pub(super) fn plan(
         number: usize,
         raw: &Located<Raw>,
         sources: &[&str],
-        errors: &mut Errors,
+        policies: &[Engine],
+        planning: &mut Planning<'_>,
     ) -> Self {
-        let allow = raw.action == Action::Allow;
-        if let (true, Some(response)) = (allow, &raw.response) {
+        let errors = &mut *planning.errors;
+        let action = outcome(raw, policies, errors);
+        if let (true, Some(response)) = (action != Outcome::Deny, &raw.response) {
             errors.push(response, "only `deny` rules have a response of their own");
         }
         let mut identity = Vec::new();
@@ -91,7 +88,7 @@ impl Rule {
                 .name
                 .clone()
                 .unwrap_or_else(|| format!("rules[{number}]")),
-            allow,
+            action,
             response: raw.response.as_ref().map(|r| Reply::plan(r, 403, errors)),
             methods: raw.methods.iter().map(|m| m.to_ascii_uppercase()).collect(),
             paths: raw
@@ -99,17 +96,7 @@ impl Rule {
                 .iter()
                 .filter_map(|path| Pattern::plan(path, errors))
                 .collect(),
-            hosts: raw
-                .hosts
-                .iter()
-                .map(|host| {
-                    let host = host.to_ascii_lowercase();
-                    match host.strip_prefix('*') {
-                        Some(below) => Host::Below(below.to_owned()),
-                        None => Host::Exact(host),
-                    }
-                })
-                .collect(),
+            hosts: raw.hosts.iter().map(|host| Host::plan(host)).collect(),
             identity: (!raw.identity.is_empty()).then_some(identity),
             claims: raw
                 .claims
@@ -132,44 +119,108 @@ impl Rule {
                     net.ok()
                 })
                 .collect(),
+            when: raw.when.as_ref().and_then(|when| {
+                let condition = Condition::new(when);
+                condition.map_err(|problem| errors.push(when, problem)).ok()
+            }),
         }
     }
 
-    pub(super) fn matches(&self, facts: Facts<'_>) -> bool {
-        self.matches_caller(facts.caller)
-            && any(&self.methods, facts.method, |wanted, method| {
-                wanted == method
-            })
-            && any(&self.paths, facts.path, Pattern::matches)
-            && any(&self.hosts, facts.host, Host::matches)
-            && any(&self.sources, facts.source, |net, ip| net.contains(&ip))
-            && self.claims.iter().all(|(name, wanted)| match facts.caller {
-                Caller::Known(identity) => claim(&identity.claims, name)
-                    .is_some_and(|claim| wanted.iter().any(|wanted| says(claim, wanted))),
-                Caller::Anonymous(_) | Caller::Unknown => false,
+    /// What follows for a request; `None` when the rule does not match.
+    pub(super) fn follows(&self, facts: &Facts<'_>) -> Option<Outcome> {
+        if !self.matches(facts.check, facts.caller) {
+            return None;
+        }
+        let Some(condition) = &self.when else {
+            return Some(self.action);
+        };
+        match condition.holds(facts) {
+            Ok(holds) => holds.then_some(self.action),
+            Err(problem) => {
+                tracing::debug!(rule = self.label, problem, "condition not evaluated");
+                facts.check.note(Stage::Rule, &self.label, || {
+                    format!("its condition cannot be evaluated: {problem}")
+                });
+                // Whoever is refused may not get in by making a condition fail.
+                (self.action != Outcome::Allow).then_some(Outcome::Deny)
+            }
+        }
+    }
+
+    fn matches(&self, check: &Check<'_>, caller: &Caller) -> bool {
+        self.matches_caller(caller)
+            && any(
+                &self.methods,
+                || check.method(),
+                |wanted, method| wanted == method,
+            )
+            && any(&self.paths, || check.path(), Pattern::matches)
+            && any(&self.hosts, || check.host(), Host::matches)
+            && any(
+                &self.sources,
+                || check.source_ip(),
+                |net, ip| net.contains(&ip),
+            )
+            && self.claims.iter().all(|(name, wanted)| {
+                let claim = caller.claims().and_then(|claims| claim(claims, name));
+                claim.is_some_and(|claim| wanted.iter().any(|wanted| says(claim, wanted)))
             })
     }
 
-    fn matches_caller(&self, caller: Caller<'_>) -> bool {
-        let source = match caller {
-            Caller::Known(identity) => Some(identity.source),
-            Caller::Anonymous(source) => Some(source),
-            Caller::Unknown => None,
-        };
+    fn matches_caller(&self, caller: &Caller) -> bool {
         match &self.identity {
-            Some(named) => source.is_some_and(|source| named.contains(&source)),
-            None => !self.allow || matches!(caller, Caller::Known(_)),
+            Some(named) => caller
+                .source()
+                .is_some_and(|source| named.contains(&source)),
+            None => self.action != Outcome::Allow || matches!(caller, Caller::Known(_)),
+        }
+    }
+}
+
+/// What a rule is for.
+fn outcome(raw: &Raw, policies: &[Engine], errors: &mut Errors) -> Outcome {
+    if let (false, Some(policy)) = (raw.action.value == Action::Ask, &raw.policy) {
+        errors.push(policy, "only `ask` rules have a policy");
+    }
+    match raw.action.value {
+        Action::Allow => Outcome::Allow,
+        Action::Deny => Outcome::Deny,
+        Action::Ask => {
+            let known = policies.iter().map(Engine::name);
+            let named = match (&raw.policy, policies) {
+                (Some(policy), _) => {
+                    let index = policies.iter().position(|one| one.name() == policy.value);
+                    if index.is_none() {
+                        errors.unknown_name(policy, "policy", known);
+                    }
+                    index
+                }
+                (None, [_]) => Some(0),
+                (None, _) => {
+                    let problem = "which policy is asked? name it with `policy`";
+                    errors.push(&raw.action, problem);
+                    None
+                }
+            };
+            // A configuration with errors decides nothing.
+            named.map_or(Outcome::Deny, Outcome::Ask)
         }
     }
 }
 
 /// Whether one of `wanted` matches, or nothing is wanted. What is unknown matches nothing.
-fn any<W, F: Copy>(wanted: &[W], fact: Option<F>, matches: impl Fn(&W, F) -> bool) -> bool {
-    wanted.is_empty() || fact.is_some_and(|fact| wanted.iter().any(|wanted| matches(wanted, fact)))
+/// What is not wanted is not looked at.
+pub(super) fn any<W, F: Copy>(
+    wanted: &[W],
+    fact: impl FnOnce() -> Option<F>,
+    matches: impl Fn(&W, F) -> bool,
+) -> bool {
+    wanted.is_empty()
+        || fact().is_some_and(|fact| wanted.iter().any(|wanted| matches(wanted, fact)))
 }
 
 impl Pattern {
-    fn plan(raw: &Located<PathMatch>, errors: &mut Errors) -> Option<Self> {
+    pub(super) fn plan(raw: &Located<PathMatch>, errors: &mut Errors) -> Option<Self> {
         let (PathMatch::Exact(text) | PathMatch::Prefix(text) | PathMatch::Regex(text)) =
             &raw.value;
         if let PathMatch::Regex(_) = raw.value {
@@ -193,7 +244,7 @@ impl Pattern {
         })
     }
 
-    fn matches(&self, path: &str) -> bool {
+    pub(super) fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == exact,
             Self::Prefix(prefix) => path.strip_prefix(prefix.as_str()).is_some_and(|rest| {
@@ -205,7 +256,15 @@ impl Pattern {
 }
 
 impl Host {
-    fn matches(&self, host: &str) -> bool {
+    pub(super) fn plan(host: &str) -> Self {
+        let host = host.to_ascii_lowercase();
+        match host.strip_prefix('*') {
+            Some(below) => Self::Below(below.to_owned()),
+            None => Self::Exact(host),
+        }
+    }
+
+    pub(super) fn matches(&self, host: &str) -> bool {
         match self {
             Self::Exact(exact) => host == exact,
             Self::Below(below) => host.len() > below.len() && host.ends_with(below.as_str()),

@@ -2,7 +2,8 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
@@ -12,12 +13,20 @@ use attache_service::{
     metrics::Counter,
 };
 
-use super::plan::Policy;
+use super::{
+    background::{Background, Gate, Running, Tasks},
+    explanation::Explanation,
+    kept::Kept,
+    plan::{Planned, Policy, Summary, Telling},
+};
 use crate::server::{Authorizer, CheckError, CheckRequestView, Decision};
+
+/// How long a policy that is read anew may take to get all it needs before it is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The ready-made authorizer. Cheap to clone; clones share the policy.
 ///
-/// It exists only with a policy whose keys are loaded, so it is ready as soon as it is there.
+/// What its policy fetches may not be there yet when it is made: see [`AuthService::ready`].
 #[derive(Debug, Clone)]
 pub struct AuthService(Arc<Inner>);
 
@@ -25,9 +34,74 @@ pub struct AuthService(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     metrics: Metrics,
-    policy: ArcSwap<Policy>,
+    current: ArcSwap<Current>,
+    /// Takes the place of `current` when all is there that it needs.
+    next: Mutex<Option<Next>>,
+    patience: Duration,
+    background: Background,
     reloaded: Counter,
     refused: Counter,
+    given_up: Counter,
+}
+
+/// A policy that waits for what it needs, and the task that waits; dropped, both end.
+#[derive(Debug)]
+struct Next {
+    current: Arc<Current>,
+    _waits: Running,
+}
+
+/// What came of a reload that found no mistakes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Reload {
+    /// The new policy decides.
+    Done,
+    /// The old policy decides until these things are there for the new one. When that takes
+    /// longer than 30 s, the new policy is given up.
+    WaitsFor(Vec<String>),
+}
+
+/// A policy in use.
+#[derive(Debug)]
+struct Current {
+    policy: Policy,
+    files: Vec<PathBuf>,
+    gate: Gate,
+    kept: Kept,
+    _tasks: Running,
+}
+
+impl Current {
+    fn start(planned: Planned, background: &Background) -> Result<Self, Errors> {
+        let rest = planned.rest;
+        planned.policy.start().map_err(no_thread)?;
+        let tasks = background.start(rest.tasks).map_err(no_thread)?;
+        Ok(Self {
+            policy: planned.policy,
+            files: rest.files,
+            gate: rest.gate,
+            kept: rest.kept,
+            _tasks: tasks,
+        })
+    }
+}
+
+fn no_thread(error: std::io::Error) -> Errors {
+    let mut errors = Errors::new();
+    errors.push_unlocated(format!("cannot start a thread: {error}"));
+    errors
+}
+
+impl Inner {
+    fn next(&self) -> MutexGuard<'_, Option<Next>> {
+        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take_over(&self, current: Arc<Current>) {
+        self.current.store(current);
+        self.reloaded.inc();
+    }
 }
 
 impl AuthService {
@@ -36,7 +110,17 @@ impl AuthService {
     /// # Errors
     /// All that is wrong with it, each with its place.
     pub fn load(path: &Path, metrics: &Metrics) -> Result<Self, Errors> {
-        let policy = Policy::load(path, metrics)?;
+        Self::load_patiently(path, metrics, PATIENCE)
+    }
+
+    pub(super) fn load_patiently(
+        path: &Path,
+        metrics: &Metrics,
+        patience: Duration,
+    ) -> Result<Self, Errors> {
+        let background = Background::default();
+        let planned = Policy::load(path, metrics, &Kept::default())?;
+        let current = Current::start(planned, &background)?;
         let counter = |result| {
             metrics.counter(
                 "attache_auth_reloads",
@@ -47,34 +131,109 @@ impl AuthService {
         Ok(Self(Arc::new(Inner {
             path: path.to_path_buf(),
             metrics: metrics.clone(),
-            policy: ArcSwap::from_pointee(policy),
+            current: ArcSwap::from_pointee(current),
+            next: Mutex::default(),
+            patience,
+            background,
             reloaded: counter("ok"),
             refused: counter("error"),
+            given_up: counter("given_up"),
         })))
     }
 
-    /// Reads everything anew and replaces the policy at once; checks under way finish on the
-    /// old one.
+    /// Reads everything anew and replaces the policy, at once or as soon as all is there that the
+    /// new one needs; checks under way finish on the old one. A reload that still waits is
+    /// replaced by the next.
     ///
     /// # Errors
     /// All that is wrong; the old policy then stays.
-    pub fn reload(&self) -> Result<(), Errors> {
-        match Policy::load(&self.0.path, &self.0.metrics) {
-            Ok(policy) => {
-                self.0.policy.store(Arc::new(policy));
-                self.0.reloaded.inc();
-                Ok(())
+    pub fn reload(&self) -> Result<Reload, Errors> {
+        self.try_reload().inspect_err(|_| _ = self.0.refused.inc())
+    }
+
+    fn try_reload(&self) -> Result<Reload, Errors> {
+        let inner = &self.0;
+        let mut next = inner.next();
+        // A policy that waits has what it has fetched so far from the one in use, or not yet.
+        let before = inner.current.load_full();
+        let planned = Policy::load(&inner.path, &inner.metrics, &before.kept)?;
+        let current = Arc::new(Current::start(planned, &inner.background)?);
+        let missing = current.gate.waits_for();
+        // One that cannot decide yet is no better than another.
+        if missing.is_empty() || !before.gate.waits_for().is_empty() {
+            *next = None;
+            inner.take_over(current);
+            return Ok(Reload::Done);
+        }
+        let mut wait = Tasks::default();
+        let service = Arc::downgrade(inner);
+        let (awaited, patience) = (current.clone(), inner.patience);
+        wait.add(Box::pin(async move {
+            let opened = tokio::time::timeout(patience, awaited.gate.opened()).await;
+            let Some(inner) = service.upgrade() else {
+                return;
+            };
+            let mut next = inner.next();
+            // Another reload may have been quicker.
+            if next
+                .take_if(|next| Arc::ptr_eq(&next.current, &awaited))
+                .is_none()
+            {
+                return;
             }
-            Err(errors) => {
-                self.0.refused.inc();
-                Err(errors)
+            if opened.is_ok() {
+                inner.take_over(awaited);
+                tracing::info!("the new policy has all it needs and is in use");
+            } else {
+                inner.given_up.inc();
+                let waits_for = awaited.gate.waits_for().join(", ");
+                tracing::error!(
+                    waits_for,
+                    ?patience,
+                    "the new policy is given up, the old one goes on"
+                );
+            }
+        }));
+        *next = Some(Next {
+            current,
+            _waits: inner.background.start(wait).map_err(no_thread)?,
+        });
+        Ok(Reload::WaitsFor(missing))
+    }
+
+    /// The files that the policy was made of: its own and the key files. Those of a policy that
+    /// still waits for what it needs, too.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files = self.0.current.load().files.clone();
+        if let Some(next) = &*self.0.next() {
+            files.extend(next.current.files.iter().cloned());
+            files.sort_unstable();
+            files.dedup();
+        }
+        files
+    }
+
+    /// What the policy still waits for before it can decide, such as keys to be fetched.
+    pub fn waits_for(&self) -> Vec<String> {
+        self.0.current.load().gate.waits_for()
+    }
+
+    /// Waits until all is there that the policy needs.
+    pub async fn ready(&self) {
+        loop {
+            let current = self.0.current.load_full();
+            current.gate.opened().await;
+            // Its gate opens, too, when it is replaced.
+            if Arc::ptr_eq(&current, &self.0.current.load_full()) {
+                return;
             }
         }
     }
 
-    /// The files that the policy was made of: its own and the key files.
-    pub fn files(&self) -> Vec<PathBuf> {
-        self.0.policy.load().files.clone()
+    /// Waits until all decisions so far are logged, or `within` is over. Before the process ends.
+    pub async fn flush(&self, within: Duration) {
+        let current = self.0.current.load_full();
+        current.policy.flush(within).await;
     }
 
     /// Reloads whenever one of the files changes, for ever. Failures are logged.
@@ -92,7 +251,11 @@ impl AuthService {
             while self.files() == files {
                 watch.changed().await;
                 match self.reload() {
-                    Ok(()) => tracing::info!("policy reloaded"),
+                    Ok(Reload::Done) => tracing::info!("policy reloaded"),
+                    Ok(Reload::WaitsFor(what)) => tracing::info!(
+                        waits_for = what.join(", "),
+                        "the old policy decides until the new one has all it needs"
+                    ),
                     Err(errors) => {
                         tracing::error!(%errors, "policy not reloaded; the old one stays")
                     }
@@ -101,14 +264,36 @@ impl AuthService {
         }
     }
 
-    /// Decides on one request. Nothing is awaited.
-    pub fn decide(&self, request: &CheckRequestView) -> Decision {
-        self.0.policy.load().decide(request)
+    /// Looks for mistakes in the configuration at `path` and the files that it names. Nothing is
+    /// fetched, and nothing runs.
+    ///
+    /// # Errors
+    /// All that is wrong with it, each with its place.
+    pub fn validate(path: &Path) -> Result<Summary, Errors> {
+        let planned = Policy::load(path, &Metrics::default(), &Kept::default())?;
+        Ok(planned.summary())
+    }
+
+    /// Says what would be decided on a request, and why. It is decided anew, whatever is kept,
+    /// and neither counted among the kept decisions nor logged.
+    pub async fn explain(&self, request: &CheckRequestView) -> Explanation {
+        let current = self.0.current.load_full();
+        let settled = current.policy.settle(request, Telling::Afresh).await;
+        Explanation::new(&settled, request)
+    }
+
+    /// Decides on one request.
+    ///
+    /// # Errors
+    /// When no decision could be reached: something that it depends on cannot be asked.
+    pub async fn decide(&self, request: &CheckRequestView) -> Result<Decision, CheckError> {
+        let current = self.0.current.load_full();
+        current.policy.decide(request).await
     }
 }
 
 impl Authorizer for AuthService {
     async fn check(&self, request: &CheckRequestView) -> Result<Decision, CheckError> {
-        Ok(self.decide(request))
+        self.decide(request).await
     }
 }

@@ -1,5 +1,22 @@
 //! The whole service: file in, outcome for client and upstream out.
 
+mod bundles;
+mod cached;
+mod certificates;
+mod introspection;
+mod logged;
+mod login;
+mod metadata;
+mod passwords;
+mod paths;
+mod policies;
+mod response;
+mod signatures;
+mod smuggling;
+mod tokens;
+mod web;
+mod wristband;
+
 use std::{
     fs,
     time::{SystemTime, UNIX_EPOCH},
@@ -16,7 +33,7 @@ use http::{Request, request::Builder};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::AuthService;
+use super::{AuthService, Reload};
 use crate::testing::{Allowed, Harness, Outcome};
 
 /// Signs without the library that verifies.
@@ -87,8 +104,16 @@ struct Fixture {
 
 impl Fixture {
     fn with_keys(config: &str, keys: &[Value]) -> Self {
+        let set = json!({ "keys": keys }).to_string();
+        Self::with_files(config, &[("jwks.json", &set)])
+    }
+
+    /// With these files beside the configuration.
+    fn with_files(config: &str, files: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        write_keys(&directory, keys);
+        for (name, text) in files {
+            fs::write(directory.path().join(name), text).unwrap();
+        }
         let path = directory.path().join("auth.yaml");
         fs::write(&path, config).unwrap();
         let metrics = Metrics::default();
@@ -106,7 +131,9 @@ impl Fixture {
 
     async fn check(&self, request: Builder) -> Outcome {
         let request = request.body("").unwrap();
-        Harness::new(self.service.clone()).check(request).await
+        let harness = Harness::new(self.service.clone());
+        // Behind a pointer, for the compiler looks only so deep into futures.
+        Box::pin(harness.check(request)).await
     }
 
     /// 200 for allowed, else the status the client gets.
@@ -203,11 +230,76 @@ upstream_headers: {{ x-user: {{ claim: sub }}, x-tier: {{ claim: tier }} }}
     }
     let text = fixture.metrics.render();
     assert!(
-        text.contains(r#"attache_auth_decisions_total{source="partners",decision="allow"} 6"#),
+        text.contains(r#"attache_auth_decisions_total{pipeline="default",source="partners",decision="allow"} 6"#),
         "{text}"
     );
-    assert!(text.contains(r#"attache_auth_decisions_total{source="none",decision="deny"} 4"#));
-    assert!(text.contains(r#"attache_auth_credentials_refused_total{source="partners"} 2"#));
+    assert!(text.contains(
+        r#"attache_auth_decisions_total{pipeline="default",source="none",decision="deny"} 4"#
+    ));
+    assert!(text.contains(
+        r#"attache_auth_credentials_refused_total{source="partners",reason="unknown_key"} 2"#
+    ));
+}
+
+#[tokio::test]
+async fn api_keys_of_files_expire_have_claims_and_are_replaced_with_the_file() {
+    let [abc, secret] = [
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        SECRET,
+    ];
+    let fixture = Fixture::with_files(
+        "
+identity:
+- name: partners
+  api_key: { keys_file: keys.txt }
+rules:
+- { action: allow, claims: { tier: gold } }
+",
+        &[(
+            "keys.txt",
+            &format!(
+                "old {abc} expires=2020-01-01T00:00:00Z tier=gold\nnew {secret} expires=2999-01-01T00:00:00Z tier=gold\n"
+            ),
+        )],
+    );
+    let with = |key: &str| get("/").header("x-api-key", key);
+    assert_eq!(fixture.status(with("abc")).await, 401);
+    assert_eq!(fixture.status(with("secret")).await, 200);
+
+    let file = fixture.directory.path().join("keys.txt");
+    fs::write(
+        file,
+        format!("old {abc} tier=gold\nnew {secret} tier=silver\n"),
+    )
+    .unwrap();
+    assert_eq!(fixture.service.reload().unwrap(), Reload::Done);
+
+    assert_eq!(fixture.status(with("abc")).await, 200);
+    assert_eq!(fixture.status(with("secret")).await, 403);
+}
+
+#[test]
+fn mistakes_in_key_files_are_told_by_line_and_never_show_a_key() {
+    let config = "
+identity:
+- name: partners
+  api_key:
+    keys: [{ id: a, hash: 'sha256:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b', expires: soon }]
+    keys_file: keys.txt
+rules: []
+";
+    let keys = format!("hunter2\na hunter2\nb {SECRET}\nc {SECRET} expires=never\n");
+    let text = errors_with(config, &[("keys.txt", &keys)]);
+    for expected in [
+        "`soon` is not a time such as",
+        "`keys.txt`: line 1: expected an id and a key",
+        "`keys.txt`: line 2 is not `<id> sha256:<64 hex digits>`",
+        "`keys.txt`: the key of `b` is there twice",
+        "`keys.txt`: line 4: `never` is not a time such as",
+    ] {
+        assert!(text.contains(expected), "{expected}\n---\n{text}");
+    }
+    assert!(!text.contains("hunter2"), "{text}");
 }
 
 #[tokio::test]
@@ -413,28 +505,34 @@ async fn the_first_rule_that_matches_decides_and_without_one_it_is_denied() {
     );
 }
 
-#[test]
-fn connections_without_http_match_rules_that_do_not_ask_for_it() {
-    let decide = |rules: &str| {
+#[tokio::test]
+async fn connections_without_http_match_rules_that_do_not_ask_for_it() {
+    let decide = async |rules: &str| {
         let config = format!("identity: [{{ name: anyone, anonymous: {{}} }}]\nrules: [{rules}]");
         let fixture = Fixture::new(&config);
         fixture
             .service
             .decide(&crate::server::CheckRequestView::default())
+            .await
+            .unwrap()
             .is_allow()
     };
-    assert!(decide("{ action: allow, identity: [anyone] }"));
-    assert!(!decide(
-        "{ action: allow, identity: [anyone], paths: [{ prefix: / }] }"
-    ));
-    assert!(!decide(
-        "{ action: allow, identity: [anyone], methods: [GET] }"
-    ));
-    assert!(!decide(""));
+    assert!(decide("{ action: allow, identity: [anyone] }").await);
+    assert!(!decide("{ action: allow, identity: [anyone], paths: [{ prefix: / }] }").await);
+    assert!(!decide("{ action: allow, identity: [anyone], methods: [GET] }").await);
+    assert!(!decide("").await);
 }
 
 fn errors_of(config: &str) -> String {
+    errors_with(config, &[])
+}
+
+/// With these files beside the configuration.
+fn errors_with(config: &str, files: &[(&str, &str)]) -> String {
     let directory = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        fs::write(directory.path().join(name), text).unwrap();
+    }
     fs::write(
         directory.path().join("empty.json"),
         r#"{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}"#,
@@ -504,7 +602,7 @@ async fn a_reload_replaces_the_policy_or_keeps_the_old_one() {
     assert_eq!(fixture.status(bearer(&by_old)).await, 200);
 
     write_keys(&fixture.directory, &[new.jwk()]);
-    fixture.service.reload().unwrap();
+    assert_eq!(fixture.service.reload(), Ok(Reload::Done));
     // Also forgets what was verified with keys that are gone.
     assert_eq!(fixture.status(bearer(&by_old)).await, 401);
     assert_eq!(fixture.status(bearer(&by_new)).await, 200);
@@ -555,4 +653,52 @@ fn the_example_of_the_documentation_loads() {
         .collect();
     assert!(example.contains("jwks_file"));
     Fixture::with_keys(&example, &[Signer::new("k").jwk()]);
+}
+
+#[tokio::test]
+async fn the_first_pipeline_that_matches_takes_a_request() {
+    let fixture = Fixture::new(
+        r#"
+        identity:
+        - { name: anyone, anonymous: {} }
+        - name: keys
+          api_key: { keys: [{ id: a, hash: "sha256:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b" }] }
+        pipelines:
+        - name: internal
+          hosts: ["*.internal"]
+          paths: [{ prefix: /v1 }, { prefix: /v2 }]
+          identity: [keys]
+          rules: [{ action: allow }]
+        - name: tenants
+          context: { tenant: [acme, globex] }
+          rules: [{ action: allow, identity: [anyone] }]
+          upstream_headers: { x-pipeline: { value: tenants } }
+        - name: closed
+          paths: [{ exact: /closed }]
+          denied: { status: 404 }
+          rules: [{ action: deny }]
+        denied: { status: 418 }
+        rules: [{ action: deny }]
+        "#,
+    );
+    let get = |uri: &str| Request::get(uri);
+    for (request, expected) in [
+        (get("http://a.internal/v1/x"), 401),
+        (
+            get("http://a.internal/v2").header("x-api-key", "secret"),
+            200,
+        ),
+        (get("http://a.internal/v3"), 418),
+        (get("http://example.com/closed"), 404),
+        (get("http://example.com/"), 418),
+    ] {
+        let shown = format!("{request:?}");
+        assert_eq!(fixture.status(request).await, expected, "{shown}");
+    }
+    let harness = Harness::new(fixture.service.clone()).context_extension("tenant", "globex");
+    let request = get("http://example.com/closed").body("").unwrap();
+    let Outcome::Allowed(allowed) = harness.check(request).await else {
+        panic!("denied");
+    };
+    assert_eq!(allowed.request.headers()["x-pipeline"], "tenants");
 }

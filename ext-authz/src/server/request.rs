@@ -1,21 +1,31 @@
 //! A `CheckRequest` to read: the same whichever way the proxy encoded it.
 
+mod body;
+mod forwarded;
+mod metadata;
+mod peer;
+mod spiffe;
+
+#[cfg(test)]
+mod tests;
+
 use std::{
     borrow::Cow,
-    net::SocketAddr,
+    sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use attache_proto::{
-    auth::{
-        AttributeContext, CheckRequest,
-        attribute_context::{HttpRequest, Peer},
-    },
-    core::{address, socket_address::PortSpecifier},
+use attache_proto::auth::{AttributeContext, CheckRequest, attribute_context::HttpRequest};
+use attache_service::{
+    tls::{Certificate, CertificateError},
+    trace::Span,
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
+use http::HeaderMap;
 use percent_encoding::percent_decode_str;
+
+pub use body::{Body, BodyError};
+pub use forwarded::{ForwardedCertificate, ForwardedError};
+pub use spiffe::{SpiffeError, SpiffeId};
 
 /// One check: the request that waits for a decision, and what is known of its connection.
 ///
@@ -24,28 +34,35 @@ use percent_encoding::percent_decode_str;
 #[derive(Debug, Clone, Default)]
 pub struct CheckRequestView {
     attributes: AttributeContext,
+    call: HeaderMap,
+    span: Span,
+    parsed: Parsed,
+}
+
+/// What is read at most once, and only if somebody asks.
+#[derive(Debug, Clone, Default)]
+struct Parsed {
+    certificate: OnceLock<Result<Certificate, CertificateError>>,
+    forwarded: OnceLock<Result<Vec<ForwardedCertificate>, ForwardedError>>,
 }
 
 impl From<CheckRequest> for CheckRequestView {
     fn from(request: CheckRequest) -> Self {
-        Self {
-            attributes: request.attributes.unwrap_or_default(),
-        }
+        Self::new(request, HeaderMap::new())
     }
 }
 
-/// The request body as far as the proxy shows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Body<'a> {
-    /// Nothing is shown: the request has no body, or the proxy does not send it.
-    Absent,
-    /// All of it.
-    Whole(&'a [u8]),
-    /// The beginning of a longer one.
-    Partial(&'a [u8]),
-}
-
 impl CheckRequestView {
+    /// A check and the metadata of its gRPC call.
+    pub fn new(request: CheckRequest, call: HeaderMap) -> Self {
+        Self {
+            attributes: request.attributes.unwrap_or_default(),
+            call,
+            span: Span::default(),
+            parsed: Parsed::default(),
+        }
+    }
+
     /// The message as it came.
     pub fn attributes(&self) -> &AttributeContext {
         &self.attributes
@@ -166,6 +183,15 @@ impl CheckRequestView {
             .any(|(key, _)| key.eq_ignore_ascii_case(name))
     }
 
+    /// Whether the client speaks gRPC (not gRPC-Web): denials reach it as a gRPC status.
+    pub fn is_grpc(&self) -> bool {
+        let kind = self.header("content-type");
+        let rest = kind
+            .as_deref()
+            .and_then(|kind| kind.strip_prefix("application/grpc"));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('+'))
+    }
+
     /// All cookies. Repeated `cookie` lines arrive joined with commas, so both `;` and `,`
     /// separate; values that are not UTF-8 are left out.
     pub fn cookies(&self) -> impl Iterator<Item = (&str, &str)> {
@@ -184,88 +210,6 @@ impl CheckRequestView {
             .map(|(_, value)| value)
     }
 
-    /// The body as far as it is shown.
-    pub fn body(&self) -> Body<'_> {
-        let Some(http) = self.http() else {
-            return Body::Absent;
-        };
-        let data = if http.raw_body.is_empty() {
-            http.body.as_bytes()
-        } else {
-            &http.raw_body
-        };
-        if data.is_empty() {
-            return Body::Absent;
-        }
-        let marked = self.header_lines("x-envoy-auth-partial-body").next();
-        let longer = usize::try_from(http.size).is_ok_and(|size| size > data.len());
-        if marked == Some(b"true") || longer {
-            Body::Partial(data)
-        } else {
-            Body::Whole(data)
-        }
-    }
-
-    fn source(&self) -> Option<&Peer> {
-        self.attributes.source.as_ref()
-    }
-
-    /// The address of the proxy's peer; not what `x-forwarded-for` says.
-    pub fn source_address(&self) -> Option<SocketAddr> {
-        socket_address(self.source()?)
-    }
-
-    /// The proxy's side of the connection.
-    pub fn destination_address(&self) -> Option<SocketAddr> {
-        socket_address(self.attributes.destination.as_ref()?)
-    }
-
-    /// Who the TLS client is: first URI SAN, else first DNS SAN, else the subject.
-    pub fn principal(&self) -> Option<&str> {
-        let principal = self.source()?.principal.as_str();
-        (!principal.is_empty()).then_some(principal)
-    }
-
-    /// The TLS client's SPIFFE ID, when that is who it is.
-    pub fn spiffe_id(&self) -> Option<&str> {
-        self.principal().filter(|p| p.starts_with("spiffe://"))
-    }
-
-    /// The TLS client's certificate, DER, when the proxy sends it.
-    pub fn peer_certificate(&self) -> Option<Bytes> {
-        let pem = percent_decode_str(&self.source()?.certificate)
-            .decode_utf8()
-            .ok()?;
-        let base64: String = pem
-            .trim()
-            .strip_prefix("-----BEGIN CERTIFICATE-----")?
-            .split("-----END CERTIFICATE-----")
-            .next()?
-            .split_ascii_whitespace()
-            .collect();
-        STANDARD.decode(base64).ok().map(Bytes::from)
-    }
-
-    /// The server name that the TLS client asked for.
-    pub fn sni(&self) -> Option<&str> {
-        let sni = self.attributes.tls_session.as_ref()?.sni.as_str();
-        (!sni.is_empty()).then_some(sni)
-    }
-
-    /// A value from the route's `context_extensions`.
-    pub fn context_extension(&self, key: &str) -> Option<&str> {
-        self.attributes
-            .context_extensions
-            .get(key)
-            .map(String::as_str)
-    }
-
-    /// Dynamic metadata of a namespace, when the proxy sends it.
-    pub fn metadata(&self, namespace: &str) -> Option<&prost_types::Struct> {
-        let metadata = self.attributes.metadata_context.as_ref()?;
-        metadata.filter_metadata.get(namespace)
-    }
-
     /// When the request arrived at the proxy.
     pub fn time(&self) -> Option<SystemTime> {
         let time = self.attributes.request.as_ref()?.time?;
@@ -275,15 +219,12 @@ impl CheckRequestView {
     }
 }
 
-fn socket_address(peer: &Peer) -> Option<SocketAddr> {
-    let address::Address::SocketAddress(socket) = peer.address.as_ref()?.address.as_ref()? else {
-        return None;
-    };
-    let port = match socket.port_specifier {
-        Some(PortSpecifier::PortValue(port)) => u16::try_from(port).ok()?,
-        _ => 0,
-    };
-    Some(SocketAddr::new(socket.address.parse().ok()?, port))
+/// Names and values of a query or form, percent-decoded, `+` being a space.
+pub(crate) fn form_pairs(text: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    text.split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .map(|(name, value)| (form_decoded(name), form_decoded(value)))
 }
 
 /// Percent-decoding with `+` as space.
@@ -294,162 +235,4 @@ fn form_decoded(text: &str) -> Cow<'_, str> {
         return Cow::Owned(decoded.into_owned());
     }
     percent_decode_str(text).decode_utf8_lossy()
-}
-
-#[cfg(test)]
-mod tests {
-    use attache_proto::{
-        auth::attribute_context,
-        core::{self, HeaderMap, HeaderValue},
-    };
-
-    use super::*;
-
-    fn view(http: HttpRequest) -> CheckRequestView {
-        CheckRequestView {
-            attributes: AttributeContext {
-                request: Some(attribute_context::Request {
-                    http: Some(http),
-                    ..attribute_context::Request::default()
-                }),
-                ..AttributeContext::default()
-            },
-        }
-    }
-
-    fn joined(headers: &[(&str, &str)]) -> CheckRequestView {
-        view(HttpRequest {
-            headers: headers
-                .iter()
-                .map(|(k, v)| ((*k).into(), (*v).into()))
-                .collect(),
-            ..HttpRequest::default()
-        })
-    }
-
-    fn raw(headers: &[(&str, &'static [u8])]) -> CheckRequestView {
-        let line = |(key, value): &(&str, &'static [u8])| HeaderValue {
-            key: (*key).to_owned(),
-            value: String::new(),
-            raw_value: Bytes::from_static(value),
-        };
-        view(HttpRequest {
-            header_map: Some(HeaderMap {
-                headers: headers.iter().map(line).collect(),
-            }),
-            ..HttpRequest::default()
-        })
-    }
-
-    #[test]
-    fn headers_read_the_same_in_both_encodings() {
-        for view in [
-            joined(&[("x-a", "1,2"), ("x-b", "3")]),
-            raw(&[("x-a", b"1"), ("x-b", b"3"), ("x-a", b"2")]),
-        ] {
-            assert_eq!(view.header("X-A").as_deref(), Some("1,2"));
-            assert_eq!(view.header("x-b").as_deref(), Some("3"));
-            assert_eq!(view.header("x-c"), None);
-            assert!(view.has_header("X-B") && !view.has_header("x-c"));
-        }
-        assert_eq!(raw(&[("x-a", b"\xff")]).header("x-a"), None);
-    }
-
-    #[test]
-    fn cookies_are_split_at_semicolons_and_commas() {
-        for view in [
-            joined(&[("cookie", "a=1; b=x=y,c=3 ;broken; a=2")]),
-            raw(&[("cookie", b"a=1; b=x=y"), ("cookie", b"c=3; a=2")]),
-        ] {
-            let cookies: Vec<_> = view.cookies().collect();
-            assert_eq!(cookies, [("a", "1"), ("b", "x=y"), ("c", "3"), ("a", "2")]);
-            assert_eq!(view.cookie("a"), Some("1"));
-        }
-    }
-
-    #[test]
-    fn path_and_query_are_apart() {
-        for (both, path, query) in [
-            ("/a?b=1", "/a", Some("b=1")),
-            ("/a", "/a", None),
-            ("/a#/admin?x", "/a", Some("x")),
-            ("", "", None),
-        ] {
-            let view = view(HttpRequest {
-                path: both.into(),
-                ..HttpRequest::default()
-            });
-            assert_eq!((view.path(), view.query()), (Some(path), query), "{both}");
-        }
-        let view = view(HttpRequest {
-            path: "/a?k=1&%6b=a+b%2F&kk=3&k".into(),
-            ..HttpRequest::default()
-        });
-        assert_eq!(
-            view.query_values("k").collect::<Vec<_>>(),
-            ["1", "a b/", ""]
-        );
-    }
-
-    #[test]
-    fn bodies_are_absent_whole_or_partial() {
-        let body = |mark: &[(&str, &str)], body: &str, size| {
-            let mut view = joined(mark);
-            let http = view
-                .attributes
-                .request
-                .as_mut()
-                .unwrap()
-                .http
-                .as_mut()
-                .unwrap();
-            http.body = body.into();
-            http.size = size;
-            view
-        };
-        let mark = "x-envoy-auth-partial-body";
-        assert_eq!(body(&[], "", 0).body(), Body::Absent);
-        assert_eq!(body(&[(mark, "false")], "ab", 2).body(), Body::Whole(b"ab"));
-        assert_eq!(
-            body(&[(mark, "true")], "ab", 2).body(),
-            Body::Partial(b"ab")
-        );
-        assert_eq!(body(&[], "ab", 3).body(), Body::Partial(b"ab"));
-    }
-
-    #[test]
-    fn tcp_checks_have_peers_but_no_request() {
-        let view = CheckRequestView {
-            attributes: AttributeContext {
-                source: Some(Peer {
-                    address: Some(core::Address {
-                        address: Some(address::Address::SocketAddress(core::SocketAddress {
-                            address: "10.0.0.1".into(),
-                            port_specifier: Some(PortSpecifier::PortValue(7)),
-                            ..core::SocketAddress::default()
-                        })),
-                    }),
-                    principal: "spiffe://a/b".into(),
-                    certificate:
-                        "-----BEGIN%20CERTIFICATE-----%0A%2B%2F%2F%2BAA%3D%3D%0A-----END%20CERTIFICATE-----%0A"
-                            .into(),
-                    ..Peer::default()
-                }),
-                ..AttributeContext::default()
-            },
-        };
-        assert!(!view.is_http());
-        assert_eq!(
-            (view.method(), view.path(), view.header("a")),
-            (None, None, None)
-        );
-        assert_eq!(view.body(), Body::Absent);
-        assert_eq!(view.source_address(), Some("10.0.0.1:7".parse().unwrap()));
-        assert_eq!(view.spiffe_id(), Some("spiffe://a/b"));
-        assert_eq!(
-            view.peer_certificate().as_deref(),
-            Some(&[0xfb, 0xff, 0xfe, 0x00][..])
-        );
-        assert_eq!(view.destination_address(), None);
-    }
 }

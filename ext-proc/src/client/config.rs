@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use attache_filter::{
     grpc_service::{GrpcService, HttpStatus, MetadataEntry},
+    http_uri::HttpUri,
     matcher::ListStringMatcher,
     mutation::HeaderMutationRules,
 };
@@ -102,18 +103,6 @@ config_struct! {
     elsewhere {
         "retry_policy" => "calls to policy services are not retried yet",
         "formatters" => "there are no formatters beside those that values know by themselves",
-    }
-}
-
-config_struct! {
-    /// Envoy's `config.core.v3.HttpUri`.
-    pub struct HttpUri {
-        /// Host, path and query of requests.
-        pub uri: Located<String>,
-        /// Name of a cluster of this configuration.
-        pub cluster: Located<String>,
-        /// Bound on one answer.
-        pub timeout: Duration,
     }
 }
 

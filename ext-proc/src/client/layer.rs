@@ -9,6 +9,7 @@ use std::{
 
 use attache_filter::{
     Body, BoxError, Channels, LocalReply, RequestContext,
+    context::IdleTimeout,
     reply::{self, ReplyForm},
 };
 use attache_service::{Channel, HttpClient, Method, Metrics};
@@ -189,6 +190,10 @@ impl Fixed {
                 .map_or(self.filter.buffer_limit, |limit| {
                     limit.max(self.filter.buffer_limit)
                 }),
+            idle_timeout: route
+                .as_ref()
+                .map_or(IdleTimeout::Inherited, |route| route.idle_timeout)
+                .or(self.filter.idle_timeout),
             extras: self.filter.extras(per_route),
         };
         Some((Exchange::new(terms, context, form, now()), callee))

@@ -73,8 +73,8 @@ pub struct Filter {
     /// How long the stream to an observing processor stays open after its exchange. Default 5 s.
     pub deferred_close_timeout: Duration,
     /// Bound on silence where no message has an answer of its own: full-duplex bodies and
-    /// streamed immediate responses. Default 300 s, as Envoy's `stream_idle_timeout`. No setting
-    /// of the filter itself.
+    /// streamed immediate responses; the `idle_timeout` of a route goes before it. Default 300 s,
+    /// as Envoy's `stream_idle_timeout`. No setting of the filter itself.
     pub idle_timeout: Duration,
     /// Refuse immediate responses. Default false.
     pub disable_immediate_response: bool,
@@ -315,7 +315,7 @@ fn plan_service(
 ) -> Option<(Located<String>, CallMetadata, Option<HttpCall>)> {
     match (&raw.grpc_service, &raw.http_service) {
         (Some(service), None) => {
-            let service = ServiceCall::plan(service, errors);
+            let service = ServiceCall::plan_once(service, errors);
             Some((service.cluster, service.metadata, None))
         }
         (None, Some(service)) => {
@@ -417,7 +417,7 @@ impl PerRoute {
                 service: raw
                     .grpc_service
                     .as_ref()
-                    .map(|s| ServiceCall::plan(s, errors)),
+                    .map(|s| ServiceCall::plan_once(s, errors)),
             },
         };
         (errors.len() == before).then_some(planned)

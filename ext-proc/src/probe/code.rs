@@ -1,39 +1,10 @@
 //! What can be wrong with a processor's answers: codes, what Envoy makes of each, what helps.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
+
+pub use attache_service::probe::Severity;
 
 use super::event::Phase;
-
-/// How bad a finding is, worst first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Severity {
-    /// The exchange stays open without an end that the proxy would enforce.
-    Hang,
-    /// The caller gets an error, or traffic is changed otherwise than the processor says.
-    Violation,
-    /// A part of the answer is without effect, or works by chance.
-    Warning,
-    /// Worth knowing.
-    Note,
-}
-
-impl Severity {
-    /// In one lower-case word.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hang => "hang",
-            Self::Violation => "violation",
-            Self::Warning => "warning",
-            Self::Note => "note",
-        }
-    }
-}
-
-impl fmt::Display for Severity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// One thing that is wrong, or worth knowing, about an answer of a processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,42 +19,7 @@ pub struct Finding {
     pub did: String,
 }
 
-macro_rules! codes {
-    ($($name:ident $text:literal $severity:ident: $effect:literal; $fix:literal)+) => {
-        /// A kind of finding. Its [name](Code::name) is stable, for scripts.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Code {
-            $(#[doc = $effect] $name,)+
-        }
-
-        impl Code {
-            /// All of them.
-            pub const ALL: &[Self] = &[$(Self::$name),+];
-
-            /// The name, in kebab case.
-            pub fn name(self) -> &'static str {
-                match self { $(Self::$name => $text,)+ }
-            }
-
-            /// How bad it is.
-            pub fn severity(self) -> Severity {
-                match self { $(Self::$name => Severity::$severity,)+ }
-            }
-
-            /// What Envoy 1.40 does with it.
-            pub fn effect(self) -> &'static str {
-                match self { $(Self::$name => $effect,)+ }
-            }
-
-            /// What to do about it.
-            pub fn fix(self) -> &'static str {
-                match self { $(Self::$name => $fix,)+ }
-            }
-        }
-    };
-}
-
-codes! {
+attache_service::probe_codes! {
     NoReply "no-reply" Violation:
         "Envoy fails the request with 504 when message_timeout (200 ms by default) has passed; with failure_mode_allow it passes unprocessed.";
         "Answer every message in every phase; an empty reply of the right kind lets it pass."
@@ -315,12 +251,6 @@ impl Code {
             at,
             did: did.into(),
         }
-    }
-}
-
-impl fmt::Display for Code {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
     }
 }
 

@@ -24,9 +24,10 @@ mod run;
 #[cfg(test)]
 mod tests;
 
+pub use attache_service::probe::{Health, Latency, NotServed, ServerFacts};
 pub use case::{Case, Content, cases};
 pub use check::{Checker, Setup, check};
 pub use code::{Code, Finding, Severity};
 pub use event::{Event, Phase, Side, Timed};
-pub use report::{CaseReport, Latency, Report};
-pub use run::{Health, NotServed, Plan, run};
+pub use report::{CaseReport, Report};
+pub use run::{Plan, run};

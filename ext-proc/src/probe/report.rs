@@ -8,10 +8,11 @@ use std::{
 
 use serde_json::{Value, json};
 
+use attache_service::probe::{Latency, ServerFacts, counted, millis};
+
 use super::{
     code::{Code, Finding, Severity},
     event::Phase,
-    run::Health,
 };
 
 /// What came of one case.
@@ -51,26 +52,11 @@ impl CaseReport {
     }
 }
 
-/// How long replies to one kind of message took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Latency {
-    /// Number of replies.
-    pub count: usize,
-    /// The fastest.
-    pub min: Duration,
-    /// Half were as fast as this or faster.
-    pub median: Duration,
-    /// The slowest.
-    pub max: Duration,
-}
-
 /// What a run came to. Its `Display` is a text for people.
 #[derive(Debug, Clone)]
 pub struct Report {
-    /// What the health service says.
-    pub health: Health,
-    /// Whether the server describes itself.
-    pub reflection: bool,
+    /// What the server says of itself.
+    pub server: ServerFacts,
     /// The cases, as they were played.
     pub cases: Vec<CaseReport>,
 }
@@ -104,16 +90,7 @@ impl Report {
             all.entry(*phase).or_default().push(*took);
         }
         all.into_iter()
-            .filter_map(|(phase, mut times)| {
-                times.sort_unstable();
-                let latency = Latency {
-                    count: times.len(),
-                    min: *times.first()?,
-                    median: *times.get(times.len() / 2)?,
-                    max: *times.last()?,
-                };
-                Some((phase, latency))
-            })
+            .filter_map(|(phase, times)| Some((phase, Latency::of(times)?)))
             .collect()
     }
 
@@ -123,19 +100,11 @@ impl Report {
         let latencies: serde_json::Map<_, _> = self
             .latencies()
             .into_iter()
-            .map(|(phase, latency)| {
-                let value = json!({
-                    "count": latency.count,
-                    "min_ms": millis(latency.min),
-                    "median_ms": millis(latency.median),
-                    "max_ms": millis(latency.max),
-                });
-                (phase.name().to_owned(), value)
-            })
+            .map(|(phase, latency)| (phase.name().to_owned(), latency.json()))
             .collect();
         json!({
-            "health": health_name(self.health),
-            "reflection": self.reflection,
+            "health": self.server.health.name(),
+            "reflection": self.server.reflection,
             "hangs": self.count(Severity::Hang),
             "violations": self.count(Severity::Violation),
             "warnings": self.count(Severity::Warning),
@@ -183,18 +152,6 @@ fn case_json(case: &CaseReport) -> Value {
         "duration_ms": millis(case.duration),
         "findings": findings,
     })
-}
-
-fn health_name(health: Health) -> &'static str {
-    match health {
-        Health::Serving => "serving",
-        Health::NotServing => "not serving",
-        Health::Absent => "absent",
-    }
-}
-
-fn millis(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 impl fmt::Display for CaseReport {
@@ -251,12 +208,7 @@ impl fmt::Display for Report {
                 ms(latency.max)
             )?;
         }
-        let reflection = if self.reflection { "served" } else { "absent" };
-        writeln!(
-            f,
-            "\nhealth: {}; reflection: {reflection}",
-            health_name(self.health)
-        )?;
+        writeln!(f, "\n{}", self.server)?;
         write!(
             f,
             "{}: {}, {}, {}, {}",
@@ -266,12 +218,5 @@ impl fmt::Display for Report {
             counted(self.count(Severity::Warning), "warning"),
             counted(self.count(Severity::Note), "note"),
         )
-    }
-}
-
-fn counted(count: usize, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        count => format!("{count} {what}s"),
     }
 }

@@ -9,7 +9,8 @@ use std::{
 use attache_proto::ext_proc::ProcessingResponse;
 use attache_service::{
     Channel, GrpcStream, Method,
-    channel::{encode_message, frame_message},
+    channel::encode_message,
+    probe::{self, NotServed},
 };
 use bytes::Bytes;
 use http::HeaderMap;
@@ -61,28 +62,6 @@ impl Plan {
     }
 }
 
-/// Why nothing was played.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum NotServed {
-    /// There is no connection.
-    #[error("{0}")]
-    Unreachable(String),
-    /// Another service answers there.
-    #[error("no processor there: {SERVICE} is not implemented ({0})")]
-    NotAProcessor(String),
-}
-
-/// What the standard health service says of the processor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Health {
-    /// It serves.
-    Serving,
-    /// It says that it does not serve.
-    NotServing,
-    /// There is no health service, or it does not know the processor.
-    Absent,
-}
-
 /// Plays every case of the plan, one after the other, each on a stream of its own. `done` is
 /// told of each.
 ///
@@ -93,17 +72,15 @@ pub async fn run(
     plan: &Plan,
     mut done: impl FnMut(&CaseReport),
 ) -> Result<Report, NotServed> {
-    let health = health(channel, plan).await?;
-    let reflection = reflection(channel, plan).await;
+    let server = probe::server(channel, SERVICE, &plan.metadata, plan.hang_timeout).await?;
     let mut report = Report {
-        health,
-        reflection,
+        server,
         cases: Vec::new(),
     };
     for case in &plan.cases {
         let mut played = play(channel, plan, case).await;
         if let Some(why) = played.unimplemented.take() {
-            return Err(NotServed::NotAProcessor(why));
+            return Err(NotServed::Unimplemented(SERVICE, why));
         }
         if case.leaves && !is_alive(channel, plan).await {
             let did = "It did not answer the exchange after one that was reset.";
@@ -302,77 +279,4 @@ async fn play(channel: &Channel, plan: &Plan, case: &Case) -> Played {
         },
         unimplemented,
     }
-}
-
-/// `grpc.health.v1.HealthCheckRequest` and its answer.
-#[derive(Clone, PartialEq, Message)]
-struct HealthCheck {
-    #[prost(string, tag = "1")]
-    service: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct HealthAnswer {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
-/// Asks for the processor's health, and so finds out whether anybody is there.
-async fn health(channel: &Channel, plan: &Plan) -> Result<Health, NotServed> {
-    let method = Method::new("/grpc.health.v1.Health/Check");
-    for service in [SERVICE, ""] {
-        let ask = HealthCheck {
-            service: service.to_owned(),
-        };
-        let answer = channel
-            .unary(
-                &method,
-                &ask.encode_to_vec(),
-                plan.metadata.clone(),
-                Some(plan.hang_timeout),
-            )
-            .await;
-        match answer {
-            Ok(bytes) => {
-                return Ok(match HealthAnswer::decode(bytes) {
-                    Ok(HealthAnswer { status: 1 }) => Health::Serving,
-                    Ok(_) => Health::NotServing,
-                    Err(_) => Health::Absent,
-                });
-            }
-            Err(status) if status.code() == GrpcCode::Unavailable => {
-                return Err(NotServed::Unreachable(status.message().to_owned()));
-            }
-            // Unknown by that name; the server as a whole may be known.
-            Err(status) if status.code() == GrpcCode::NotFound => {}
-            Err(_) => return Ok(Health::Absent),
-        }
-    }
-    Ok(Health::Absent)
-}
-
-/// `ServerReflectionRequest` that lists the services.
-#[derive(Clone, PartialEq, Message)]
-struct ListServices {
-    #[prost(string, tag = "7")]
-    list_services: String,
-}
-
-/// Whether the server describes itself.
-async fn reflection(channel: &Channel, plan: &Plan) -> bool {
-    for path in [
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-    ] {
-        let mut stream = channel.stream(&Method::new(path), plan.metadata.clone());
-        let ask = ListServices {
-            list_services: "*".to_owned(),
-        };
-        stream.send(frame_message(&ask.encode_to_vec()));
-        let answer = timeout(plan.hang_timeout, poll_fn(|cx| stream.poll_message(cx))).await;
-        if matches!(answer, Ok(Some(Ok(_)))) {
-            return true;
-        }
-    }
-    false
 }

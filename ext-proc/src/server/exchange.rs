@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use attache_filter::json;
 use attache_proto::core;
+use attache_service::trace::Trace;
 use http::HeaderMap;
-use prost_types::{Any, Struct, Value, value::Kind};
+use prost_types::{Any, Struct};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// What a proxy tells beside the messages, and what it is told: the metadata of the gRPC call,
@@ -45,36 +47,6 @@ pub enum MetadataError {
     NotAnObject(String),
 }
 
-/// The place of an exchange in a trace, as the proxy's call says it (W3C `traceparent`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Trace<'a> {
-    /// 32 hexadecimal digits.
-    pub trace_id: &'a str,
-    /// The proxy's span: 16 hexadecimal digits.
-    pub parent_id: &'a str,
-    /// Whether the trace is recorded.
-    pub sampled: bool,
-}
-
-impl<'a> Trace<'a> {
-    fn parse(header: &'a str) -> Option<Self> {
-        let mut parts = header.split('-');
-        let (version, trace_id, parent_id, flags) =
-            (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-        let hexadecimal = |text: &str, length| {
-            text.len() == length && text.bytes().all(|digit| digit.is_ascii_hexdigit())
-        };
-        let known = hexadecimal(version, 2) && version != "ff";
-        let whole = hexadecimal(trace_id, 32) && hexadecimal(parent_id, 16);
-        let flags = hexadecimal(flags, 2).then(|| u8::from_str_radix(flags, 16).ok())??;
-        (known && whole).then_some(Self {
-            trace_id,
-            parent_id,
-            sampled: flags & 1 == 1,
-        })
-    }
-}
-
 impl Exchange {
     pub(super) fn of_call(call: HeaderMap) -> Self {
         let inner = Inner {
@@ -92,7 +64,7 @@ impl Exchange {
 
     /// The trace that the exchange belongs to, if the proxy says so.
     pub fn trace(&self) -> Option<Trace<'_>> {
-        Trace::parse(self.call()?.get("traceparent")?.to_str().ok()?)
+        Trace::of_call(self.call()?)
     }
 
     /// An attribute, such as `request.id` or `source.address`, of those that the filter sends
@@ -100,14 +72,14 @@ impl Exchange {
     /// type.
     pub fn attribute<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         let value = self.0.as_ref()?.attributes.fields.get(name)?;
-        serde_json::from_value(json(value)).ok()
+        serde_json::from_value(json::value(value)).ok()
     }
 
     /// All attributes, as JSON.
     pub fn attributes(&self) -> serde_json::Value {
         self.0.as_ref().map_or_else(
-            || json_object(&Struct::default()),
-            |inner| json_object(&inner.attributes),
+            || json::object(&Struct::default()),
+            |inner| json::object(&inner.attributes),
         )
     }
 
@@ -116,7 +88,7 @@ impl Exchange {
     /// there or of another type.
     pub fn metadata<T: DeserializeOwned>(&self, namespace: &str) -> Option<T> {
         let metadata = &self.0.as_ref()?.metadata.filter_metadata;
-        serde_json::from_value(json_object(metadata.get(namespace)?)).ok()
+        serde_json::from_value(json::object(metadata.get(namespace)?)).ok()
     }
 
     /// Typed metadata of a namespace that the filter forwards (`forwarding_namespaces.typed`).
@@ -198,7 +170,7 @@ impl Outgoing {
         }
         self.untyped
             .fields
-            .insert(namespace.to_owned(), from_json(value));
+            .insert(namespace.to_owned(), json::to_value(value));
         Ok(())
     }
 
@@ -213,52 +185,9 @@ impl Outgoing {
     }
 }
 
-fn json_object(object: &Struct) -> serde_json::Value {
-    let fields = object.fields.iter();
-    serde_json::Value::Object(
-        fields
-            .map(|(name, value)| (name.clone(), json(value)))
-            .collect(),
-    )
-}
-
-/// Numbers that are whole are written as such: protobuf has one kind only.
-fn json(value: &Value) -> serde_json::Value {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    match &value.kind {
-        None | Some(Kind::NullValue(_)) => serde_json::Value::Null,
-        Some(Kind::BoolValue(value)) => (*value).into(),
-        Some(Kind::NumberValue(value)) if value.fract() == 0.0 && value.abs() < EXACT => {
-            (*value as i64).into()
-        }
-        Some(Kind::NumberValue(value)) => (*value).into(),
-        Some(Kind::StringValue(value)) => value.as_str().into(),
-        Some(Kind::StructValue(value)) => json_object(value),
-        Some(Kind::ListValue(list)) => list.values.iter().map(json).collect(),
-    }
-}
-
-fn from_json(value: serde_json::Value) -> Value {
-    let kind = match value {
-        serde_json::Value::Null => Kind::NullValue(0),
-        serde_json::Value::Bool(value) => Kind::BoolValue(value),
-        serde_json::Value::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
-        serde_json::Value::String(value) => Kind::StringValue(value),
-        serde_json::Value::Array(values) => Kind::ListValue(prost_types::ListValue {
-            values: values.into_iter().map(from_json).collect(),
-        }),
-        serde_json::Value::Object(fields) => Kind::StructValue(Struct {
-            fields: fields
-                .into_iter()
-                .map(|(name, value)| (name, from_json(value)))
-                .collect(),
-        }),
-    };
-    Value { kind: Some(kind) }
-}
-
 #[cfg(test)]
 mod tests {
+    use prost_types::value::Kind;
     use serde_json::json;
 
     use super::*;
@@ -290,8 +219,8 @@ mod tests {
     #[test]
     fn attributes_are_read_as_the_type_that_is_wanted() {
         let fields = [
-            ("request.size".to_owned(), from_json(json!(5))),
-            ("request.id".to_owned(), from_json(json!("r"))),
+            ("request.size".to_owned(), json::to_value(json!(5))),
+            ("request.id".to_owned(), json::to_value(json!("r"))),
         ];
         let mut exchange = Exchange::default();
         exchange.learn(
@@ -312,20 +241,5 @@ mod tests {
             exchange.attributes(),
             json!({"request.id": "r", "request.size": 5})
         );
-    }
-
-    #[test]
-    fn a_trace_is_one_or_none() {
-        let (trace_id, parent_id) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
-        let header = format!("00-{trace_id}-{parent_id}-01");
-        let trace = Trace {
-            trace_id,
-            parent_id,
-            sampled: true,
-        };
-        assert_eq!(Trace::parse(&header), Some(trace));
-        for bad in ["", "00-1-2-3", "ff-x", &header[..50]] {
-            assert_eq!(Trace::parse(bad), None, "{bad}");
-        }
     }
 }

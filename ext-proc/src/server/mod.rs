@@ -47,13 +47,14 @@ mod transport;
 #[cfg(test)]
 mod tests;
 
+pub use attache_service::{standalone::ServeError, trace::Trace};
 pub use body::{Body, BodyError};
 pub use changes::Changes;
-pub use exchange::{Exchange, MetadataError, Outgoing, Trace};
+pub use exchange::{Exchange, MetadataError, Outgoing};
 pub use head::{RequestHead, ResponseHead, Trailers};
 pub use headers::{HeaderError, Headers, IntoName};
 pub use immediate::{Immediate, IntoStatus};
 pub use processor::{Processor, Result, Stop};
 pub use rules::ProxySettings;
 pub use runner::OnFailure;
-pub use serve::{ServeError, Server, routes, run, serve};
+pub use serve::{Server, routes, run, serve};

@@ -1,14 +1,14 @@
 //! From a processor to a gRPC service and a server.
 
-use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
+use std::{future::Future, process::ExitCode, sync::Arc, time::Duration};
 
 use attache_proto::FILE_DESCRIPTOR_SET;
 use attache_service::{
     Address, Metrics,
-    admin::{Admin, AdminError, Readiness},
-    host::{Host, HostError},
+    host::Host,
     shutdown::Shutdown,
-    telemetry::{self, LogFormat},
+    standalone::{self, ServeError},
+    trace::Tracer,
 };
 use tonic::{Status, server::NamedService, service::Routes};
 
@@ -26,26 +26,6 @@ use super::{
 const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 /// How long open exchanges may go on at the end of a server, before those that can are closed.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
-
-/// Why a server did not serve.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The address cannot be listened on, or a worker cannot be started.
-    #[error(transparent)]
-    Host(#[from] HostError),
-    /// Signals cannot be waited for.
-    #[error("cannot wait for signals: {0}")]
-    Signals(#[source] io::Error),
-    /// The async runtime cannot be started.
-    #[error("cannot start the runtime: {0}")]
-    Runtime(#[source] io::Error),
-    /// The admin endpoint cannot be served.
-    #[error(transparent)]
-    Admin(#[from] AdminError),
-    /// The command line is not understood.
-    #[error("{0}; usage: [[--listen] ADDRESS] [--admin ADDRESS], for instance {DEFAULT_ADDRESS}")]
-    Usage(String),
-}
 
 /// A processor and how it is served.
 ///
@@ -67,6 +47,7 @@ pub struct Server {
     settings: Settings,
     drain: Option<Drain>,
     drain_grace: Duration,
+    tracer: Tracer,
 }
 
 impl Server {
@@ -105,6 +86,7 @@ impl Server {
             settings: Settings::default(),
             drain: None,
             drain_grace: DRAIN_GRACE,
+            tracer: Tracer::default(),
         }
     }
 
@@ -147,6 +129,13 @@ impl Server {
         self
     }
 
+    /// Makes a span of each exchange. Default: none.
+    #[must_use]
+    pub fn tracer(mut self, tracer: &Tracer) -> Self {
+        self.tracer = tracer.clone();
+        self
+    }
+
     /// How long open exchanges go on when the server is told to end. After it those that wait for
     /// the proxy are closed cleanly, so that traffic passes unprocessed; those within a body end
     /// when it does. Default 5 s, of the 10 s that a [`Host`] waits.
@@ -168,6 +157,7 @@ impl Server {
             settings: Arc::new(self.settings.proxy),
             run: (self.make)(Arc::new(self.settings)),
             drain: self.drain,
+            tracer: self.tracer,
         })
     }
 
@@ -213,39 +203,14 @@ impl Server {
 
     /// What [`run`] does, for a server with settings of its own.
     pub fn run(self) -> ExitCode {
-        match run_server(self) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error}");
-                ExitCode::FAILURE
-            }
-        }
+        standalone::run(DEFAULT_ADDRESS, |address, metrics, tracer| async move {
+            let server = match metrics {
+                Some(metrics) => self.metrics(&metrics),
+                None => self,
+            };
+            server.tracer(&tracer).serve(&address).await
+        })
     }
-}
-
-fn run_server(server: Server) -> Result<(), ServeError> {
-    let arguments = Arguments::parse(std::env::args().skip(1))?;
-    // An application that logs already goes on as it does.
-    let _ = telemetry::init(LogFormat::default(), None);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ServeError::Runtime)?;
-    runtime.block_on(async {
-        let Some(address) = &arguments.admin else {
-            return server.serve(&arguments.listen).await;
-        };
-        let metrics = Metrics::default();
-        metrics.describe_process();
-        let admin = Admin::new(Readiness::default(), metrics.clone());
-        let admin = admin.bind(address).await?;
-        tracing::info!(address = %admin.address(), "admin");
-        // It answers until the drain is over.
-        tokio::select! {
-            served = server.metrics(&metrics).serve(&arguments.listen) => served,
-            () = admin.serve(Shutdown::new()) => Ok(()),
-        }
-    })
 }
 
 /// The gRPC service of a processor, for a server of your own.
@@ -270,86 +235,4 @@ pub async fn serve<P: Processor + Clone + Sync>(
 /// error, as much as `RUST_LOG` says.
 pub fn run<P: Processor + Clone + Sync>(processor: P) -> ExitCode {
     Server::new(processor).run()
-}
-
-/// The command line of [`run`].
-#[derive(Debug, PartialEq)]
-struct Arguments {
-    listen: Address,
-    admin: Option<Address>,
-}
-
-impl Arguments {
-    fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Self, ServeError> {
-        let (mut listen, mut admin) = (None, None);
-        while let Some(argument) = arguments.next() {
-            let (flag, value) = match argument.split_once('=') {
-                Some((flag, value)) => (flag, Some(value.to_owned())),
-                None => (argument.as_str(), None),
-            };
-            let target = match flag {
-                "--listen" => &mut listen,
-                "--admin" => &mut admin,
-                _ if argument.starts_with('-') || listen.is_some() => {
-                    return Err(ServeError::Usage(format!("`{argument}` is not expected")));
-                }
-                _ => {
-                    listen = Some(address(&argument)?);
-                    continue;
-                }
-            };
-            let value = value.or_else(|| arguments.next());
-            let value =
-                value.ok_or_else(|| ServeError::Usage(format!("`{flag}` needs an address")))?;
-            *target = Some(address(&value)?);
-        }
-        let listen = match listen {
-            Some(listen) => listen,
-            None => address(DEFAULT_ADDRESS)?,
-        };
-        Ok(Self { listen, admin })
-    }
-}
-
-fn address(text: &str) -> Result<Address, ServeError> {
-    text.parse()
-        .map_err(|error| ServeError::Usage(format!("`{text}`: {error}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_arguments_with_or_without_a_name() {
-        let parse = |arguments: &[&str]| {
-            let parsed = Arguments::parse(arguments.iter().map(|a| (*a).to_owned()))?;
-            Ok::<_, ServeError>((
-                parsed.listen.to_string(),
-                parsed.admin.map(|admin| admin.to_string()),
-            ))
-        };
-        assert_eq!(parse(&[]).unwrap(), (DEFAULT_ADDRESS.to_owned(), None));
-        for arguments in [
-            &["127.0.0.1:1"][..],
-            &["--listen", "127.0.0.1:1"],
-            &["--listen=127.0.0.1:1"],
-        ] {
-            assert_eq!(parse(arguments).unwrap(), ("127.0.0.1:1".to_owned(), None));
-        }
-        let both = ("127.0.0.1:1".to_owned(), Some("127.0.0.1:2".to_owned()));
-        assert_eq!(
-            parse(&["--admin", "127.0.0.1:2", "127.0.0.1:1"]).unwrap(),
-            both
-        );
-        for arguments in [
-            &["--listen"][..],
-            &["--admin"],
-            &["127.0.0.1:1", "x"],
-            &["--other", "127.0.0.1:1"],
-            &["nonsense"],
-        ] {
-            assert!(parse(arguments).is_err(), "{arguments:?}");
-        }
-    }
 }

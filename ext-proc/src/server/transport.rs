@@ -11,10 +11,11 @@ use std::{
     task::{Context, Poll},
 };
 
+use attache_service::trace::{Ended, Tracer};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
-use tonic::{Status, body::Body, server::NamedService};
+use tonic::{Code, Status, body::Body, server::NamedService};
 use tracing::Instrument;
 
 use super::{
@@ -34,7 +35,11 @@ pub(super) struct Service {
     pub(super) run: Arc<Run>,
     pub(super) settings: Arc<ProxySettings>,
     pub(super) drain: Option<Drain>,
+    pub(super) tracer: Tracer,
 }
+
+/// The method, as spans name it.
+const METHOD: &str = "envoy.service.ext_proc.v3.ExternalProcessor/Process";
 
 impl NamedService for Service {
     const NAME: &'static str = "envoy.service.ext_proc.v3.ExternalProcessor";
@@ -54,6 +59,7 @@ impl tower::Service<Request<Body>> for Service {
             return ready(Ok(Status::unimplemented("no such method here").into_http()));
         }
         let (head, incoming) = request.into_parts();
+        let call = Ended::of(self.tracer.call(METHOD, &head.headers));
         let outbox = Outbox::default();
         let session = Session::new(
             head.headers,
@@ -77,6 +83,7 @@ impl tower::Service<Request<Body>> for Service {
         let mut response = Response::new(Body::new(Replies {
             outbox,
             state: State::Running(running),
+            call: Some(call),
         }));
         response.headers_mut().insert(
             header::CONTENT_TYPE,
@@ -90,6 +97,8 @@ impl tower::Service<Request<Body>> for Service {
 struct Replies {
     outbox: Outbox,
     state: State,
+    /// Taken when it has ended.
+    call: Option<Ended>,
 }
 
 enum State {
@@ -113,7 +122,11 @@ impl http_body::Body for Replies {
             match running.as_mut().poll(cx) {
                 Poll::Ready(result) => {
                     let whole = this.outbox.end();
-                    this.state = State::Ended(result.and(whole));
+                    let result = result.and(whole);
+                    if let Some(call) = this.call.take() {
+                        call.with(result.as_ref().map_or_else(Status::code, |()| Code::Ok));
+                    }
+                    this.state = State::Ended(result);
                 }
                 Poll::Pending => {
                     return this

@@ -2,23 +2,18 @@
 //!
 //! Objects are looked into only as far as the expression asks. What Envoy has switched off is
 //! refused when the configuration is read: comprehensions, `string()`, and functions that it
-//! does not know. Patterns of `matches` must be written out, and are compiled once a worker.
+//! does not know.
 
-use std::{
-    borrow::Cow,
-    cell::RefCell,
-    collections::HashMap,
-    sync::{Arc, LazyLock},
-};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use cel::{
-    Context, Env, ExecutionError, IdedExpr, Value as CelValue,
+    Context, ExecutionError, IdedExpr, Value as CelValue,
     common::{
-        ast::{CallExpr, Expr, LiteralValue, operators},
+        ast::Expr,
         traits::{Container, Indexer, Sizer},
         types::{
             CelBool, CelBytes, CelDouble, CelDuration, CelInt, CelList, CelMap, CelMapKey, CelNull,
-            CelString, CelTimestamp, CelUInt, Kind, MAP_TYPE, STRING_TYPE, Type,
+            CelString, CelTimestamp, CelUInt, Kind, MAP_TYPE, Type,
         },
         value::{CowVal, Val},
     },
@@ -26,92 +21,20 @@ use cel::{
 };
 use chrono::{DateTime, FixedOffset, Utc};
 use prost_types::value::Kind as JsonKind;
-use regex::Regex;
 
 use super::{
     facts::{Facts, Fields, Value},
     plain,
     vocabulary::{self, Root},
 };
-use crate::RequestContext;
-
-/// Functions of Envoy's `cel` that there are here. Its `re.*` there is not.
-const FUNCTIONS: [&str; 26] = [
-    "matches",
-    "contains",
-    "startsWith",
-    "endsWith",
-    "size",
-    "int",
-    "uint",
-    "double",
-    "bool",
-    "bytes",
-    "type",
-    "dyn",
-    "timestamp",
-    "duration",
-    "getFullYear",
-    "getMonth",
-    "getDayOfYear",
-    "getDayOfMonth",
-    "getDate",
-    "getDayOfWeek",
-    "getHours",
-    "getMinutes",
-    "getSeconds",
-    "getMilliseconds",
-    "@in",
-    "@not_strictly_false",
-];
-
-/// Names of types, which stand for themselves.
-const TYPES: [&str; 11] = [
-    "int",
-    "uint",
-    "double",
-    "bool",
-    "string",
-    "bytes",
-    "list",
-    "map",
-    "null_type",
-    "type",
-    "timestamp",
-];
-
-/// Patterns kept by each thread; as many as configurations have, and a bound for the rest.
-const MAX_PATTERNS: usize = 256;
-
-/// The functions of expressions; made once, since there are many.
-static ENV: LazyLock<Arc<Env>> = LazyLock::new(|| {
-    let mut env = Env::stdlib().with_optional_support(false);
-    let text = || STRING_TYPE.to_owned();
-    // They fail if the name is taken, which it is not without the crate's own patterns.
-    let _ = env.add_overload("matches", "matches_text", vec![text(), text()], matches);
-    let _ = env.add_member_overload("matches", "text_matches", text(), vec![text()], matches);
-    Arc::new(env)
-});
-
-thread_local! {
-    static PATTERNS: RefCell<HashMap<String, Regex>> = RefCell::default();
-}
+use crate::{
+    RequestContext,
+    expression::{check_call, environment, is_type},
+};
 
 /// A compiled expression.
 #[derive(Debug, Clone)]
 pub(super) struct Program(Arc<IdedExpr>);
-
-/// Reads an expression; the error says what is wrong with it.
-pub(super) fn parse(text: &str) -> Result<IdedExpr, String> {
-    ENV.parser().parse(text).map_err(|errors| {
-        let first = errors.errors.first();
-        let message = first.map_or("not an expression", |error| error.msg.as_str());
-        match first.map(|error| error.pos.1) {
-            Some(column) => format!("not a CEL expression: {message} (at its column {column})"),
-            None => format!("not a CEL expression: {message}"),
-        }
-    })
-}
 
 impl Program {
     /// Checks an expression: all names and functions in it must exist.
@@ -122,7 +45,7 @@ impl Program {
 
     /// The value; `None` when it has none, such as that of an absent header.
     pub(super) fn evaluate(&self, facts: &Facts<'_>) -> Option<Value<'static>> {
-        let mut context = Context::with_env(ENV.clone());
+        let mut context = Context::with_env(environment());
         context.set_variable_resolver(facts);
         let value = CelValue::resolve_val(&self.0, &context).ok()?;
         from_cel(value.as_ref())
@@ -153,7 +76,7 @@ fn check(expression: &IdedExpr) -> Result<(), String> {
     use cel::common::ast::EntryExpr;
     match &expression.expr {
         Expr::Literal(_) => Ok(()),
-        Expr::Ident(name) if TYPES.contains(&name.as_str()) => Ok(()),
+        Expr::Ident(name) if is_type(name) => Ok(()),
         Expr::Ident(name) => vocabulary::root(name).map(drop),
         Expr::Select(select) => match &select.operand.expr {
             Expr::Ident(root) => attribute(root, &select.field),
@@ -163,7 +86,7 @@ fn check(expression: &IdedExpr) -> Result<(), String> {
             if let Some((Expr::Ident(root), field)) = plain::index(call) {
                 return attribute(root, field);
             }
-            check_function(call)?;
+            check_call(call)?;
             call.target.iter().try_for_each(|target| check(target))?;
             call.args.iter().try_for_each(check)
         }
@@ -183,57 +106,6 @@ fn check(expression: &IdedExpr) -> Result<(), String> {
 
 fn attribute(root: &str, field: &str) -> Result<(), String> {
     vocabulary::root(root)?.attribute(field).map(drop)
-}
-
-fn check_function(call: &CallExpr) -> Result<(), String> {
-    let name = call.func_name.as_str();
-    if name == "matches" {
-        let pattern = call.args.last().map(|arg| &arg.expr);
-        let Some(Expr::Literal(LiteralValue::String(pattern))) = pattern else {
-            return Err("the pattern of `matches` must be written out".to_owned());
-        };
-        return Regex::new(pattern.inner())
-            .map(drop)
-            .map_err(|error| format!("the pattern of `matches`: {error}"));
-    }
-    // Operators have names that nobody can write.
-    let operator =
-        name.contains('_') && ![operators::OPT_INDEX, operators::OPT_SELECT].contains(&name);
-    if operator || FUNCTIONS.contains(&name) {
-        return Ok(());
-    }
-    Err(match name {
-        "string" => "`string()` is switched off, as in Envoy".to_owned(),
-        _ => format!("there is no function `{name}` here"),
-    })
-}
-
-fn matches<'b, 'v>(args: Vec<CowVal<'b, 'v>>) -> Result<CowVal<'b, 'v>, ExecutionError> {
-    let failed = |message: &str| ExecutionError::FunctionError {
-        function: "matches".to_owned(),
-        message: message.to_owned(),
-    };
-    let [text, pattern] = args.as_slice() else {
-        return Err(failed("two texts are needed"));
-    };
-    let text = text.downcast_ref::<CelString<'_>>();
-    let pattern = pattern.downcast_ref::<CelString<'_>>();
-    let (Some(text), Some(pattern)) = (text, pattern) else {
-        return Err(failed("two texts are needed"));
-    };
-    let found = PATTERNS.with_borrow_mut(|patterns| {
-        if let Some(regex) = patterns.get(pattern.inner()) {
-            return Ok(regex.is_match(text.inner()));
-        }
-        let regex = Regex::new(pattern.inner()).map_err(|_| failed("not a pattern"))?;
-        if patterns.len() >= MAX_PATTERNS {
-            patterns.clear();
-        }
-        let found = regex.is_match(text.inner());
-        patterns.insert(pattern.inner().to_owned(), regex);
-        Ok(found)
-    })?;
-    Ok(CowVal::owned(CelBool::from(found)))
 }
 
 impl VariableResolver for Facts<'_> {

@@ -233,11 +233,13 @@ fn flags(flags: &[ResponseFlag]) -> i64 {
         ResponseFlag::UpstreamRequestTimeout => 2,
         ResponseFlag::UpstreamConnectionFailure => 5,
         ResponseFlag::UpstreamConnectionTermination => 6,
+        ResponseFlag::UpstreamOverflow => 7,
         ResponseFlag::NoRouteFound => 8,
         ResponseFlag::RateLimited => 11,
         ResponseFlag::UnauthorizedExternalService => 12,
         ResponseFlag::RateLimitServiceError => 13,
         ResponseFlag::DownstreamConnectionTermination => 14,
+        ResponseFlag::UpstreamRetryLimitExceeded => 15,
         ResponseFlag::StreamIdleTimeout => 16,
         ResponseFlag::DownstreamProtocolError => 18,
     };

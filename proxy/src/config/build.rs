@@ -7,7 +7,12 @@ use std::{
     time::Duration,
 };
 
-use attache_filter::{FilterConfigs, Route as RouteInfo, matcher::FieldMatcher};
+use attache_filter::{
+    FilterConfigs, Route as RouteInfo,
+    context::IdleTimeout,
+    matcher::FieldMatcher,
+    metadata::{RouteMetadata, StructValue},
+};
 use attache_service::{
     Address,
     admin::{AdminError, is_local},
@@ -25,12 +30,13 @@ use super::{
 use crate::{
     Plan,
     access_log::{AccessLogPlan, Sink},
-    filters::FilterPlans,
+    filters::{FilterPlans, OnRoutes},
     path::EscapedSlashes,
     plan::{ClusterPlan, DEFAULT_DRAIN_TIMEOUT, Endpoint, ListenerPlan, Protocol},
     policies::Planned,
+    retry::Retry,
     route::{
-        Action, DirectResponse, Forward, HeaderTest, PathMatch as PathTest,
+        Action, DirectResponse, Forward, HeaderTest, InternalRedirect, PathMatch as PathTest,
         Redirect as RedirectPlan, RouteEntry, RouteMatch, RouteTable, VirtualHost,
     },
 };
@@ -89,7 +95,12 @@ pub(super) fn plan(
     let mut filters = FilterPlans::default();
     for (name, policy) in policies {
         if let Some(policy) = policy {
-            filters.insert(name.as_str(), policy.as_policy());
+            let disabled = config.filters.get(&name).is_some_and(|raw| raw.disabled);
+            let policy = match disabled {
+                true => Arc::new(OnRoutes::new(&name, policy.as_policy())),
+                false => policy.as_policy(),
+            };
+            filters.insert(name.as_str(), policy);
         }
     }
     Some(Plan {
@@ -229,15 +240,15 @@ impl Builder<'_> {
         errors: &mut Errors,
     ) -> Policies {
         let mut policies = Policies::new();
+        let node = config.node.as_ref().and_then(|node| node.metadata.as_ref());
+        let node = node.map(StructValue::value).unwrap_or_default();
         for (name, filter) in &config.filters {
-            let planned = Planned::new(name, &filter.value.0, errors);
+            let planned = Planned::new(name, &filter.value.policy, &node, errors);
             for cluster in planned.iter().flat_map(Planned::clusters) {
                 self.policy_cluster(&cluster, clusters, errors);
             }
             for cluster in planned.iter().flat_map(Planned::http_clusters) {
-                if !clusters.contains_key(cluster.as_str()) {
-                    errors.unknown_name(&cluster, "cluster", clusters.keys().copied());
-                }
+                known_cluster(&cluster, clusters, errors);
             }
             policies.insert(name.clone(), planned);
         }
@@ -520,6 +531,15 @@ impl Builder<'_> {
                     .request_body_buffer_limit
                     .or(raw.per_request_buffer_limit_bytes)
                     .map(Size::as_usize),
+                idle_timeout: match &raw.action {
+                    Step::Route(action) => action.idle_timeout.into(),
+                    Step::Redirect(_) | Step::DirectResponse(_) => IdleTimeout::Inherited,
+                },
+                metadata: raw
+                    .metadata
+                    .as_ref()
+                    .map(RouteMetadata::plan)
+                    .unwrap_or_default(),
                 filters,
             }),
         })
@@ -544,8 +564,12 @@ impl Builder<'_> {
                 // The filter's own mistakes are reported where it stands.
                 Some(None) => {}
                 Some(Some(policy)) => {
-                    for cluster in policy.per_route(name, node, &mut configs, errors) {
+                    let called = policy.per_route(name, node, &mut configs, errors);
+                    for cluster in called.grpc {
                         self.policy_cluster(&cluster, scope.clusters, errors);
+                    }
+                    for cluster in called.http {
+                        known_cluster(&cluster, scope.clusters, errors);
                     }
                 }
             }
@@ -584,6 +608,15 @@ impl Builder<'_> {
                 _ => errors.push(host, format!("`{}` is not a host", host.value)),
             }
         }
+        forward.retry = raw
+            .retry_policy
+            .as_ref()
+            .and_then(|policy| Retry::plan(policy, errors))
+            .map(|retry| Box::new(retry.within(forward.timeout)));
+        forward.internal_redirect = raw
+            .internal_redirect_policy
+            .as_ref()
+            .map(|policy| Box::new(InternalRedirect::plan(policy, errors)));
         for upgrade in &raw.upgrade_configs {
             let on = upgrade.enabled.unwrap_or(true);
             match (is_connect(upgrade), &upgrade.connect_config) {
@@ -604,6 +637,13 @@ impl Builder<'_> {
             }
         }
         Some(forward)
+    }
+}
+
+/// A cluster that is called over plain HTTP must exist.
+fn known_cluster(name: &Located<String>, clusters: &ClusterNames<'_>, errors: &mut Errors) {
+    if !clusters.contains_key(name.as_str()) {
+        errors.unknown_name(name, "cluster", clusters.keys().copied());
     }
 }
 

@@ -9,7 +9,7 @@ use attache_service::{
         envoy::{message_of, unwrap_typed_config},
         json,
     },
-    config_oneof,
+    config_oneof, config_struct,
 };
 
 config_oneof! {
@@ -26,7 +26,25 @@ config_oneof! {
 
 /// A [`Policy`] under its short name, or in Envoy's `typed_config` wrapper.
 #[derive(Debug, Clone, PartialEq)]
-pub struct FilterConfig(pub Policy);
+pub struct FilterConfig {
+    /// The policy and its settings.
+    pub policy: Policy,
+    /// Off, but for routes that have settings for it (Envoy's `HttpFilter.disabled`). Default
+    /// false.
+    pub disabled: bool,
+}
+
+config_struct! {
+    /// A filter.
+    struct Filter {
+        /// Off, but for routes that have settings for it. Default false.
+        disabled: Option<bool>,
+    }
+    oneof {
+        /// Which filter it is, with its settings.
+        policy: Policy,
+    }
+}
 
 impl Policy {
     /// The settings in Envoy's JSON, with `@type`.
@@ -39,20 +57,19 @@ impl Policy {
     }
 }
 
-impl ConfigValue for FilterConfig {
-    fn decode(node: &Node, errors: &mut Errors) -> Option<Self> {
-        if node.get("typed_config").is_none() && node.get("@type").is_none() {
-            return Policy::decode(node, errors).map(Self);
-        }
-        let config = unwrap_typed_config(node, errors)?.config;
+impl FilterConfig {
+    /// Envoy's own form: `typed_config`, or a block with `@type`.
+    fn decode_typed(node: &Node, errors: &mut Errors) -> Option<Self> {
+        let typed = unwrap_typed_config(node, errors)?;
+        let config = typed.config;
         let message = message_of(config);
         let is = |envoy_type: Option<&str>| message.is_some() && message == envoy_type;
-        if is(RateLimit::envoy_type()) {
-            Box::decode(config, errors).map(Policy::Ratelimit).map(Self)
+        let policy = if is(RateLimit::envoy_type()) {
+            Box::decode(config, errors).map(Policy::Ratelimit)
         } else if is(ExtAuthzConfig::envoy_type()) {
-            Box::decode(config, errors).map(Policy::ExtAuthz).map(Self)
+            Box::decode(config, errors).map(Policy::ExtAuthz)
         } else if is(ExternalProcessor::envoy_type()) {
-            Box::decode(config, errors).map(Policy::ExtProc).map(Self)
+            Box::decode(config, errors).map(Policy::ExtProc)
         } else {
             let supported = "the filters here are `ratelimit`, `ext_authz` and `ext_proc`";
             errors.push(
@@ -63,14 +80,35 @@ impl ConfigValue for FilterConfig {
                 },
             );
             None
+        };
+        Some(Self {
+            policy: policy?,
+            disabled: typed.disabled,
+        })
+    }
+}
+
+impl ConfigValue for FilterConfig {
+    fn decode(node: &Node, errors: &mut Errors) -> Option<Self> {
+        if node.get("typed_config").is_some() || node.get("@type").is_some() {
+            return Self::decode_typed(node, errors);
         }
+        let filter = Filter::decode(node, errors)?;
+        Some(Self {
+            policy: filter.policy,
+            disabled: filter.disabled.unwrap_or(false),
+        })
     }
 
     fn encode(&self) -> Option<json::Value> {
-        self.0.encode()
+        let filter = Filter {
+            disabled: Some(self.disabled).filter(|disabled| *disabled),
+            policy: self.policy.clone(),
+        };
+        filter.encode()
     }
 
     fn schema(schemas: &mut Schemas) -> json::Value {
-        Policy::schema(schemas)
+        Filter::schema(schemas)
     }
 }

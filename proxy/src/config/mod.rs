@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use attache_filter::metadata::StructValue;
 use attache_service::{
     Address,
     channel::EmbeddedConnector,
@@ -26,8 +27,9 @@ pub use cluster::{Cluster, Embedded, Endpoints, LbPolicy, Target};
 pub use filter::{FilterConfig, Policy};
 pub use listener::{AccessLog, AccessLogFormat, EscapedSlashesAction, LimitsConfig, Listener};
 pub use route::{
-    Body, ConnectConfig, ConnectMatcher, DirectResponse, PathMatch, PathRewrite, Redirect,
-    RedirectCode, Route, RouteAction, RouteMatch, SchemeChange, Step, UpgradeConfig, VirtualHost,
+    Body, ConnectConfig, ConnectMatcher, DirectResponse, InternalRedirectPolicy, PathMatch,
+    PathRewrite, Redirect, RedirectCode, RetryBackOff, RetryPolicy, Route, RouteAction, RouteMatch,
+    SchemeChange, Step, UpgradeConfig, VirtualHost,
 };
 
 use crate::Plan;
@@ -47,14 +49,29 @@ config_struct! {
         pub clusters: Vec<Cluster>,
         /// Where the admin page listens; loopback only. None when left out.
         pub admin: Option<Located<Address>>,
+        /// What policies are told of this proxy.
+        pub node: Option<NodeConfig>,
         /// Worker threads, each with its own connections. Default: one per core.
         pub workers: Option<Located<usize>>,
     }
     elsewhere {
         "static_resources" => "this is an Envoy bootstrap: write `listeners`, `routes`, `filters` and `clusters` at the top",
         "dynamic_resources" => "configuration comes from this file only; it is read again when it changes",
-        "node" => "there is no control plane to name this proxy to",
         "layered_runtime" => "there is no runtime layer: change the value and reload",
+    }
+}
+
+config_struct! {
+    /// Envoy's `config.core.v3.Node`, as far as policies are told of it.
+    pub struct NodeConfig {
+        /// Facts about this proxy, by name: `bootstrap_metadata_labels_key` of `ext_authz` shows
+        /// one of them.
+        pub metadata: Option<StructValue>,
+    }
+    elsewhere {
+        "id" => "there is no control plane to name this proxy to",
+        "cluster" => "there is no control plane to name this proxy to",
+        "locality" => "there is no control plane to name this proxy to",
     }
 }
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use attache_filter::{
     grpc_service::StatusCode,
     matcher::{HeaderMatcher, RegexMatcher},
+    metadata::Metadata,
 };
 use attache_service::{
     config::{Located, Node, Size},
@@ -21,12 +22,13 @@ config_struct! {
         /// In order: the first that matches is taken.
         pub routes: Vec<Route>,
         /// Settings of filters for all of these routes. A route's own go before them: of
-        /// `ext_proc` field by field, of the others as a whole.
+        /// `ext_proc` field by field; of `ext_authz` context extensions one by one; all else as a
+        /// whole.
         pub typed_per_filter_config: BTreeMap<String, Node>,
     }
     elsewhere {
         "rate_limits" => "write `rate_limits` in the filter or in the route's `typed_per_filter_config`",
-        "retry_policy" => "retries are not supported yet",
+        "retry_policy" => "write `retry_policy` in `route` of its routes",
         "request_headers_to_add" => "header changes by routes are not supported yet",
         "request_headers_to_remove" => "header changes by routes are not supported yet",
         "response_headers_to_add" => "header changes by routes are not supported yet",
@@ -51,13 +53,14 @@ config_struct! {
         pub request_body_buffer_limit: Option<Size>,
         /// The same, without `request_body_buffer_limit`.
         pub per_request_buffer_limit_bytes: Option<Size>,
+        /// Facts about the route that filters may show to their services.
+        pub metadata: Option<Metadata>,
     }
     oneof {
         /// What is done with them.
         pub action: Step,
     }
     elsewhere {
-        "metadata" => "route metadata is not supported yet",
         "request_headers_to_add" => "header changes by routes are not supported yet",
         "request_headers_to_remove" => "header changes by routes are not supported yet",
         "response_headers_to_add" => "header changes by routes are not supported yet",
@@ -145,11 +148,14 @@ config_struct! {
         pub host_rewrite_literal: Option<Located<String>>,
         /// Ways out of HTTP on this route, whatever `upgrades` of the listener says.
         pub upgrade_configs: Vec<UpgradeConfig>,
+        /// When a request is sent again, to the next endpoint. Default: never.
+        pub retry_policy: Option<RetryPolicy>,
+        /// Redirects of the upstream that are followed here. Default: none.
+        pub internal_redirect_policy: Option<InternalRedirectPolicy>,
     }
     elsewhere {
         "weighted_clusters" => "not supported yet: name one `cluster`",
         "cluster_header" => "not supported yet: name a `cluster`",
-        "retry_policy" => "retries are not supported yet",
         "rate_limits" => "write `rate_limits` in the filter or in the route's `typed_per_filter_config`",
         "regex_rewrite" => "not supported yet; `prefix_rewrite` is",
         "auto_host_rewrite" => "not supported yet; `host_rewrite_literal` is",
@@ -160,9 +166,67 @@ config_struct! {
         "cors" => "CORS is the work of a processor",
         "metadata_match" => "endpoints have no metadata",
         "priority" => "there are no priorities",
-        "internal_redirect_policy" => "not supported yet",
         "hedge_policy" => "not supported",
         "append_x_forwarded_host" => "not supported yet",
+    }
+}
+
+config_struct! {
+    /// When a request is sent again (Envoy's `config.route.v3.RetryPolicy`). All attempts are
+    /// within the route's `timeout`.
+    pub struct RetryPolicy {
+        /// After which failures, with commas between: `5xx`, `gateway-error`, `reset`,
+        /// `connect-failure`, `refused-stream`, `retriable-status-codes`, `retriable-4xx`.
+        /// Default: after none.
+        pub retry_on: Option<Located<String>>,
+        /// Attempts after the first. Default 1.
+        pub num_retries: Option<u32>,
+        /// Bound on each attempt, up to the head of the response. Default: none of its own.
+        pub per_try_timeout: Option<Duration>,
+        /// The statuses of `retriable-status-codes`.
+        pub retriable_status_codes: Vec<Located<u16>>,
+        /// Pauses between attempts. Default: up to 25 ms at first, up to 250 ms later.
+        pub retry_back_off: Option<RetryBackOff>,
+    }
+    elsewhere {
+        "per_try_idle_timeout" => "not supported yet; `per_try_timeout` is",
+        "retriable_headers" => "not supported yet; `retriable_status_codes` is",
+        "retriable_request_headers" => "match the headers in a route of its own",
+        "rate_limited_retry_back_off" => "not supported yet; `retry_back_off` is",
+        "retry_priority" => "clusters have no priorities here",
+        "retry_host_predicate" => "endpoints are taken in turn, so a retry takes the next one",
+        "host_selection_retry_max_attempts" => "endpoints are taken in turn, so a retry takes the next one",
+        "retry_options_predicates" => "not supported",
+    }
+}
+
+config_struct! {
+    /// Pauses between attempts (Envoy's `RetryPolicy.RetryBackOff`).
+    pub struct RetryBackOff {
+        /// Bound of the first pause, doubled for each further one; pauses are chosen at random
+        /// below it. At least 1 ms.
+        pub base_interval: Located<Duration>,
+        /// Bound of all pauses. Default ten times `base_interval`.
+        pub max_interval: Option<Located<Duration>>,
+    }
+}
+
+config_struct! {
+    /// Redirects of the upstream that are followed here (Envoy's
+    /// `config.route.v3.InternalRedirectPolicy`): the request goes to the new place, through all
+    /// policies again.
+    pub struct InternalRedirectPolicy {
+        /// Redirects that are followed for one request. Default 1.
+        pub max_internal_redirects: Option<u32>,
+        /// Statuses of those: of 301, 302, 303, 307 and 308. Default 302.
+        pub redirect_response_codes: Vec<Located<u16>>,
+        /// Also from `http` to `https` and back. Default false.
+        pub allow_cross_scheme_redirect: Option<bool>,
+    }
+    elsewhere {
+        "predicates" => "not supported yet",
+        "response_headers_to_copy" => "not supported yet",
+        "redirect_url_rewriter" => "not supported",
     }
 }
 

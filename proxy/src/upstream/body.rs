@@ -23,6 +23,8 @@ use super::Lease;
 pub(crate) struct Upload {
     frames: AtomicU32,
     done: OnceLock<Instant>,
+    /// When it was complete in an earlier attempt.
+    before: Option<Instant>,
 }
 
 impl Upload {
@@ -34,6 +36,11 @@ impl Upload {
     /// When the last byte was passed on.
     pub(crate) fn done(&self) -> Option<Instant> {
         self.done.get().copied()
+    }
+
+    /// When the last byte was passed on for the first time, in whichever attempt.
+    pub(crate) fn complete(&self) -> Option<Instant> {
+        self.before.or_else(|| self.done())
     }
 }
 
@@ -47,7 +54,17 @@ pub(crate) struct UploadBody {
 impl UploadBody {
     /// The body, and what to watch it by unless it is empty.
     pub(crate) fn new(body: Body) -> (Self, Option<Arc<Upload>>) {
-        let upload = (!body.is_end_stream()).then(Arc::<Upload>::default);
+        Self::after(body, None)
+    }
+
+    /// The same for a body that has been sent before, and was complete then at `before`.
+    pub(crate) fn after(body: Body, before: Option<Instant>) -> (Self, Option<Arc<Upload>>) {
+        let upload = (!body.is_end_stream()).then(|| {
+            Arc::new(Upload {
+                before,
+                ..Upload::default()
+            })
+        });
         let watch = upload.clone();
         (Self { body, upload }, watch)
     }

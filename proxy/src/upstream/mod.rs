@@ -5,6 +5,7 @@ mod body;
 mod connect;
 mod error;
 mod pool;
+mod replay;
 mod wait;
 
 use std::sync::{
@@ -19,6 +20,7 @@ use hyper::body::Incoming;
 pub(crate) use body::{Upload, UploadBody, UpstreamBody};
 pub(crate) use error::UpstreamError;
 pub(crate) use pool::{Endpoint, Lease, SWEEPS_PER_IDLE_TIMEOUT};
+pub(crate) use replay::Replay;
 pub(crate) use wait::{Limits, Waited, within};
 
 use crate::{

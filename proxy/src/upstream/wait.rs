@@ -15,6 +15,11 @@ pub(crate) struct Limits {
     pub(crate) timeout: Option<Duration>,
     /// Longest silence.
     pub(crate) idle: Option<Duration>,
+    /// When this attempt began; at first when the request head had arrived.
+    pub(crate) attempt: Instant,
+    /// From the end of the request, or the later start of the attempt, to the head of the
+    /// response.
+    pub(crate) attempt_timeout: Option<Duration>,
 }
 
 /// How the wait ended.
@@ -24,6 +29,8 @@ pub(crate) enum Waited<T> {
     Done(T),
     /// The route's timeout passed.
     Timeout,
+    /// The timeout of the attempt passed.
+    AttemptTimeout,
     /// Nothing moved for the idle timeout.
     Idle,
 }
@@ -31,11 +38,36 @@ pub(crate) enum Waited<T> {
 impl Limits {
     /// When the whole response must be here, once the request is complete.
     pub(crate) fn deadline(&self, upload: Option<&Upload>) -> Option<Instant> {
-        let complete = match upload {
-            None => self.started,
-            Some(upload) => upload.done()?,
-        };
-        Some(complete + self.timeout?)
+        Some(self.complete(upload)? + self.timeout?)
+    }
+
+    /// How long the upstream has for this attempt.
+    pub(crate) fn left(&self, upload: Option<&Upload>) -> Option<Duration> {
+        let spent = self.complete(upload).map_or(Duration::ZERO, |complete| {
+            self.attempt.saturating_duration_since(complete)
+        });
+        let left = self.timeout.map(|timeout| timeout.saturating_sub(spent));
+        earlier(left, self.attempt_timeout)
+    }
+
+    /// When the head of the response must be here, once the request is complete.
+    fn attempt_deadline(&self, upload: Option<&Upload>) -> Option<Instant> {
+        let complete = self.complete(upload)?;
+        Some(complete.max(self.attempt) + self.attempt_timeout?)
+    }
+
+    fn complete(&self, upload: Option<&Upload>) -> Option<Instant> {
+        match upload {
+            None => Some(self.started),
+            Some(upload) => upload.complete(),
+        }
+    }
+}
+
+fn earlier<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (one, other) => one.or(other),
     }
 }
 
@@ -48,37 +80,37 @@ pub(crate) async fn within<F: Future>(
     limits: Limits,
     upload: Option<&Upload>,
 ) -> Waited<F::Output> {
-    let mut moved_at = limits.started;
+    let mut moved_at = limits.attempt;
     let mut frames = 0;
     loop {
-        let deadline = limits.deadline(upload);
-        let earliest = match (upload, limits.timeout) {
-            (Some(upload), timeout) => {
+        let deadline = earlier(limits.deadline(upload), limits.attempt_deadline(upload));
+        let earliest = match upload {
+            Some(upload) => {
                 let now = Instant::now();
                 if upload.frames() != frames {
                     frames = upload.frames();
                     moved_at = upload.done().unwrap_or(now);
                 }
                 // While the request is not complete, the timeout has not begun to run.
+                let timeout = earlier(limits.timeout, limits.attempt_timeout);
                 deadline.or_else(|| timeout.map(|timeout| now + timeout))
             }
-            (None, _) => deadline,
+            None => deadline,
         };
         let silent = limits.idle.map(|idle| moved_at + idle);
-        let next = match (earliest, silent) {
-            (Some(a), Some(b)) => a.min(b),
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => return Waited::Done(future.await),
+        let Some(next) = earlier(earliest, silent) else {
+            return Waited::Done(future.await);
         };
         if let Ok(done) = timeout_at(next, future.as_mut()).await {
             return Waited::Done(done);
         }
         let now = Instant::now();
-        if limits
-            .deadline(upload)
-            .is_some_and(|deadline| deadline <= now)
-        {
+        let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        if passed(limits.deadline(upload)) {
             return Waited::Timeout;
+        }
+        if passed(limits.attempt_deadline(upload)) {
+            return Waited::AttemptTimeout;
         }
         let moved = upload.is_some_and(|upload| upload.frames() != frames);
         if !moved && silent.is_some_and(|silent| silent <= now) {
@@ -99,6 +131,8 @@ mod tests {
             started: Instant::now(),
             timeout: some(timeout),
             idle: some(idle),
+            attempt: Instant::now(),
+            attempt_timeout: None,
         }
     }
 
@@ -145,6 +179,20 @@ mod tests {
         assert_eq!(waited, Waited::Timeout);
         let took = limits.started.elapsed().as_secs_f64();
         assert!((25.0..25.1).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_is_bounded_from_its_own_start_within_the_timeout() {
+        for (attempt, wanted, after) in [(4, Waited::AttemptTimeout, 7), (20, Waited::Timeout, 15)]
+        {
+            let mut limits = limits(15, 300);
+            limits.attempt += Duration::from_secs(3);
+            limits.attempt_timeout = Some(Duration::from_secs(attempt));
+            let waited = within(pin!(std::future::pending::<()>()), limits, None).await;
+            assert_eq!(waited, wanted);
+            let took = limits.started.elapsed().as_secs_f64();
+            assert!((after as f64..after as f64 + 0.1).contains(&took), "{took}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -102,7 +102,7 @@ impl Filter {
             timeout: (!timeout.is_zero()).then_some(timeout),
             deny_on_error,
             resource_exhausted: raw.rate_limited_as_resource_exhausted == Some(true),
-            service: ServiceCall::plan(&raw.rate_limit_service.grpc_service, errors),
+            service: ServiceCall::plan_once(&raw.rate_limit_service.grpc_service, errors),
             ratelimit_headers: raw.enable_x_ratelimit_headers
                 == Some(XRateLimitHeadersRfcVersion::DraftVersion03),
             envoy_ratelimited_header: raw.disable_x_envoy_ratelimited_header != Some(true),

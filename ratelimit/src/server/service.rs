@@ -16,7 +16,12 @@ use attache_proto::ratelimit::{
     rate_limit_response::{Code as WireCode, DescriptorStatus, RateLimit},
     rate_limit_service_server::{RateLimitService, RateLimitServiceServer},
 };
-use attache_service::{Metrics, config::Errors, metrics::Counter};
+use attache_service::{
+    Metrics,
+    config::Errors,
+    metrics::Counter,
+    trace::{Ended, Span, Tracer},
+};
 use tonic::{Request, Response, Status, service::Routes};
 
 use super::statistics::Statistics;
@@ -34,7 +39,11 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// A rate limit service. Cheap to clone: clones share rules, counters and statistics.
 pub struct RateLimitServer<S = AnyStore, C = SystemClock> {
     inner: Arc<Inner<S, C>>,
+    tracer: Tracer,
 }
+
+/// The method, as spans name it.
+const METHOD: &str = "envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
 struct Inner<S, C> {
     limiter: Limiter<S, C>,
@@ -86,7 +95,15 @@ impl<S: Store, C: Clock> RateLimitServer<S, C> {
                 counters,
                 swept: AtomicBool::new(false),
             }),
+            tracer: Tracer::default(),
         })
+    }
+
+    /// Makes a span of each call. Default: none.
+    #[must_use]
+    pub fn tracer(mut self, tracer: &Tracer) -> Self {
+        self.tracer = tracer.clone();
+        self
     }
 
     /// Reads the rules again. Counters go on; requests in flight finish by the rules they began
@@ -146,6 +163,7 @@ impl<S, C> Clone for RateLimitServer<S, C> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
+            tracer: self.tracer.clone(),
         }
     }
 }
@@ -169,7 +187,30 @@ impl<S: Store, C: Clock> RateLimitService for RateLimitServer<S, C> {
         if !inner.swept.load(Ordering::Relaxed) && !inner.swept.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(inner)));
         }
-        self.decide(request.get_ref()).await.map(Response::new)
+        let call = Ended::of(self.tracer.call(METHOD, request.metadata().as_ref()));
+        let request = request.get_ref();
+        let answer = self.decide(request).await;
+        describe(call.span(), request, &answer);
+        call.with(
+            answer
+                .as_ref()
+                .map_or_else(Status::code, |_| tonic::Code::Ok),
+        );
+        answer.map(Response::new)
+    }
+}
+
+/// Says in the span what was asked and answered. Values of descriptors may be secret.
+fn describe(span: &Span, request: &RateLimitRequest, answer: &Result<RateLimitResponse, Status>) {
+    if !span.is_recorded() {
+        return;
+    }
+    let descriptors = i64::try_from(request.descriptors.len()).unwrap_or(i64::MAX);
+    span.set("attache.ratelimit.domain", request.domain.as_str());
+    span.set("attache.ratelimit.descriptors", descriptors);
+    if let Ok(answer) = answer {
+        let code = answer.overall_code().as_str_name();
+        span.set("attache.ratelimit.code", code);
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{ChannelSettings, Target};
-use crate::{address::Address, tls::ClientTls};
+use crate::{address::Address, gather::gather, tls::ClientTls};
 
 /// What one call may have unread. Small beside [`CONNECTION_WINDOW`], so that calls whose reader
 /// has stopped do not stop the others on the connection.
@@ -79,6 +79,7 @@ impl Connector {
                 // Resolved anew each time, so a service that has moved is found again.
                 let io = TcpStream::connect((host.as_str(), *port)).await?;
                 notice_vanished_peers(&io)?;
+                send_unpaced_on_this_host(&io);
                 self.secure(host, io).await
             }
         }
@@ -104,6 +105,19 @@ impl std::fmt::Display for Connector {
     }
 }
 
+/// Between two processes of one host no link can be congested, while an algorithm that paces what
+/// is sent, as BBR does, spends timers and small segments on it.
+#[cfg(target_os = "linux")]
+fn send_unpaced_on_this_host(io: &TcpStream) {
+    if io.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+        // Where it may not be chosen, all goes on as the host has it.
+        let _ = SockRef::from(io).set_tcp_congestion(b"reno");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn send_unpaced_on_this_host(_: &TcpStream) {}
+
 pub(crate) fn notice_vanished_peers(io: &TcpStream) -> io::Result<()> {
     io.set_nodelay(true)?;
     let socket = SockRef::from(io);
@@ -119,6 +133,7 @@ async fn handshake<IO>(io: IO) -> io::Result<Connected>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let (io, sender) = gather(io);
     let (send, mut connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -133,7 +148,7 @@ where
         .await
         .map_err(io::Error::other)?;
     let ping = connection.ping_pong();
-    let mut driver = AbortOnDropHandle::new(tokio::spawn(connection));
+    let mut driver = AbortOnDropHandle::new(tokio::spawn(sender.run(connection)));
     let mut ping = ping.ok_or_else(|| io::Error::other("no PING on a new connection"))?;
     let answered = tokio::select! {
         answered = ping.ping(Ping::opaque()) => answered.is_ok(),
@@ -150,5 +165,23 @@ fn before_ready(ended: Result<Result<(), h2::Error>, JoinError>) -> io::Error {
     match ended {
         Ok(Err(error)) => io::Error::other(format!("no HTTP/2: {error}")),
         Ok(Ok(())) | Err(_) => io::Error::other("closed before HTTP/2 was established"),
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_paced_between_processes_of_one_host() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let io = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+
+        send_unpaced_on_this_host(&io);
+
+        let algorithm = SockRef::from(&io).tcp_congestion().unwrap();
+        assert!(algorithm.starts_with(b"reno"), "{algorithm:?}");
     }
 }

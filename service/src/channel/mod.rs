@@ -46,6 +46,7 @@ use tonic::Status;
 use crate::{address::Address, tls::ClientTls};
 
 pub use frame::{Deframer, FRAME_HEADER, Pieces, encode_message, frame_message};
+pub use status::TransportFailure;
 pub use stream::GrpcStream;
 
 pub(crate) use connect::notice_vanished_peers;
@@ -231,12 +232,7 @@ impl Channel {
             None => call.unary().await,
             Some(timeout) => tokio::time::timeout(timeout, call.unary())
                 .await
-                .unwrap_or_else(|_| {
-                    Err(Status::deadline_exceeded(format!(
-                        "no answer from cluster `{}` within {timeout:?}",
-                        self.name()
-                    )))
-                }),
+                .unwrap_or_else(|_| Err(status::too_late(self.name(), timeout))),
         }
     }
 

@@ -1,11 +1,49 @@
 //! How an answer or a failure becomes a gRPC status.
 
+use std::{sync::Arc, time::Duration};
+
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tonic::{Code, Status};
 
+/// Why a call came to no answer of the service: the source of its status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TransportFailure {
+    /// There is no connection.
+    #[error("no connection")]
+    Unreachable,
+    /// The connection or the stream ended.
+    #[error("broken off")]
+    Broken,
+    /// The time is over.
+    #[error("out of time")]
+    Timeout,
+}
+
+impl TransportFailure {
+    /// Why there was no answer; `None` for a status that the service itself gave.
+    pub fn of(status: &Status) -> Option<Self> {
+        std::error::Error::source(status)?.downcast_ref().copied()
+    }
+
+    fn status(self, mut status: Status) -> Status {
+        status.set_source(Arc::new(self));
+        status
+    }
+}
+
 /// A broken connection or stream is `Unavailable`, as Envoy reports it.
 pub(super) fn broken(error: &h2::Error) -> Status {
-    Status::unavailable(format!("the call was broken off: {error}"))
+    let status = Status::unavailable(format!("the call was broken off: {error}"));
+    TransportFailure::Broken.status(status)
+}
+
+pub(super) fn unreachable(why: &str) -> Status {
+    TransportFailure::Unreachable.status(Status::unavailable(why))
+}
+
+pub(super) fn too_late(cluster: &str, timeout: Duration) -> Status {
+    let message = format!("no answer from cluster `{cluster}` within {timeout:?}");
+    TransportFailure::Timeout.status(Status::deadline_exceeded(message))
 }
 
 pub(super) fn invalid_metadata(error: &h2::Error) -> Status {

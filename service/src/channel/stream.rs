@@ -321,11 +321,11 @@ impl GrpcStream {
             let (endpoint, link) = match picked {
                 Picked::Ready(endpoint, link) => (endpoint, link),
                 Picked::Wait => continue,
-                Picked::Failed(why) => return Poll::Ready(Err(Status::unavailable(&*why))),
+                Picked::Failed(why) => return Poll::Ready(Err(status::unreachable(&why))),
                 Picked::NoEndpoint => {
                     let name = self.channel.name();
                     let why = format!("cluster `{name}` has no endpoint");
-                    return Poll::Ready(Err(Status::unavailable(why)));
+                    return Poll::Ready(Err(status::unreachable(&why)));
                 }
             };
             match begin(link.send(), call, more) {

@@ -33,6 +33,8 @@ pub(crate) fn check_type(node: &Node, message: &str, errors: &mut Errors) {
 pub struct TypedConfig<'n> {
     /// The extension's name, if there was a wrapper that gave one.
     pub name: Option<Located<String>>,
+    /// Whether the wrapper says that the extension is off (`disabled`).
+    pub disabled: bool,
     /// The configuration itself, with its `@type` if it had one.
     pub config: &'n Node,
 }
@@ -43,19 +45,24 @@ pub fn unwrap_typed_config<'n>(node: &'n Node, errors: &mut Errors) -> Option<Ty
     let Some(config) = node.get("typed_config") else {
         return Some(TypedConfig {
             name: None,
+            disabled: false,
             config: node,
         });
     };
     let mut fields = Fields::open(node, errors)?;
     let name = fields.field("name", Option::missing).flatten();
+    let disabled = fields.field("disabled", Option::missing).flatten();
     // Already found; asked for again to have it count as read.
     fields.field::<Node>("typed_config", || None);
     fields.finish(&[
         ("config_discovery", "filters are configured in this file"),
         ("is_optional", "every configured filter has to work"),
-        ("disabled", "leave the filter out instead"),
     ]);
-    Some(TypedConfig { name, config })
+    Some(TypedConfig {
+        name,
+        disabled: disabled.unwrap_or(false),
+        config,
+    })
 }
 
 /// Decodes a value that may be wrapped as by [`unwrap_typed_config`], and that may carry the

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::Routes;
 
 use super::preface::PrefaceDeadline;
-use crate::{listen::Socket, shutdown::Shutdown, tls::ServerTls};
+use crate::{gather::gather, listen::Socket, shutdown::Shutdown, tls::ServerTls};
 
 /// What one call may have unread. Small beside [`CONNECTION_WINDOW`], so that calls whose handler
 /// does not read do not stop the others on the connection.
@@ -86,6 +86,7 @@ impl Server {
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let (io, sender) = gather(io);
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .adaptive_window(false)
@@ -101,14 +102,14 @@ impl Server {
             .serve_connection(TokioIo::new(io), TowerToHyperService::new(self.routes));
         let mut connection = pin!(connection);
         tokio::select! {
-            ended = connection.as_mut() => return Ok(ended?),
+            ended = sender.drive(connection.as_mut()) => return Ok(ended?),
             () = self.drain.recv() => match spoken() {
                 true => connection.as_mut().graceful_shutdown(),
                 false => return Ok(()),
             },
         }
         tokio::select! {
-            ended = connection.as_mut() => Ok(ended?),
+            ended = sender.drive(connection.as_mut()) => Ok(ended?),
             () = self.drain.recv_immediate() => Ok(()),
         }
     }

@@ -4,6 +4,8 @@
 //! ([`ServerTls::follow_files`], [`ClientTls::follow_files`]); what cannot be read leaves the
 //! last good ones in use. Connections that stand keep what they were made with.
 
+mod authorities;
+mod certificate;
 mod config;
 mod files;
 mod peer;
@@ -18,6 +20,8 @@ use rustls::{
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use authorities::{ClientAuthorities, Untrusted};
+pub use certificate::{AlternativeName, Certificate, CertificateError};
 pub use config::{ClusterTls, ListenerTls, TlsVersion};
 pub use files::TlsError;
 pub use peer::{Peer, principal};

@@ -67,7 +67,7 @@ pub fn principal(certificate: &[u8]) -> Option<String> {
 }
 
 /// The last relative name first, comma between, special characters escaped.
-fn rfc2253(name: &X509Name<'_>) -> String {
+pub(super) fn rfc2253(name: &X509Name<'_>) -> String {
     let mut relative: Vec<String> = name
         .iter_rdn()
         .map(|rdn| rdn.iter().map(attribute).collect::<Vec<_>>().join("+"))

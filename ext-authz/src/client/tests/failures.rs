@@ -88,34 +88,18 @@ async fn a_check_takes_200_ms_at_most_unless_told_otherwise() {
         tokio::time::sleep(Duration::from_millis(600)).await;
         Ok(CheckResponse::default())
     };
-    let timed = |timeout: Option<Duration>| {
-        let mut fixture = Fixture::answering("", slow);
-        let mut filter = plan("");
-        if let Some(timeout) = timeout {
-            filter.timeout = Some(timeout).filter(|t| !t.is_zero());
-        }
-        fixture.filter = Arc::new(filter);
-        fixture
+    let timed = |timeout: &str| {
+        let config = format!("grpc_service: {{ envoy_grpc: {{ cluster_name: auth }}{timeout} }}");
+        Fixture::answering(&config, slow)
     };
     let began = Instant::now();
-    let outcome = timed(None).get().await;
+    let outcome = timed("").get().await;
     assert_eq!(outcome.response.status(), 403);
     let took = began.elapsed();
     assert!((200..210).contains(&took.as_millis()), "{took:?}");
-    for timeout in [Duration::from_secs(1), Duration::ZERO] {
-        assert_eq!(timed(Some(timeout)).get().await.response.status(), 200);
+    for timeout in [", timeout: 1s", ", timeout: 0s"] {
+        assert_eq!(timed(timeout).get().await.response.status(), 200);
     }
-}
-
-#[test]
-fn timeouts_are_planned_as_envoy_does() {
-    let timeout = |text: &str| {
-        let config = format!("grpc_service: {{ envoy_grpc: {{ cluster_name: a }}{text} }}");
-        planned(&config).unwrap().timeout
-    };
-    assert_eq!(timeout(""), Some(Duration::from_millis(200)));
-    assert_eq!(timeout(", timeout: 1s"), Some(Duration::from_secs(1)));
-    assert_eq!(timeout(", timeout: 0s"), None);
 }
 
 #[tokio::test]
@@ -198,9 +182,9 @@ fn what_is_not_supported_or_makes_no_sense_is_an_error_with_its_place() {
         }
     };
     all(
-        "shadow_mode: true\nstatus_on_error: { code: 418 }\nfalure_mode_allow: true",
+        "emit_client_span: true\nstatus_on_error: { code: 418 }\nfalure_mode_allow: true",
         &[
-            "filter.yaml:2:1: `shadow_mode` is not supported",
+            "filter.yaml:2:1: `emit_client_span` is not supported",
             "an HTTP status that Envoy lists",
             "did you mean `failure_mode_allow`?",
         ],
@@ -212,10 +196,13 @@ fn what_is_not_supported_or_makes_no_sense_is_an_error_with_its_place() {
             "at least one pattern",
         ],
     );
-    let http = planned("http_service: { server_uri: { uri: x } }")
-        .unwrap_err()
-        .to_string();
-    assert!(http.contains("plain HTTP are planned"), "{http}");
+    let address = "server_uri: { uri: http://auth, cluster: auth, timeout: 1s }";
+    let list = "{ patterns: [{ exact: x-a }] }";
+    let http = format!(
+        "allowed_headers: {list}\nhttp_service: {{ {address}, authorization_request: {{ allowed_headers: {list} }} }}"
+    );
+    let error = planned(&http).unwrap_err().to_string();
+    assert!(error.contains("`allowed_headers` already"), "{error}");
 
     let both = "check_settings: { disable_request_body_buffering: true, with_request_body: { max_request_bytes: 1 } }";
     let mut errors = Errors::new();

@@ -115,6 +115,8 @@ pub(crate) struct Terms {
     pub(super) failure_mode_allow: bool,
     /// Bytes of one body held at most.
     pub(super) buffer_limit: usize,
+    /// Bound on silence, unless there is none.
+    pub(super) idle_timeout: Option<Duration>,
     pub(super) extras: Extras,
 }
 
@@ -355,8 +357,9 @@ impl Exchange {
     /// When [`Exchange::tick`] must be called at the latest.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let open = self.request.is_open_ended() || self.response.is_open_ended();
-        let silence =
-            (open && !self.complete).then(|| self.active + self.terms.filter.idle_timeout);
+        let idle = self.terms.idle_timeout;
+        let silence = idle.filter(|_| open && !self.complete);
+        let silence = silence.map(|idle| self.active + idle);
         [self.request.deadline, self.response.deadline, silence]
             .into_iter()
             .flatten()

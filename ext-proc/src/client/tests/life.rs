@@ -1,10 +1,14 @@
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use attache_filter::{
     Body, FilterConfigs, RequestContext, Route,
+    context::IdleTimeout,
     matcher::{ForwardedHeaders, ListStringMatcher, TextMatchers},
 };
 use attache_proto::ext_proc::processing_request::Request as Part;
@@ -12,7 +16,10 @@ use attache_service::config::{Document, Errors, Located};
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use super::support::*;
 use crate::client::{Modes, PerRoute, mode::BodyMode};
@@ -61,6 +68,36 @@ async fn a_route_can_change_what_is_shown_and_what_failures_mean() {
     let seen = setup(|_| {}, script).send(on_route(route)).await;
     assert_eq!(seen.status, 200);
     assert_eq!(seen.count("failure_mode_allowed"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_bounds_the_silence_of_a_full_duplex_body() {
+    let silence = async |idle_timeout| {
+        let mut request = post_hello();
+        let route = Route {
+            idle_timeout,
+            ..Route::default()
+        };
+        RequestContext::of(&mut request).set_route(Some(Arc::new(route)));
+        let duplex = setup(
+            |f| {
+                f.modes.request_headers = false;
+                f.modes.request_body = BodyMode::FullDuplexStreamed;
+                f.modes.request_trailers = true;
+            },
+            |_| vec![Act::Stall],
+        );
+        let began = Instant::now();
+        let day = Duration::from_secs(86_400);
+        let seen = timeout(day, duplex.send(request)).await.ok()?;
+        Some((seen.status, began.elapsed().as_secs()))
+    };
+    let after = |seconds| IdleTimeout::After(Duration::from_secs(seconds));
+
+    assert_eq!(silence(IdleTimeout::Inherited).await, Some((504, 300)));
+    assert_eq!(silence(after(20)).await, Some((504, 20)));
+    assert_eq!(silence(after(3600)).await, Some((504, 3600)));
+    assert_eq!(silence(IdleTimeout::Never).await, None);
 }
 
 #[tokio::test]

@@ -112,7 +112,7 @@ async fn health_and_latencies_are_reported() {
     )
     .await;
 
-    assert_eq!(report.health, Health::Serving);
+    assert_eq!(report.server.health, Health::Serving);
     let latencies = report.latencies();
     assert_eq!(latencies[&Phase::Headers(Side::Request)].count, 2);
     assert_eq!(latencies[&Phase::Body(Side::Response)].count, 1);
@@ -145,5 +145,5 @@ async fn another_service_is_told_from_a_processor() {
     let plan = Plan::new(Content::default());
 
     let error = run(&channel(host), &plan, |_| {}).await.unwrap_err();
-    assert!(matches!(error, NotServed::NotAProcessor(_)), "{error}");
+    assert!(matches!(error, NotServed::Unimplemented(..)), "{error}");
 }

@@ -14,8 +14,10 @@ use super::{
 };
 use crate::server::{changes::Changes, exchange::Outgoing, immediate::Immediate};
 
-/// Largest piece of a body in one reply; Envoy's processors are asked to stay below.
-pub(super) const CHUNK: usize = 64 << 10;
+/// Largest piece of a body in one reply. Envoy's processors are asked to stay below 64 KiB; the
+/// kernel sends less than that at once, and this much with all that stands before it. A few bytes
+/// more would leave on their own, as dear as all the others.
+pub(super) const CHUNK: usize = 62 << 10;
 
 /// A reply that cannot be given: what it was to is as if unanswered, and then passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -6,6 +6,7 @@ use super::{
     BodyMode, Direction,
     encode::Kind,
     outbox::{Outbox, Shown},
+    sink::BodySink,
 };
 
 const WAY: Direction = Direction::Request;
@@ -89,6 +90,34 @@ fn output_waits_for_the_head_to_be_answered() {
             (Push("c"), "c"),
         ],
     );
+}
+
+#[test]
+fn a_piece_leaves_in_what_the_kernel_sends_at_once() {
+    /// Linux puts whole packets, on Ethernet of 1448 bytes, into less than 64 KiB.
+    const AT_ONCE: usize = 44 * 1448;
+    const DATA_FRAME: usize = 9;
+    let outbox = Outbox::default();
+    {
+        let mut queue = outbox.lock();
+        queue.set_modes(BodyMode::FullDuplexStreamed, BodyMode::None);
+        assert!(queue.take_stream(WAY));
+        queue.shown(WAY, Headers, false);
+        queue.reply(WAY, 0, |_| {});
+        queue.shown(WAY, Body, false);
+    }
+    let mut sink = BodySink::new(outbox.clone(), WAY);
+
+    sink.push(vec![b'x'; 124 << 10]).unwrap();
+
+    let frames: Vec<Bytes> = std::iter::from_fn(|| outbox.pop()).collect();
+    let pieces = frames
+        .chunks(2)
+        .map(|piece| piece.iter().map(|frame| DATA_FRAME + frame.len()).sum());
+    let pieces: Vec<usize> = pieces.collect();
+    assert_eq!(pieces.len(), 2);
+    assert!(pieces.iter().all(|piece| *piece <= AT_ONCE), "{pieces:?}");
+    sink.finish();
 }
 
 #[test]

@@ -44,6 +44,7 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
         modes: filter.modes,
         buffer_limit: filter.buffer_limit,
         failure_mode_allow: filter.failure_mode_allow,
+        idle_timeout: Some(filter.idle_timeout),
         filter: Arc::new(filter),
         stats: Arc::new(Stats::default()),
         extras: Extras::default(),

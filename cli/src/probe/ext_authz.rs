@@ -1,0 +1,76 @@
+//! `attache probe ext-authz`.
+
+use attache_ext_authz::probe::{self, CaseReport, Content, Plan};
+
+use super::{channel, choose, metadata, quiet, show, some_left, text, verdict};
+use crate::{
+    Failure,
+    args::{LogArgs, ProbeExtAuthzArgs, ReportFormat},
+    output,
+    run::{runtime, start_logging},
+};
+
+/// Probes an auth service.
+pub(crate) fn run(args: &ProbeExtAuthzArgs, log: &LogArgs) -> Result<(), Failure> {
+    start_logging(&quiet(log))?;
+    let plan = plan(args)?;
+    if args.list {
+        let line = |case: &probe::Case| format!("{:<20} {}\n", case.name, case.about);
+        let lines: Vec<_> = plan.cases.iter().map(line).collect();
+        return output(&lines.concat());
+    }
+    let Some(address) = &args.address else {
+        return Err(Failure::Usage("ADDRESS is missing".to_owned()));
+    };
+    let channel = channel(address, &args.tls)?;
+    let table = args.format == ReportFormat::Text;
+    if table {
+        output(&format!(
+            "{:<20} {:<12} {:>11}  {:<9}  about\n",
+            "case", "answer", "time", "verdict"
+        ))?;
+    }
+    let report = runtime()?
+        .block_on(probe::run(&channel, &plan, |case: &CaseReport| {
+            if table {
+                show(case);
+            }
+        }))
+        .map_err(|error| Failure::NotReached(error.to_string()))?;
+    if table {
+        output(&format!("\n{report}\n"))?;
+    } else {
+        output(&format!("{:#}\n", report.json()))?;
+    }
+    verdict(report.passes(args.strict))
+}
+
+fn plan(args: &ProbeExtAuthzArgs) -> Result<Plan, Failure> {
+    let mut plan = Plan::new(&content(args)?);
+    plan.timeout = args.timeout;
+    plan.hang_timeout = args.hang_timeout;
+    plan.metadata = metadata(&args.metadata)?;
+    choose(&mut plan.cases, |case| case.name, &args.cases, &args.skip)?;
+    some_left(&plan.cases)?;
+    Ok(plan)
+}
+
+fn content(args: &ProbeExtAuthzArgs) -> Result<Content, Failure> {
+    let default = Content::default();
+    let certificate = match &args.certificate {
+        None => default.certificate,
+        Some(path) => std::fs::read_to_string(path).map_err(|error| {
+            Failure::Usage(format!("--certificate: {}: {error}", path.display()))
+        })?,
+    };
+    Ok(Content {
+        method: args.method.clone().unwrap_or(default.method),
+        authority: args.authority.clone().unwrap_or(default.authority),
+        path: args.path.clone().unwrap_or(default.path),
+        headers: args.headers.clone(),
+        body: text("--body", args.body.as_deref())?.unwrap_or(default.body),
+        context_extensions: args.context_extensions.clone(),
+        principal: args.principal.clone().unwrap_or(default.principal),
+        certificate,
+    })
+}

@@ -1,0 +1,269 @@
+//! One check: the question to the auth service, in time and as often as its policy says.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use attache_filter::{
+    Channels, RequestContext,
+    retry::{Failure, Retry},
+};
+use attache_proto::auth::CheckResponse;
+use attache_service::{Channel, HttpClient, HttpError, Method, channel};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, request};
+use prost::Message as _;
+use tonic::Status;
+
+use super::{
+    answer::{Answer, check_response},
+    body::Shown,
+    encode::{self, CheckBody, Content},
+    http::{
+        HttpCall,
+        request::{NotAskable, check_request},
+    },
+    plan::{AuthService, BodyPlan, Filter, GrpcCall, PerRoute},
+};
+
+/// Longest answer over plain HTTP that is read, in bytes.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// An auth service and the way to it; nothing where its cluster does not exist.
+#[derive(Clone)]
+pub(crate) enum Link {
+    Grpc(Arc<GrpcCall>, Option<Channel>),
+    Http(Arc<HttpCall>, Option<HttpClient>),
+}
+
+impl Link {
+    pub(crate) fn to(service: &AuthService, channels: &Channels) -> Self {
+        match service {
+            AuthService::Grpc(grpc) => {
+                Self::Grpc(grpc.clone(), channels.get(&grpc.call.cluster).cloned())
+            }
+            AuthService::Http(http) => {
+                Self::Http(http.clone(), channels.http(&http.cluster).cloned())
+            }
+        }
+    }
+}
+
+/// What a check is about.
+pub(crate) struct Question<'q> {
+    pub(crate) filter: &'q Filter,
+    pub(crate) per_route: Option<&'q PerRoute>,
+    pub(crate) parts: &'q request::Parts,
+    pub(crate) context: &'q RequestContext,
+    pub(crate) shown: &'q Shown,
+    pub(crate) body_plan: Option<BodyPlan>,
+}
+
+/// A check that is over.
+pub(crate) struct Asked {
+    pub(crate) answer: Result<Answer, CheckFailed>,
+    pub(crate) latency: Duration,
+    /// Bytes of the question and of the answer: gRPC messages with their frames, or bodies.
+    pub(crate) sent: usize,
+    pub(crate) received: usize,
+}
+
+/// Why a check failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CheckFailed {
+    #[error("{0}")]
+    Grpc(Status),
+    #[error("{0}")]
+    Http(#[from] HttpError),
+    #[error("{0}")]
+    NotAskable(#[from] NotAskable),
+    #[error("there is no cluster `{0}`")]
+    NoCluster(String),
+}
+
+impl CheckFailed {
+    /// The gRPC status of the call, for the access log; that of the failure's kind over plain
+    /// HTTP.
+    pub(crate) fn grpc_status(&self) -> i32 {
+        let code = match self {
+            Self::Grpc(status) => status.code(),
+            Self::Http(HttpError::Timeout { .. }) => tonic::Code::DeadlineExceeded,
+            Self::Http(_) | Self::NoCluster(_) => tonic::Code::Unavailable,
+            Self::NotAskable(_) => tonic::Code::Internal,
+        };
+        code as i32
+    }
+}
+
+impl Question<'_> {
+    /// Asks the auth service.
+    pub(crate) async fn ask(&self, link: &Link, method: &Method) -> Asked {
+        match link {
+            Link::Grpc(grpc, channel) => self.ask_grpc(grpc, channel.as_ref(), method).await,
+            Link::Http(http, client) => self.ask_http(http, client.as_ref()).await,
+        }
+    }
+
+    async fn ask_grpc(&self, grpc: &GrpcCall, channel: Option<&Channel>, method: &Method) -> Asked {
+        let Some(channel) = channel else {
+            return unanswered(CheckFailed::NoCluster(grpc.call.cluster.value.clone()));
+        };
+        let filter = self.filter;
+        let content = Content {
+            raw_headers: filter.raw_headers,
+            peer_certificate: filter.peer_certificate,
+            tls_session: filter.tls_session,
+            raw_body: self.body_plan.is_some_and(|plan| plan.as_bytes),
+            extensions: self
+                .per_route
+                .map_or(&[], |route| &route.encoded_extensions),
+            labels: &filter.labels,
+            namespaces: filter.namespaces(),
+        };
+        let message = encode::check_request(
+            self.parts,
+            self.context,
+            self.body(),
+            content,
+            &filter.shown,
+        );
+        let message = channel::frame_message(message.as_ref());
+        let metadata = grpc.call.metadata.of(self.parts, self.context);
+        let sent = message.len();
+        let asked = Instant::now();
+        let answered = call(channel, method, message, metadata, grpc).await;
+        let latency = asked.elapsed();
+        let received = answered
+            .as_ref()
+            .map_or(0, |bytes| bytes.len() + channel::FRAME_HEADER);
+        let answer = answered.and_then(|bytes| {
+            CheckResponse::decode(bytes)
+                .map_err(|error| Status::internal(format!("malformed answer: {error}")))
+        });
+        Asked {
+            answer: answer
+                .map(|response| check_response::read(response, filter.reading))
+                .map_err(CheckFailed::Grpc),
+            latency,
+            sent,
+            received,
+        }
+    }
+
+    async fn ask_http(&self, http: &HttpCall, client: Option<&HttpClient>) -> Asked {
+        let Some(client) = client else {
+            return unanswered(CheckFailed::NoCluster(http.cluster.value.clone()));
+        };
+        let filter = self.filter;
+        let request = check_request(
+            http,
+            self.parts,
+            self.context,
+            self.body(),
+            filter.raw_headers,
+            &filter.shown,
+        );
+        let request = match request {
+            Ok(request) => request,
+            Err(fault) => return unanswered(fault.into()),
+        };
+        let sent = request.body().len();
+        let asked = Instant::now();
+        let answered = fetch(client, request, http).await;
+        let latency = asked.elapsed();
+        let received = answered.as_ref().map_or(0, |answer| answer.body().len());
+        Asked {
+            answer: answered
+                .map(|response| http.answers.read(response, filter.reading))
+                .map_err(CheckFailed::Http),
+            latency,
+            sent,
+            received,
+        }
+    }
+
+    fn body(&self) -> Option<CheckBody<'_>> {
+        let shown = self.shown;
+        (!shown.data.is_empty()).then_some(CheckBody {
+            data: &shown.data,
+            partial: shown.partial,
+            received: shown.received,
+        })
+    }
+}
+
+fn unanswered(failed: CheckFailed) -> Asked {
+    Asked {
+        answer: Err(failed),
+        latency: Duration::ZERO,
+        sent: 0,
+        received: 0,
+    }
+}
+
+async fn call(
+    channel: &Channel,
+    method: &Method,
+    message: Bytes,
+    metadata: HeaderMap,
+    grpc: &GrpcCall,
+) -> Result<Bytes, Status> {
+    let Some(retry) = &grpc.call.retry else {
+        return channel
+            .unary_framed(method, message, metadata, grpc.timeout)
+            .await;
+    };
+    let bound = of_attempt(retry, grpc.timeout);
+    let attempts = retry.run(
+        || channel.unary_framed(method, message.clone(), metadata.clone(), bound),
+        |answer| answer.as_ref().err().map(Failure::of_status),
+    );
+    match grpc.timeout {
+        None => attempts.await,
+        Some(timeout) => tokio::time::timeout(timeout, attempts)
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!("no answer within {timeout:?}, retries included");
+                Err(Status::deadline_exceeded(message))
+            }),
+    }
+}
+
+async fn fetch(
+    client: &HttpClient,
+    request: Request<Bytes>,
+    http: &HttpCall,
+) -> Result<Response<Bytes>, HttpError> {
+    let forever = Duration::MAX;
+    let timeout = http.timeout.unwrap_or(forever);
+    let Some(retry) = &http.retry else {
+        return client.request(request, timeout, MAX_ANSWER).await;
+    };
+    let bound = of_attempt(retry, http.timeout).unwrap_or(forever);
+    let attempts = retry.run(
+        || client.request(request.clone(), bound, MAX_ANSWER),
+        |answer| {
+            Some(match answer {
+                Ok(response) => Failure::Http(response.status()),
+                Err(error) => Failure::of_http(error),
+            })
+        },
+    );
+    tokio::time::timeout(timeout, attempts)
+        .await
+        .unwrap_or_else(|_| {
+            Err(HttpError::Timeout {
+                cluster: client.name().clone(),
+                timeout,
+            })
+        })
+}
+
+/// Bound on one attempt: its own, but never more than that on all of them.
+fn of_attempt(retry: &Retry, whole: Option<Duration>) -> Option<Duration> {
+    match (retry.attempt_timeout(), whole) {
+        (Some(one), Some(whole)) => Some(one.min(whole)),
+        (one, whole) => one.or(whole),
+    }
+}

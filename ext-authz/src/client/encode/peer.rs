@@ -1,0 +1,91 @@
+//! `AttributeContext.Peer`: both ends of the downstream connection.
+
+use std::net::SocketAddr;
+
+use attache_filter::{ConnectionInfo, context::TlsInfo};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use http::HeaderMap;
+use prost::encoding::{WireType, encode_key, encode_varint};
+
+use super::wire::{map_entry, message, text};
+
+/// The client.
+pub(super) fn source(
+    out: &mut Vec<u8>,
+    connection: &ConnectionInfo,
+    headers: &HeaderMap,
+    with_certificate: bool,
+) {
+    let tls = connection.tls.as_ref();
+    message(out, 1, |out| {
+        address(out, connection.peer);
+        if let Some(service) = headers.get("x-envoy-downstream-service-cluster") {
+            text(out, 2, service.as_bytes());
+        }
+        if let Some(principal) = tls.and_then(|tls| tls.peer_principal.as_deref()) {
+            text(out, 4, principal.as_bytes());
+        }
+        if with_certificate {
+            certificate(out, 5, tls);
+        }
+    });
+}
+
+/// Our side; `labels` are encoded already.
+pub(super) fn destination(out: &mut Vec<u8>, connection: &ConnectionInfo, labels: &[u8]) {
+    let tls = connection.tls.as_ref();
+    message(out, 2, |out| {
+        address(out, connection.local);
+        out.extend_from_slice(labels);
+        if let Some(principal) = tls.and_then(|tls| tls.local_principal.as_deref()) {
+            text(out, 4, principal.as_bytes());
+        }
+    });
+}
+
+/// `Peer.labels`, encoded once when the filter is planned.
+pub(crate) fn labels<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (key, value) in entries {
+        map_entry(&mut out, 3, key, value.as_bytes());
+    }
+    out
+}
+
+fn address(out: &mut Vec<u8>, address: Option<SocketAddr>) {
+    use std::io::Write as _;
+    let Some(address) = address else { return };
+    message(out, 1, |out| {
+        message(out, 1, |out| {
+            message(out, 2, |out| {
+                // Writing to a Vec cannot fail.
+                let _ = write!(out, "{}", address.ip().to_canonical());
+            });
+            encode_key(3, WireType::Varint, out);
+            encode_varint(u64::from(address.port()), out);
+        });
+    });
+}
+
+/// The client's leaf certificate: PEM, percent-encoded.
+fn certificate(out: &mut Vec<u8>, tag: u32, tls: Option<&TlsInfo>) {
+    let Some(der) = tls.and_then(|tls| tls.peer_certificate.as_deref()) else {
+        return;
+    };
+    let base64 = STANDARD.encode(der);
+    message(out, tag, |out| {
+        out.extend_from_slice(b"-----BEGIN%20CERTIFICATE-----%0A");
+        for line in base64.as_bytes().chunks(64) {
+            for &byte in line {
+                match byte {
+                    b'+' => out.extend_from_slice(b"%2B"),
+                    b'/' => out.extend_from_slice(b"%2F"),
+                    b'=' => out.extend_from_slice(b"%3D"),
+                    _ => out.push(byte),
+                }
+            }
+            out.extend_from_slice(b"%0A");
+        }
+        out.extend_from_slice(b"-----END%20CERTIFICATE-----%0A");
+    });
+}

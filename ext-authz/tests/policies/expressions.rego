@@ -1,0 +1,411 @@
+# comparisons
+input.n == 7
+input.n != input.m
+input.n < input.m
+input.n <= input.f
+input.n > input.z
+input.n >= 7.0
+input.s == "x"
+input.s < "x"
+input.x == null
+input.l == [3, 1, 2, 3]
+input.o == {"b": {"c": [1, 2]}, "a": 1}
+input.l < input.ls
+{1, 2, 3} == {3, 2, 1}
+{1, 2} < {1, 3}
+[1, "a", null, true, {}] < [1, "a", null, true, {"a": 1}]
+null < false
+false < 0
+0 < ""
+"" < []
+[] < {}
+1 == 1.0
+{1, 1.0}
+input.z == 0
+input.n == input.num
+# arithmetic
+input.n + input.m
+input.n - input.m
+input.n * input.f
+input.n / input.m
+input.n / 0
+input.n % 3
+input.n % 0
+input.f % 2
+7 % -3
+-7 % 3
+-input.n
+(input.n + 1) * 2
+1 / 3
+10 / 2
+0.1 + 0.2
+1e3 + 1
+9007199254740993 + 0
+1000000 * 1000000
+abs(input.m)
+round(input.f)
+round(-2.5)
+ceil(input.f)
+floor(input.f)
+ceil(-0.5)
+sum(input.l)
+sum({1, 2, 2})
+product(input.l)
+product([])
+max(input.l)
+min(input.ls)
+max([])
+count(input.l)
+count(input.s)
+count(input.uni)
+count({1, 1, 2})
+numbers.range(1, 4)
+numbers.range(4, 1)
+numbers.range(input.z, input.n)
+numbers.range_step(0, 10, 3)
+numbers.range_step(0, 10, 0)
+to_number(input.num)
+to_number(input.b)
+to_number(input.x)
+to_number("1e2")
+format_int(input.n, 16)
+format_int(input.n, 2)
+format_int(-255, 16)
+format_int(10.9, 10)
+# strings
+upper(input.s)
+lower(input.uni)
+upper(input.uni)
+trim(input.s, "Hd")
+trim_left(input.s, "Hel")
+trim_right(input.s, "dl")
+trim_space(input.e)
+trim_prefix(input.s, "Hello")
+trim_suffix(input.s, "World")
+concat("/", input.ls)
+concat(",", {"b", "a"})
+concat(",", [1, 2])
+split(input.t, "/")
+split(input.s, "")
+split(input.uni, "")
+replace(input.s, "l", "L")
+replace(input.s, "", "-")
+contains(input.s, "World")
+contains(input.s, "")
+startswith(input.path, "/users")
+endswith(input.host, ".example.com")
+indexof(input.s, "o")
+indexof(input.uni, "ß")
+indexof(input.s, "")
+indexof_n(input.s, "o")
+indexof_n(input.uni, "ß")
+substring(input.s, 1, 3)
+substring(input.s, 1, -1)
+substring(input.s, 100, 1)
+substring(input.uni, 2, 3)
+substring(input.s, -1, 2)
+sprintf("%s is %d", [input.user, input.n])
+sprintf("%v %v %v", [input.n, input.f, input.b])
+sprintf("%v", [input.o])
+sprintf("%v", [input.l])
+sprintf("%q", [input.s])
+sprintf("%05d|%-5d|%x", [42, 42, 255])
+sprintf("%.2f", [input.f])
+sprintf("%d", [input.f])
+sprintf("%s", [input.x])
+sprintf("%d %d", [1])
+sprintf("%%", [])
+sprintf("%t", [true])
+sprintf("%e", [12345.678])
+sprintf("%v", [{1, 2}])
+sprintf("%v", ["a\"b"])
+sprintf("%v", [["a\"b"]])
+sprintf("%s", [5])
+sprintf("%5s|%-5s|", ["ab", "ab"])
+sprintf("%c", [65])
+sprintf("%o %b %X", [8, 5, 255])
+strings.reverse(input.uni)
+strings.count(input.s, "l")
+strings.count("aaaa", "aa")
+strings.replace_n({"l": "L", "o": "0"}, input.s)
+strings.replace_n({"a": "b", "b": "c"}, "ab")
+strings.any_prefix_match(input.path, ["/x", "/users"])
+strings.any_suffix_match(input.ls, "a")
+strings.any_prefix_match(["a", "b"], {"b"})
+`raw \n text`
+"tab\tquote\"unicode\u00e9"
+# types
+type_name(input.n)
+type_name(input.x)
+type_name({1})
+type_name({})
+type_name([])
+is_number(input.n)
+is_string(input.s)
+is_boolean(input.b)
+is_null(input.x)
+is_array(input.l)
+is_object(input.o)
+is_set({1})
+is_set([1])
+[is_string(x) | x := input[_]]
+# arrays, objects and sets
+array.concat(input.l, [9])
+array.slice(input.l, 1, 3)
+array.slice(input.l, -1, 100)
+array.slice(input.l, 3, 1)
+array.reverse(input.l)
+sort(input.l)
+sort(input.ls)
+sort({3, 1})
+sort([{}, [], "a", 1, null, true])
+object.get(input, "n", "none")
+object.get(input, ["o", "b", "c", 0], "none")
+object.get(input.o, "q", input.x)
+object.keys(input.o)
+object.remove(input.o, ["a"])
+object.remove(input.o, {"b": 1})
+object.filter(input.o, {"a"})
+object.union(input.o, {"a": 2, "b": {"d": 3}})
+object.union_n([input.o, {"a": 2}, {"b": 5}])
+object.subset(input.o, {"a": 1})
+object.subset(input.o, {"b": {"c": [1, 2]}})
+object.subset([1, 2, 3], [2, 3])
+object.subset({1, 2}, {1})
+json.filter(input, ["o/b", "n"])
+json.remove(input.o, ["b/c"])
+json.remove(input.o, ["b/c/0"])
+json.filter(input, [["o", "a"]])
+union({{1}, {2}})
+intersection({{1, 2}, {2, 3}})
+intersection(set())
+{1, 2} | {2, 3}
+{1, 2} & {2, 3}
+{1, 2} - {2, 3}
+set()
+count(set())
+{x | x := input.l[_]}
+{k: v | v := input.o[k]}
+[x | x := input.l[_]; x > 1]
+input.l[0]
+input.l[99]
+input.l[-1]
+input.o.b.c[1]
+input.o[input.k]
+input[input.k]
+input["o"]["a"]
+"admin" in input.roles
+3 in input.l
+"a", 1 in input.o
+not "admin" in input.roles
+walk(input.o)
+[p | walk(input.o, [p, 1])]
+# regular expressions and globs
+regex.match(`^/users/[^/]+/orders$`, input.path)
+regex.match("[", input.path)
+regex.match(`(?i)hello`, input.s)
+regex.match(`\d+`, input.num)
+regex.match(`^.$`, "é")
+regex.replace(input.s, "l+", "L")
+regex.replace(input.s, "(l+)", "<$1>")
+regex.replace("foo", "o", "${1}")
+regex.split("/", input.path)
+regex.split(",\\s*", input.s)
+regex.find_n("[a-z]", input.s, 2)
+regex.find_n("[a-z]+", input.s, -1)
+regex.find_n("[a-z]", input.s, 0)
+regex.find_all_string_submatch_n("(.)l(.)", input.s, -1)
+regex.is_valid("[")
+regex.is_valid(input.s)
+regex.template_match("urn:foo:{.*}", "urn:foo:bar", "{", "}")
+regex.template_match("urn:foo:{[a-z]+}:x", "urn:foo:bar1:x", "{", "}")
+regex.globs_match("a.a.[0-9]+z", "b.b.*")
+regex.match("a{2}", "aa")
+regex.match(`\p{L}+`, input.uni)
+regex.match(`^\w+$`, "é")
+glob.match("*.example.com", ["."], input.host)
+glob.match("*.example.com", [], input.host)
+glob.match("*.example.com", null, input.host)
+glob.match("*", ["."], input.host)
+glob.match("**", ["."], input.host)
+glob.match("/users/*/orders", ["/"], input.path)
+glob.match("/users/**", ["/"], input.path)
+glob.match("{api,www}.example.com", ["."], input.host)
+glob.match("[a-c]pi.*.com", ["."], input.host)
+glob.match("?pi.example.com", ["."], input.host)
+glob.match("[!a]pi.example.com", ["."], input.host)
+glob.match("a*", [":"], "a.b.c")
+glob.match("a*c", [], "a/b/c")
+glob.match("*:b", [":"], "a:b")
+glob.match("", [], "")
+glob.quote_meta("*.example.com")
+# encodings
+base64.encode(input.s)
+base64.decode("SGVsbG8=")
+base64.decode("SGVsbG8")
+base64.is_valid("SGVsbG8=")
+base64url.encode(input.uni)
+base64url.encode_no_pad(input.s)
+base64url.decode("SGVsbG8_")
+base64url.decode("SGVsbG8")
+hex.encode(input.s)
+hex.decode("48656c6c6f")
+hex.decode("zz")
+urlquery.encode(input.s)
+urlquery.encode("a b&c=d/é~*")
+urlquery.decode("a%20b+c")
+urlquery.decode("%zz")
+urlquery.encode_object({"a": "1 2", "b": ["x", "y"]})
+urlquery.decode_object("a=1&b=2&a=3")
+json.marshal(input.o)
+json.marshal(input.f)
+json.marshal("<a&b>\u2028")
+json.marshal({1, 2})
+json.unmarshal(input.json)
+json.unmarshal("{")
+json.unmarshal("1 2")
+json.is_valid(input.json)
+yaml.unmarshal("a: [1, two, true]\nb: null")
+yaml.marshal({"a": [1, "x"]})
+yaml.is_valid("a: [")
+bits.and(12, 10)
+bits.or(12, 10)
+bits.xor(12, 10)
+bits.negate(5)
+bits.lsh(1, 10)
+bits.rsh(1024, 3)
+bits.and(1.5, 1)
+semver.compare(input.v, "1.2.4")
+semver.compare("1.0.0-alpha", "1.0.0")
+semver.is_valid(input.v)
+semver.is_valid("v1.2.3")
+uuid.parse("00000000-0000-0000-0000-000000000000")
+units.parse("10K")
+units.parse("1.5Mi")
+units.parse_bytes("10KiB")
+units.parse_bytes("1.5GB")
+units.parse("x")
+# networks
+net.cidr_contains(input.cidr, input.ip)
+net.cidr_contains("10.0.0.0/8", input.ip)
+net.cidr_contains("10.0.0.0/8", "10.1.0.0/16")
+net.cidr_contains("10.0.0.0/16", "10.0.0.0/8")
+net.cidr_contains("::ffff:10.0.0.0/104", "10.1.1.1")
+net.cidr_is_valid(input.cidr)
+net.cidr_is_valid("10.0.0.1")
+net.cidr_expand("192.168.0.0/30")
+net.cidr_expand("192.168.0.3/30")
+net.cidr_intersects("10.0.0.0/8", input.cidr)
+net.cidr_merge(["10.0.0.0/25", "10.0.0.128/25"])
+net.cidr_contains_matches("10.0.0.0/8", ["10.0.0.1", "11.0.0.1"])
+# time
+time.parse_rfc3339_ns(input.time)
+time.parse_ns("2006-01-02", "2024-02-29")
+time.parse_ns("2006-01-02T15:04:05Z07:00", input.time)
+time.parse_ns("Jan _2 2006 3:04PM", "Feb  9 2024 1:02AM")
+time.parse_duration_ns("1h2m3.5s")
+time.parse_duration_ns("-1.5h")
+time.parse_duration_ns("1d")
+time.date(1709212455000000000)
+time.clock(1709212455000000000)
+time.weekday(1709212455000000000)
+time.date([1709212455000000000, "America/New_York"])
+time.clock([1709212455000000000, "Asia/Tokyo"])
+time.weekday([1709212455000000000, "No/Where"])
+time.add_date(1709212455000000000, 1, 0, 0)
+time.add_date(1709212455000000000, 0, 1, -30)
+time.diff(1709212455000000000, 1609459200000000000)
+time.diff([1709212455000000000, "UTC"], [1609459200000000000, "Asia/Tokyo"])
+time.format(1709212455000000000)
+time.format([1709212455123456789, "Europe/Berlin"])
+time.format([1709212455000000000, "UTC", "Mon Jan 2 15:04:05 2006"])
+time.format([1709212455000000000, "UTC", "RFC1123"])
+time.now_ns() > 0
+# graphs
+graph.reachable(input.g, {"a"})
+graph.reachable(input.g, ["b"])
+graph.reachable_paths(input.g, ["a"])
+graph.reachable_paths({"a": ["b"], "b": []}, {"a"})
+# what an engine may lack
+http.send({"method": "get", "url": "http://127.0.0.1:1/"})
+io.jwt.decode("a.b.c")
+io.jwt.verify_hs256("a.b.c", "secret")
+io.jwt.decode_verify("a.b.c", {})
+crypto.sha256(input.s)
+crypto.hmac.sha256(input.s, "k")
+crypto.x509.parse_certificates("x")
+opa.runtime()
+rand.intn("a", 10)
+uuid.rfc4122("a") != ""
+json.patch(input.o, [{"op": "add", "path": "/z", "value": 1}])
+json.match_schema({"a": 1}, {"type": "object"})
+json.marshal_with_options(input.o, {"pretty": true})
+strings.render_template("{{.a}}", {"a": "b"})
+strings.split_n("a,b,c", ",", 2)
+object.union(1, 2)
+plus(1, 2)
+equal(1, 1)
+regex.match("a", input.nothing)
+trace("x")
+print("x")
+internal.print([["x"]])
+nothing(1)
+array.flatten([1, [2]])
+# what may be undefined within other expressions
+("admin" in input.roles) == false
+[x | x := "admin" in input.roles]
+count([1 | input.user in input.ls]) == 0
+object.get({"a": 1}, input.user, "none")
+regex.match(`^[[:alpha:]_]+$`, input.user)
+regex.match(`[&&a]`, "&")
+regex.match(`[[a]`, "[")
+regex.match(`[]a]`, "]")
+regex.match(`[^]a]`, "]")
+regex.match(`\bWorld\b`, input.s)
+regex.match(`^\s$`, "\u00a0")
+regex.match(`^\d$`, "٣")
+regex.match(`[\w-]+`, input.host)
+regex.match(`(?i)straße`, "STRASSE")
+regex.match(`^[^/]+$`, input.path)
+regex.replace("a.b.c", `\.`, "\\$1")
+net.cidr_contains("10.0.0.0/8", "::ffff:10.1.1.1")
+net.cidr_contains("::/0", "10.1.1.1")
+net.cidr_contains("0.0.0.0/0", "::1")
+net.cidr_contains("10.1.1.1/8", "10.2.2.2")
+net.cidr_contains("10.0.0.0/8", "010.1.1.1")
+net.cidr_contains("10.0.0.0/8", "10.1.1")
+net.cidr_contains("2001:db8::/32", "2001:DB8:0:0::1")
+net.cidr_contains("fe80::/10", "fe80::1%eth0")
+net.cidr_is_valid("10.1.1.1/8")
+net.cidr_is_valid("10.0.0.0/08")
+net.cidr_is_valid("::/0")
+time.parse_ns("2006-01-02 15:04:05.000", "2024-02-29 13:14:15.678")
+time.parse_ns("RFC3339", "2024-02-29T13:14:15Z")
+time.parse_ns("Monday, 02-Jan-06 15:04:05 MST", "Thursday, 29-Feb-24 13:14:15 UTC")
+time.parse_ns("02/01/2006", "31/02/2024")
+time.parse_rfc3339_ns("2024-02-29 13:14:15Z")
+time.parse_rfc3339_ns("2024-02-29T13:14:15.123456789+05:30")
+time.parse_rfc3339_ns("2024-02-29t13:14:15z")
+sprintf("%-3d|%03d", [input.n, input.m])
+sprintf("%v|%s", [input.l, input.ls])
+sprintf("%v", [set()])
+sprintf("%v", [{"a": {1, "b"}, "c": null}])
+sprintf("é%sé", [input.uni])
+sprintf("%v", [1.0])
+sprintf("%v", [0.00001])
+units.parse("1e3")
+units.parse_bytes("-1KB")
+not_a_function_of_anybody
+glob.match("a\\*b", [], "a*b")
+glob.match("{a,b}*", [], "ba")
+glob.match("{a*,b}.c", ["."], "axx.c")
+glob.match("[abc]", [], "b")
+glob.match("[!abc]", [], "d")
+glob.match("a,b", [], "a,b")
+glob.match("a}b", [], "a}b")
+glob.match("a[", [], "a[")
+glob.match("a^$.b", [], "a^$.b")
+glob.match("*", [], "a.b")
+glob.match("*", [], "")
+glob.match("?", [], "é")
+glob.match("{,a}b", [], "b")
