@@ -49,7 +49,8 @@ config_struct! {
         /// `ExtAuthzPerRoute` and `RateLimitPerRoute`.
         pub typed_per_filter_config: BTreeMap<String, Node>,
         /// How much of one body a policy may hold back on this route, when that is more than the
-        /// listener's `per_connection_buffer_limit_bytes`; less has no effect, as in Envoy.
+        /// listener's `per_connection_buffer_limit_bytes`; less has no effect, as in Envoy. Of a body that is
+        /// kept to be sent again, it is the bound, be it more or less.
         pub request_body_buffer_limit: Option<Size>,
         /// The same, without `request_body_buffer_limit`.
         pub per_request_buffer_limit_bytes: Option<Size>,
