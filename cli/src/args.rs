@@ -328,9 +328,10 @@ pub(crate) enum ProbeTarget {
     ExtAuthz(Box<ProbeExtAuthzArgs>),
 }
 
+/// What every probe is told.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct ProbeExtAuthzArgs {
-    /// Where the auth service is: `host:port` or `unix:/path`.
+pub(crate) struct ProbedService {
+    /// Where the service is: `host:port` or `unix:/path`.
     #[arg(required_unless_present = "list")]
     pub(crate) address: Option<Address>,
     /// Print the cases and play none.
@@ -348,15 +349,23 @@ pub(crate) struct ProbeExtAuthzArgs {
     /// Let warnings fail too.
     #[arg(long)]
     pub(crate) strict: bool,
+    /// How long to wait for a service that does nothing, before a case is given up.
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) hang_timeout: Duration,
+    /// gRPC metadata of each call or stream: `name: value`. May be repeated.
+    #[arg(long, value_name = "NAME: VALUE", value_parser = pair)]
+    pub(crate) metadata: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) tls: ClientTlsArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ProbeExtAuthzArgs {
+    #[command(flatten)]
+    pub(crate) service: ProbedService,
     /// How long an answer may take, as `timeout` of the filter's `grpc_service`.
     #[arg(long, default_value = "200ms", value_name = "DURATION", value_parser = duration, help_heading = "Filter")]
     pub(crate) timeout: Duration,
-    /// How long to wait for an answer that is late.
-    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
-    pub(crate) hang_timeout: Duration,
-    /// gRPC metadata of each call: `name: value`. May be repeated.
-    #[arg(long, value_name = "NAME: VALUE", value_parser = pair)]
-    pub(crate) metadata: Vec<(String, String)>,
     /// Method of the requests. Default: GET, and POST with a body.
     #[arg(long, value_name = "METHOD", help_heading = "Content")]
     pub(crate) method: Option<String>,
@@ -381,33 +390,15 @@ pub(crate) struct ProbeExtAuthzArgs {
     /// The client's certificate (PEM) in cases with one. Default: one of that principal.
     #[arg(long, value_name = "FILE", help_heading = "Content")]
     pub(crate) certificate: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) tls: ClientTlsArgs,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ProbeExtProcArgs {
-    /// Where the processor is: `host:port` or `unix:/path`.
-    #[arg(required_unless_present = "list")]
-    pub(crate) address: Option<Address>,
-    /// Print the cases and play none.
-    #[arg(long)]
-    pub(crate) list: bool,
-    /// Play these cases only, separated by commas.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub(crate) cases: Vec<String>,
-    /// Leave these cases out, separated by commas.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
-    pub(crate) skip: Vec<String>,
+    #[command(flatten)]
+    pub(crate) service: ProbedService,
     /// Play cases of this body mode only.
     #[arg(long, value_enum, value_name = "MODE")]
     pub(crate) mode: Option<ProbeMode>,
-    /// The form of the report.
-    #[arg(long, value_enum, default_value = "text", value_name = "FORMAT")]
-    pub(crate) format: ReportFormat,
-    /// Let warnings fail too.
-    #[arg(long)]
-    pub(crate) strict: bool,
     /// How long a reply may take, as `message_timeout` of the filter.
     #[arg(long, default_value = "200ms", value_name = "DURATION", value_parser = duration, help_heading = "Filter")]
     pub(crate) message_timeout: Duration,
@@ -424,12 +415,6 @@ pub(crate) struct ProbeExtProcArgs {
     /// Let x-envoy headers be changed, as in `mutation_rules` of the filter.
     #[arg(long, help_heading = "Filter")]
     pub(crate) allow_envoy: bool,
-    /// How long to wait for a processor that does nothing, before a case is given up.
-    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = duration)]
-    pub(crate) hang_timeout: Duration,
-    /// gRPC metadata of each stream: `name: value`. May be repeated.
-    #[arg(long, value_name = "NAME: VALUE", value_parser = pair)]
-    pub(crate) metadata: Vec<(String, String)>,
     /// Method of the requests that have a body. Default: POST.
     #[arg(long, value_name = "METHOD", help_heading = "Content")]
     pub(crate) method: Option<String>,
@@ -451,8 +436,6 @@ pub(crate) struct ProbeExtProcArgs {
     /// Body of the responses, or `@FILE`. Default: a JSON object.
     #[arg(long, value_name = "TEXT", help_heading = "Content")]
     pub(crate) response_body: Option<String>,
-    #[command(flatten)]
-    pub(crate) tls: ClientTlsArgs,
 }
 
 /// How to speak TLS to a service.

@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
     Failure,
-    args::{ClientTlsArgs, LogArgs, ProbeExtProcArgs, ReportFormat},
+    args::{ClientTlsArgs, LogArgs, ProbeExtProcArgs, ProbedService, ReportFormat},
     output,
     run::{runtime, start_logging},
 };
@@ -26,14 +26,11 @@ use crate::{
 pub(crate) fn ext_proc(args: &ProbeExtProcArgs, log: &LogArgs) -> Result<(), Failure> {
     start_logging(&quiet(log))?;
     let plan = plan(args)?;
-    if args.list {
+    if args.service.list {
         return list(&plan.cases);
     }
-    let Some(address) = &args.address else {
-        return Err(Failure::Usage("ADDRESS is missing".to_owned()));
-    };
-    let channel = channel(address, &args.tls)?;
-    let table = args.format == ReportFormat::Text;
+    let channel = open(&args.service)?;
+    let table = args.service.format == ReportFormat::Text;
     if table {
         output(&format!(
             "{:<26} {:>9} {:>11}  {:<9}  about\n",
@@ -47,12 +44,8 @@ pub(crate) fn ext_proc(args: &ProbeExtProcArgs, log: &LogArgs) -> Result<(), Fai
             }
         }))
         .map_err(|error| Failure::NotReached(error.to_string()))?;
-    if table {
-        output(&format!("\n{report}\n"))?;
-    } else {
-        output(&format!("{:#}\n", report.json()))?;
-    }
-    verdict(report.passes(args.strict))
+    let passes = report.passes(args.service.strict);
+    tell(&args.service, &report, &report.json(), passes)
 }
 
 /// What the channel would log is in the report.
@@ -69,7 +62,25 @@ fn show(case: &impl Display) {
     let _ = writeln!(stdout, "{case}").and_then(|()| stdout.flush());
 }
 
-fn verdict(passes: bool) -> Result<(), Failure> {
+/// A channel to the service that is to be probed.
+fn open(service: &ProbedService) -> Result<Channel, Failure> {
+    match &service.address {
+        Some(address) => channel(address, &service.tls),
+        None => Err(Failure::Usage("ADDRESS is missing".to_owned())),
+    }
+}
+
+/// Prints the report in the form that is wanted; failure when the service does not pass.
+fn tell(
+    service: &ProbedService,
+    report: &impl Display,
+    json: &impl Display,
+    passes: bool,
+) -> Result<(), Failure> {
+    match service.format {
+        ReportFormat::Text => output(&format!("\n{report}\n"))?,
+        ReportFormat::Json => output(&format!("{json:#}\n"))?,
+    }
     match passes {
         true => Ok(()),
         false => Err(Failure::Found),
@@ -130,9 +141,14 @@ fn plan(args: &ProbeExtProcArgs) -> Result<Plan, Failure> {
     plan.setup.max_message_timeout = args.max_message_timeout;
     plan.setup.allow_mode_override = args.allow_mode_override;
     plan.setup.rules = rules(args);
-    plan.hang_timeout = args.hang_timeout;
-    plan.metadata = metadata(&args.metadata)?;
-    choose(&mut plan.cases, |case| case.name, &args.cases, &args.skip)?;
+    plan.hang_timeout = args.service.hang_timeout;
+    plan.metadata = metadata(&args.service.metadata)?;
+    choose(
+        &mut plan.cases,
+        |case| case.name,
+        &args.service.cases,
+        &args.service.skip,
+    )?;
     if let Some(mode) = &args.mode {
         plan.cases.retain(|case| case.has_mode(mode.name()));
     }

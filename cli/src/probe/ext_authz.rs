@@ -2,7 +2,7 @@
 
 use attache_ext_authz::probe::{self, CaseReport, Content, Plan};
 
-use super::{channel, choose, metadata, quiet, show, some_left, text, verdict};
+use super::{choose, metadata, open, quiet, show, some_left, tell, text};
 use crate::{
     Failure,
     args::{LogArgs, ProbeExtAuthzArgs, ReportFormat},
@@ -14,16 +14,13 @@ use crate::{
 pub(crate) fn run(args: &ProbeExtAuthzArgs, log: &LogArgs) -> Result<(), Failure> {
     start_logging(&quiet(log))?;
     let plan = plan(args)?;
-    if args.list {
+    if args.service.list {
         let line = |case: &probe::Case| format!("{:<20} {}\n", case.name, case.about);
         let lines: Vec<_> = plan.cases.iter().map(line).collect();
         return output(&lines.concat());
     }
-    let Some(address) = &args.address else {
-        return Err(Failure::Usage("ADDRESS is missing".to_owned()));
-    };
-    let channel = channel(address, &args.tls)?;
-    let table = args.format == ReportFormat::Text;
+    let channel = open(&args.service)?;
+    let table = args.service.format == ReportFormat::Text;
     if table {
         output(&format!(
             "{:<20} {:<12} {:>11}  {:<9}  about\n",
@@ -37,20 +34,21 @@ pub(crate) fn run(args: &ProbeExtAuthzArgs, log: &LogArgs) -> Result<(), Failure
             }
         }))
         .map_err(|error| Failure::NotReached(error.to_string()))?;
-    if table {
-        output(&format!("\n{report}\n"))?;
-    } else {
-        output(&format!("{:#}\n", report.json()))?;
-    }
-    verdict(report.passes(args.strict))
+    let passes = report.passes(args.service.strict);
+    tell(&args.service, &report, &report.json(), passes)
 }
 
 fn plan(args: &ProbeExtAuthzArgs) -> Result<Plan, Failure> {
     let mut plan = Plan::new(&content(args)?);
     plan.timeout = args.timeout;
-    plan.hang_timeout = args.hang_timeout;
-    plan.metadata = metadata(&args.metadata)?;
-    choose(&mut plan.cases, |case| case.name, &args.cases, &args.skip)?;
+    plan.hang_timeout = args.service.hang_timeout;
+    plan.metadata = metadata(&args.service.metadata)?;
+    choose(
+        &mut plan.cases,
+        |case| case.name,
+        &args.service.cases,
+        &args.service.skip,
+    )?;
     some_left(&plan.cases)?;
     Ok(plan)
 }
