@@ -10,12 +10,15 @@ use std::{env, fs};
 use prost::Message as _;
 
 /// Every file that is compiled; what they import comes along.
-const FILES: [&str; 5] = [
+const FILES: [&str; 8] = [
     "envoy/service/auth/v3/external_auth.proto",
+    "envoy/service/discovery/v3/ads.proto",
     "envoy/service/ext_proc/v3/external_processor.proto",
+    "envoy/service/rate_limit_quota/v3/rlqs.proto",
     "envoy/service/ratelimit/v3/rls.proto",
     "google/rpc/status.proto",
     "opentelemetry/proto/collector/trace/v1/trace_service.proto",
+    "ratelimit/config/ratelimit/v3/rls_conf.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

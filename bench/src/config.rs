@@ -17,6 +17,8 @@ pub(crate) enum Part {
     Proxies,
     /// The policy services alone
     Services,
+    /// Decisions on rate limits, beside other services that decide
+    Limits,
 }
 
 /// One of the two proxies.
@@ -48,7 +50,7 @@ pub(crate) struct Run {
     #[arg(long, value_delimiter = ',', value_name = "ROW,…")]
     rows: Vec<Row>,
 
-    /// Measure only the proxies, or only the policy services
+    /// Measure only one part
     #[arg(long)]
     pub(crate) part: Option<Part>,
 
@@ -92,6 +94,22 @@ pub(crate) struct Run {
     #[arg(long, env = "ATTACHE_OPA", default_value = "target/tools/opa")]
     pub(crate) opa: PathBuf,
 
+    /// The rate limit service to measure, envoyproxy/ratelimit
+    #[arg(
+        long,
+        env = "ATTACHE_RATELIMIT_REFERENCE",
+        default_value = "target/tools/ratelimit"
+    )]
+    pub(crate) reference: PathBuf,
+
+    /// The Redis of rate limit services
+    #[arg(
+        long,
+        env = "ATTACHE_REDIS",
+        default_value = "target/tools/redis-server"
+    )]
+    pub(crate) redis: PathBuf,
+
     /// The Attaché to measure
     #[arg(long, env = "ATTACHE_BIN", default_value = "target/release/attache")]
     pub(crate) attache: PathBuf,
@@ -110,6 +128,11 @@ impl Run {
             seconds,
             most: self.most,
         }
+    }
+
+    /// Whether a part is to be measured.
+    pub(crate) fn measures(&self, part: Part) -> bool {
+        self.part.is_none_or(|only| only == part)
     }
 
     /// How many rounds there are.

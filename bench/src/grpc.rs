@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -27,8 +28,10 @@ const PACED_CLIENTS: u32 = 64;
 pub(crate) struct Call {
     /// `/package.Service/Method`.
     path: &'static str,
-    /// The request in its frame.
-    framed: Bytes,
+    /// The requests in their frames, to be sent in turn.
+    framed: Arc<[Bytes]>,
+    /// How many calls were made, by all clones together.
+    made: Arc<AtomicUsize>,
     check: fn(&[u8]) -> anyhow::Result<()>,
 }
 
@@ -39,11 +42,33 @@ impl Call {
         request: &impl Message,
         check: fn(&[u8]) -> anyhow::Result<()>,
     ) -> anyhow::Result<Call> {
+        Call::of_many(path, std::slice::from_ref(request), check)
+    }
+
+    /// Calls of `path` with each of these requests in turn.
+    pub(crate) fn of_many(
+        path: &'static str,
+        requests: &[impl Message],
+        check: fn(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Call> {
+        let framed: Vec<Bytes> = requests.iter().map(framed).collect::<anyhow::Result<_>>()?;
+        ensure!(!framed.is_empty(), "no request");
         Ok(Call {
             path,
-            framed: framed(request)?,
+            framed: framed.into(),
+            made: Arc::default(),
             check,
         })
+    }
+
+    /// How many different requests there are.
+    pub(crate) fn requests(&self) -> u64 {
+        self.framed.len() as u64
+    }
+
+    /// How many calls were made so far, counted or not.
+    pub(crate) fn made(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
     }
 
     /// Makes the call once.
@@ -129,7 +154,9 @@ impl Call {
     async fn once(&self, client: SendRequest<Bytes>, request: &Request<()>) -> anyhow::Result<()> {
         let mut client = client.ready().await.context("the connection is gone")?;
         let (response, mut send) = client.send_request(request.clone(), false)?;
-        send.send_data(self.framed.clone(), true)?;
+        let number = self.made.fetch_add(1, Ordering::Relaxed);
+        let framed = self.framed.get(number % self.framed.len());
+        send.send_data(framed.context("no request")?.clone(), true)?;
         let response = response.await.context("no response")?;
         ensure!(response.status() == 200, "status {}", response.status());
         let (head, mut body) = response.into_parts();

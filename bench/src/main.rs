@@ -10,11 +10,14 @@ mod envoy;
 mod exchange;
 mod filters;
 mod grpc;
+mod library;
+mod limits;
 mod load;
 mod memory;
 mod origin;
 mod ours;
 mod proxies;
+mod redis;
 mod response;
 mod row;
 mod samples;
@@ -54,6 +57,8 @@ enum Command {
     SvcAuthzThreads(Listen),
     /// Serve rate limits: always OK, sets one response header.
     SvcRatelimit(Listen),
+    /// Serve rate limits of Limitador's engine, in memory.
+    SvcLimitador(Listen),
     /// Serve ext_proc: sets one header each way; capitals for the response body.
     SvcExtProc(Listen),
     /// The same processor, written with our framework.
@@ -101,6 +106,7 @@ fn run(command: Command) -> anyhow::Result<()> {
                 services::authz::serve(at.listen).await
             }
             Command::SvcRatelimit(at) => services::ratelimit::serve(at.listen).await,
+            Command::SvcLimitador(at) => services::limitador::serve(at.listen).await,
             Command::SvcExtProc(at) => services::ext_proc::serve(at.listen).await,
             Command::SvcProcessor(at) => services::processor::serve(at.listen).await,
         }
@@ -112,10 +118,14 @@ fn run(command: Command) -> anyhow::Result<()> {
 
 async fn run_all(run: &config::Run) -> anyhow::Result<()> {
     println!("{}", machine());
-    if run.part != Some(config::Part::Services) {
+    if run.measures(config::Part::Proxies) {
         table::print_proxies(&proxies::measure(run).await?);
     }
-    if run.part != Some(config::Part::Proxies) {
+    if run.measures(config::Part::Limits) {
+        table::print_limits(&limits::measure(run).await?);
+        table::print_library(&library::measure(run)?);
+    }
+    if run.measures(config::Part::Services) {
         table::print_calls(&calls::measure(run).await?);
         table::print_paced(&calls::measure_paced(run).await?);
         table::print_held(&calls::measure_held(run).await?);

@@ -2,6 +2,8 @@
 
 use crate::calls::{CallResult, PACE};
 use crate::config::Proxy;
+use crate::library::Library;
+use crate::limits::LimitResult;
 use crate::memory::Held;
 use crate::proxies::RowResult;
 use crate::samples::median;
@@ -103,6 +105,67 @@ pub(crate) fn print_calls(results: &[CallResult]) {
          OPA and the processors run as they do by default:\n"
     );
     print_lines(results);
+}
+
+/// Prints what decisions on limits cost.
+pub(crate) fn print_limits(results: &[LimitResult]) {
+    println!(
+        "\nDecisions on rate limits over gRPC, one connection. Ours and Limitador's engine have one \
+         thread, ratelimit\nas many as it takes by default; counters are in memory, or in a Redis \
+         that each has for itself:\n"
+    );
+    println!(
+        "{:<12} {:<8} {:>11} {:>8} {:>8} {:>12} {:>8} {:>13} {:>9} {:>10}",
+        "which",
+        "keys",
+        "decisions/s",
+        "p50 µs",
+        "p99 µs",
+        "per CPU s",
+        "CPU µs",
+        "(least)",
+        "Redis µs",
+        "commands"
+    );
+    for result in results {
+        let line = Line::of(&result.rounds);
+        let (redis, commands) = match result.commands {
+            Some(commands) => (format!("{:.1}", line.services), format!("{commands:.2}")),
+            None => (String::new(), String::new()),
+        };
+        println!(
+            "{:<12} {:<8} {:>11.0} {:>8.0} {:>8.0} {:>12.0} {:>8.1} {:>13.1} {redis:>9} {commands:>10}",
+            result.which,
+            result.keys,
+            line.rate,
+            line.p50,
+            line.p99,
+            1e6 / line.cpu,
+            line.cpu,
+            line.least,
+        );
+    }
+    println!(
+        "\nCPU µs is that of the service for each decision, (least) in its best round; Redis µs that \
+         of its Redis, which\nthe service's does not include; commands are those to Redis for each \
+         decision."
+    );
+}
+
+/// Prints what decisions cost without a call.
+pub(crate) fn print_library(library: &[Library]) {
+    println!(
+        "\nThe engine as a library, 100,000 keys in memory, one core, millions of decisions for each \
+         second of CPU time\n(best round):\n"
+    );
+    for way in library {
+        println!(
+            "{:<12} {:>8.2} {:>14} decisions",
+            way.way,
+            way.per_second / 1e6,
+            way.decisions
+        );
+    }
 }
 
 /// Prints latencies at a fixed rate.

@@ -1,9 +1,13 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+pub(crate) mod ratelimit;
+
+use std::{num::NonZeroU32, path::PathBuf, time::Duration};
 
 use attache_service::{Address, config::parse_duration};
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+use ratelimit::RatelimitCommand;
 
 /// Policy services for Envoy-style proxies, and a small proxy to run them behind.
 ///
@@ -26,28 +30,26 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, ClapArgs)]
 pub(crate) struct LogArgs {
     /// What to log: a level (`error`, `warn`, `info`, `debug`, `trace`) or a filter such as
-    /// `info,attache_ext_proc=debug`.
+    /// `info,attache_ext_proc=debug`. Default: `info`.
     #[arg(
         long,
         global = true,
         env = "ATTACHE_LOG",
         help_heading = "Logging",
         display_order = 100,
-        default_value = "info",
         value_name = "FILTER"
     )]
-    pub(crate) log: String,
-    /// The form of log lines.
+    pub(crate) log: Option<String>,
+    /// The form of log lines. Default: `text`.
     #[arg(
         long,
         global = true,
         env = "ATTACHE_LOG_FORMAT",
         help_heading = "Logging",
         display_order = 101,
-        default_value = "text",
         value_name = "FORMAT"
     )]
-    pub(crate) log_format: LogFormat,
+    pub(crate) log_format: Option<LogFormat>,
 }
 
 /// The form of log lines.
@@ -81,11 +83,15 @@ pub(crate) enum Command {
     ExtAuthz(ExtAuthzArgs),
     /// Run the rate limit service alone: Envoy's `RateLimitService/ShouldRateLimit` over gRPC.
     ///
-    /// The files are those of envoyproxy/ratelimit. They are read again when they change or on
-    /// SIGHUP; wrong ones are refused, and the old ones go on. SIGTERM and Ctrl-C drain, then exit
-    /// 0. Health (`envoy.service.ratelimit.v3.RateLimitService`) and reflection are served on the
-    /// same address.
-    Ratelimit(RatelimitArgs),
+    /// With `--config`, the files are those of envoyproxy/ratelimit. They are read again when they
+    /// change or on SIGHUP; wrong ones are refused, and the old ones go on. SIGTERM and Ctrl-C
+    /// drain, then exit 0. Health (`envoy.service.ratelimit.v3.RateLimitService`) and reflection
+    /// are served on the same address.
+    ///
+    /// Without `--config`, and with envoyproxy/ratelimit's environment variables (`RUNTIME_ROOT`,
+    /// `REDIS_URL` and so on), it takes that service's place: ports, endpoints, metrics and
+    /// signals are the same. A link to this program with the name `ratelimit` does so too.
+    Ratelimit(Box<RatelimitArgs>),
     /// Print a proxy configuration in another proxy's language.
     Export(ExportArgs),
     /// Print the JSON Schema of a configuration file, for editors.
@@ -234,25 +240,48 @@ pub(crate) struct ExplainArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct RatelimitArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RatelimitCommand>,
     /// The folder with the rate limit files, one domain each, or a single file. Read again when
     /// it changes.
     #[arg(long, value_name = "PATH")]
-    pub(crate) config: PathBuf,
-    /// Where to listen: `host:port` or `unix:/path`.
-    #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
-    pub(crate) listen: Address,
-    /// Where the counters live: `memory`, or a Redis shared by several instances
-    /// (`redis://host:port/db`, or `unix:///path`). A URL with a password is better given by the
-    /// environment, where other users of the machine do not see it.
+    pub(crate) config: Option<PathBuf>,
+    /// Where to listen for gRPC: `host:port` or `unix:/path`. Default: 127.0.0.1:8081; in the
+    /// place of envoyproxy/ratelimit, what its variables say.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<Address>,
+    /// Where the counters live: `memory`, or a store shared by several instances:
+    /// `redis://host:port/db`, `unix:///path`, `redis+sentinel://host,host/master/db`,
+    /// `redis+cluster://host,host` (with `rediss` it speaks TLS) or `memcached://host,host`. A URL with a password is better
+    /// given by the environment, where other users of the machine do not see it. Default:
+    /// `memory`; in the place of envoyproxy/ratelimit, what its variables say.
     #[arg(
         long,
-        default_value = "memory",
         value_name = "STORE",
         env = "ATTACHE_STORE",
         hide_env_values = true
     )]
-    pub(crate) store: String,
+    pub(crate) store: Option<String>,
+    /// How many instances share the store: each has this part of a limit while the store is away,
+    /// for rules that say so, and leases so much less.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "ATTACHE_INSTANCES",
+        default_value = "1"
+    )]
+    pub(crate) instances: NonZeroU32,
+    /// How counters are called in Redis.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        env = "ATTACHE_REDIS_KEYS",
+        default_value = "reference"
+    )]
+    pub(crate) redis_keys: RedisKeys,
     #[command(flatten)]
     pub(crate) service: ServiceArgs,
 }
@@ -283,6 +312,16 @@ pub(crate) struct SchemaArgs {
     /// Which file to describe.
     #[arg(value_enum, default_value = "proxy")]
     pub(crate) kind: SchemaKind,
+}
+
+/// How counters are called in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RedisKeys {
+    /// As by envoyproxy/ratelimit, which can count on the same Redis. When a rule changes its
+    /// unit, hits of the old unit's window may count in the new one until that ends.
+    Reference,
+    /// With the length of their window: each unit has its own counter.
+    WithLength,
 }
 
 /// The kinds of file that have a schema.

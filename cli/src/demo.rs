@@ -32,11 +32,7 @@ const LISTENER: &str = "127.0.0.1:8080";
 pub(crate) fn run(log: &LogArgs) -> Result<(), Failure> {
     // The list of requests is what people came for.
     let quiet = LogArgs {
-        log: if log.log == "info" {
-            "warn".to_owned()
-        } else {
-            log.log.clone()
-        },
+        log: Some(log.log.clone().unwrap_or_else(|| "warn".to_owned())),
         ..log.clone()
     };
     start_logging(&quiet)?;

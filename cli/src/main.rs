@@ -5,8 +5,10 @@ mod authz;
 mod demo;
 mod embedded;
 mod export;
+mod limits;
 mod origin;
 mod probe;
+mod ratelimit;
 mod record;
 mod reload;
 mod run;
@@ -14,6 +16,7 @@ mod services;
 mod traces;
 
 use std::{
+    ffi::OsString,
     io::{self, Write},
     process::ExitCode,
 };
@@ -29,7 +32,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_WRONG: u8 = 2;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::parse_from(command_line());
     // Libraries that bring their own TLS use the process default; ours name it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let outcome = match args.command {
@@ -39,7 +42,7 @@ fn main() -> ExitCode {
         Some(Command::Export(export)) => export::run(&export),
         Some(Command::Schema(schema)) => export::schema(&schema),
         Some(Command::ExtAuthz(service)) => services::ext_authz(&service, &args.log),
-        Some(Command::Ratelimit(service)) => services::ratelimit(&service, &args.log),
+        Some(Command::Ratelimit(service)) => limits::run(&service, &args.log),
         Some(Command::Probe(probe)) => match probe.target {
             ProbeTarget::ExtProc(probe) => probe::ext_proc(&probe, &args.log),
             ProbeTarget::ExtAuthz(probe) => probe::ext_authz::run(&probe, &args.log),
@@ -63,6 +66,15 @@ fn main() -> ExitCode {
             }
         }
     }
+}
+
+/// The command line; under the reference's name it is that of `attache ratelimit`.
+fn command_line() -> Vec<OsString> {
+    let mut arguments: Vec<_> = std::env::args_os().collect();
+    if limits::called_as_the_reference() {
+        arguments.insert(1.min(arguments.len()), limits::REFERENCE.into());
+    }
+    arguments
 }
 
 /// Why the command ends with an error.

@@ -51,7 +51,10 @@ pub(crate) fn ext_proc(args: &ProbeExtProcArgs, log: &LogArgs) -> Result<(), Fai
 /// What the channel would log is in the report.
 pub(crate) fn quiet(log: &LogArgs) -> LogArgs {
     LogArgs {
-        log: format!("{},attache_service::channel=error", log.log),
+        log: Some(format!(
+            "{},attache_service::channel=error",
+            log.log.as_deref().unwrap_or("info")
+        )),
         ..log.clone()
     }
 }

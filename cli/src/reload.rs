@@ -25,6 +25,16 @@ impl Changes {
         }
     }
 
+    /// Watches these files and folders, and not for SIGHUP.
+    pub(crate) fn of_files(mut paths: Vec<PathBuf>) -> Self {
+        paths.sort_unstable();
+        Self {
+            watch: watch(&paths),
+            paths,
+            hangup: None,
+        }
+    }
+
     /// Watches these instead. The same ones are watched on: a change since the last look at them
     /// is not forgotten.
     pub(crate) fn watch(&mut self, mut paths: Vec<PathBuf>) {

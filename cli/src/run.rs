@@ -31,10 +31,10 @@ use crate::{
 /// Starts logging as the command line says.
 pub(crate) fn start_logging(log: &LogArgs) -> Result<(), Failure> {
     let format = match log.log_format {
-        LogFormat::Text => telemetry::LogFormat::Text,
-        LogFormat::Json => telemetry::LogFormat::Json,
+        None | Some(LogFormat::Text) => telemetry::LogFormat::Text,
+        Some(LogFormat::Json) => telemetry::LogFormat::Json,
     };
-    telemetry::init(format, Some(&log.log))
+    telemetry::init(format, Some(log.log.as_deref().unwrap_or("info")))
         .map_err(|error| Failure::Usage(format!("--log: {error}")))
 }
 

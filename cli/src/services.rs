@@ -1,4 +1,4 @@
-//! The services on their own: `attache ext-authz` and `attache ratelimit`.
+//! The services on their own: `attache ext-authz`, and what it shares with `attache ratelimit`.
 
 use std::{future::Future, num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -8,12 +8,11 @@ use attache_ext_authz::{
 };
 use attache_ratelimit::{
     RateLimitServer,
-    server::{Settings, StoreSettings},
-    store::redis::RedisSettings,
+    server::quota::{QuotaServer, QuotaSettings},
 };
 use attache_service::{
     Address, Health, Host, Metrics, Shutdown,
-    admin::{Admin, ConfigDump, Readiness},
+    admin::{Admin, ConfigDump, Page, Readiness},
     config::Errors,
     metrics::Counter,
     tls::{ServerFiles, ServerTls, TlsVersion},
@@ -23,7 +22,7 @@ use tonic::service::Routes;
 
 use crate::{
     Failure,
-    args::{ExtAuthzArgs, ExtAuthzCommand, LogArgs, RatelimitArgs, ServiceArgs},
+    args::{ExtAuthzArgs, ExtAuthzCommand, LogArgs, ServiceArgs},
     authz,
     reload::{Changes, Task, abort_on_drop},
     run::{runtime, start_logging},
@@ -34,9 +33,11 @@ use crate::{
 pub(crate) const FLUSH: Duration = Duration::from_secs(5);
 
 /// A ready-made service, as far as serving it is concerned.
-trait Served: Clone + Send + 'static {
+pub(crate) trait Served: Clone + Send + 'static {
     /// Its gRPC name.
     const NAME: &'static str;
+    /// The names of services beside it.
+    const BESIDE: &'static [&'static str] = &[];
     fn routes(&self, metrics: &Metrics, tracer: &Tracer) -> Routes;
     fn reload(&self) -> Result<Reload, Errors>;
     /// What it still waits for before it can answer.
@@ -49,6 +50,10 @@ trait Served: Clone + Send + 'static {
     }
     /// The files and folders whose change means a reload.
     fn watched(&self) -> Vec<PathBuf>;
+    /// Its own pages on the admin endpoint.
+    fn pages(&self) -> Vec<Page> {
+        Vec::new()
+    }
 }
 
 impl Served for AuthService {
@@ -79,8 +84,13 @@ impl Served for AuthService {
 impl Served for RateLimitServer {
     const NAME: &'static str = "envoy.service.ratelimit.v3.RateLimitService";
 
-    fn routes(&self, _: &Metrics, tracer: &Tracer) -> Routes {
-        self.clone().tracer(tracer).routes()
+    const BESIDE: &'static [&'static str] =
+        &["envoy.service.rate_limit_quota.v3.RateLimitQuotaService"];
+
+    fn routes(&self, metrics: &Metrics, tracer: &Tracer) -> Routes {
+        let quotas = QuotaServer::new(self.clone(), QuotaSettings::default(), metrics);
+        let limits = self.clone().tracer(tracer).routes();
+        limits.add_service(quotas.service())
     }
 
     fn reload(&self) -> Result<Reload, Errors> {
@@ -88,7 +98,11 @@ impl Served for RateLimitServer {
     }
 
     fn watched(&self) -> Vec<PathBuf> {
-        vec![self.path().to_path_buf()]
+        Self::watched(self)
+    }
+
+    fn pages(&self) -> Vec<Page> {
+        attache_ratelimit::server::admin::pages(self)
     }
 }
 
@@ -110,33 +124,7 @@ pub(crate) fn ext_authz(args: &ExtAuthzArgs, log: &LogArgs) -> Result<(), Failur
     })
 }
 
-/// Runs the rate limit service.
-pub(crate) fn ratelimit(args: &RatelimitArgs, log: &LogArgs) -> Result<(), Failure> {
-    start_logging(log)?;
-    let metrics = Metrics::default();
-    let store = match args.store.as_str() {
-        "memory" => StoreSettings::default(),
-        url if url.contains(':') => StoreSettings::Redis(RedisSettings::new(url)),
-        other => {
-            return Err(Failure::Usage(format!(
-                "--store: `{other}` is neither `memory` nor a URL such as `redis://host:6379`"
-            )));
-        }
-    };
-    let settings = Settings {
-        rules: args.config.clone(),
-        store,
-    };
-    runtime()?.block_on(async {
-        let service = settings.open(&metrics).await.map_err(|error| match error {
-            attache_ratelimit::server::SettingsError::Rules(errors) => Failure::Config(errors),
-            error => Failure::Usage(format!("--store: {error}")),
-        })?;
-        serve(service, &args.listen, &args.service, metrics).await
-    })
-}
-
-async fn serve<S: Served>(
+pub(crate) async fn serve<S: Served>(
     service: S,
     listen: &Address,
     args: &ServiceArgs,
@@ -151,7 +139,10 @@ async fn serve<S: Served>(
         .named(S::NAME)
         .workers(workers)
         .metrics(&metrics);
-    if let Some(tls) = tls(args)? {
+    for name in S::BESIDE {
+        host = host.named(*name);
+    }
+    if let Some(tls) = tls_by_flags(args)? {
         host = host.tls(tls);
     }
     let readiness = Readiness::default();
@@ -166,6 +157,7 @@ async fn serve<S: Served>(
                     .map(|file| format!("{}\n", file.display()))
                     .collect(),
             });
+            let admin = admin.pages(service.pages());
             Some(admin.bind(address).await.map_err(Failure::run)?)
         }
     };
@@ -249,7 +241,8 @@ async fn reload_on_change<S: Served>(
     }
 }
 
-fn tls(args: &ServiceArgs) -> Result<Option<ServerTls>, Failure> {
+/// TLS as the flags say.
+pub(crate) fn tls_by_flags(args: &ServiceArgs) -> Result<Option<ServerTls>, Failure> {
     let (Some(certificate), Some(private_key)) = (&args.tls_cert, &args.tls_key) else {
         return Ok(None);
     };
@@ -257,6 +250,7 @@ fn tls(args: &ServiceArgs) -> Result<Option<ServerTls>, Failure> {
         certificate: certificate.clone(),
         private_key: private_key.clone(),
         client_ca: args.client_ca.clone(),
+        client_name: None,
         min_version: TlsVersion::default(),
         alpn: vec!["h2".to_owned()],
     };
@@ -264,6 +258,6 @@ fn tls(args: &ServiceArgs) -> Result<Option<ServerTls>, Failure> {
 }
 
 /// One worker per core.
-fn cores() -> usize {
+pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }

@@ -23,6 +23,14 @@ impl Traces {
     pub(crate) fn start(args: &TraceArgs, metrics: &Metrics) -> Result<Self, Failure> {
         let endpoint = args.otlp_endpoint.as_deref();
         let settings = TraceSettings::from_environment(endpoint, "attache").map_err(wrong)?;
+        Self::with(settings, metrics)
+    }
+
+    /// Starts sending as these settings say, if there are any.
+    pub(crate) fn with(
+        settings: Option<TraceSettings>,
+        metrics: &Metrics,
+    ) -> Result<Self, Failure> {
         let Some(settings) = settings else {
             return Ok(Self {
                 exporter: None,

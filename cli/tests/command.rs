@@ -193,14 +193,29 @@ fn envoy_accepts_the_exported_examples() {
         assert_eq!(ended.code(), 0, "{}", ended.stderr());
         let Some(envoy) = &envoy else { continue };
         let files = folder(&[("envoy.json", &ended.stdout())]);
-        let validated = Command::new(envoy)
-            .args(["--mode", "validate", "--config-path"])
-            .arg(files.path().join("envoy.json"))
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&validated.stderr);
-        assert!(validated.status.success(), "{example}: {said}");
+        assert_valid(envoy, &files.path().join("envoy.json"));
     }
+}
+
+#[test]
+fn envoy_accepts_the_example_of_the_rate_limit_service() {
+    if let Some(envoy) = envoy_program() {
+        assert_valid(&envoy, &workspace().join("examples/ratelimit/envoy.json"));
+    }
+}
+
+fn assert_valid(envoy: &Path, bootstrap: &Path) {
+    let validated = Command::new(envoy)
+        .args(["--mode", "validate", "--config-path"])
+        .arg(bootstrap)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&validated.stderr);
+    assert!(
+        validated.status.success(),
+        "{}: {said}",
+        bootstrap.display()
+    );
 }
 
 #[test]
@@ -214,7 +229,7 @@ fn schemas_are_json_of_the_fields() {
 
 #[test]
 fn help_says_what_matters() {
-    let texts: [(&[&str], &[&str]); 7] = [
+    let texts: [(&[&str], &[&str]); 10] = [
         (
             &[],
             &[
@@ -261,6 +276,26 @@ fn help_says_what_matters() {
                 "memory",
                 "--tls-key",
                 "SIGHUP",
+            ],
+        ),
+        (
+            &["ratelimit", "check"],
+            &["--merge-domain-configs", "Exit codes", "one configuration"],
+        ),
+        (
+            &["ratelimit", "explain"],
+            &["--config", "wildcard", "envoyproxy/ratelimit", "--json"],
+        ),
+        (
+            &["ratelimit", "load"],
+            &[
+                "--rate",
+                "--concurrency",
+                "--spread",
+                "KEY=FROM..TO",
+                "--once",
+                "Ctrl-C",
+                "Exit codes",
             ],
         ),
         (

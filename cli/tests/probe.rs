@@ -245,6 +245,7 @@ fn unix_sockets_and_tls_are_spoken() {
         certificate: certificates.file("server.pem").into(),
         private_key: certificates.file("server.key").into(),
         client_ca: None,
+        client_name: None,
         min_version: TlsVersion::default(),
         alpn: vec!["h2".to_owned()],
     });

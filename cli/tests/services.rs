@@ -4,11 +4,14 @@
 mod support;
 
 use attache_ext_proc::server::{Processor, RequestHead, Result, Server};
-use attache_proto::ratelimit::rate_limit_response::Code;
+use attache_proto::{
+    rate_limit_quota::rate_limit_quota_response::bucket_action::BucketAction,
+    ratelimit::rate_limit_response::Code,
+};
 use attache_service::Shutdown;
 use support::{
     PATIENCE, Process, eventually, eventually_async, folder, grpc,
-    grpc::{AUTH, Certificates, LIMITS, allows, check, limit},
+    grpc::{AUTH, Certificates, LIMITS, QUOTAS, allows, check, limit},
     http::{self, Client, Origin},
     jwt, outcome, path,
     peers::{Envoy, envoy_program, skip},
@@ -147,12 +150,22 @@ async fn the_rate_limit_service_answers_reloads_and_drains() {
         ]);
         let connection = grpc::connect(&service.address()).await.unwrap();
         introduces_itself(&connection, LIMITS).await;
+        introduces_itself(&connection, QUOTAS).await;
 
         let ask = async |user| limit(&connection, "shop", &[("user", user)]).await.unwrap();
         assert_eq!(ask("ada").await, Code::Ok);
         assert_eq!(ask("ada").await, Code::Ok);
         assert_eq!(ask("ada").await, Code::OverLimit);
         assert_eq!(ask("bob").await, Code::Ok);
+
+        // Quotas come from the same counters.
+        let quota = grpc::quota(&connection, "shop", &[("user", "bob")]);
+        let quota = quota.await.unwrap();
+        assert!(
+            matches!(quota, BucketAction::QuotaAssignmentAction(_)),
+            "{quota:?}"
+        );
+        assert_eq!(ask("bob").await, Code::OverLimit);
 
         // A wrong file is refused.
         replace(

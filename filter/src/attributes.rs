@@ -18,7 +18,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use attache_service::config::{Errors, Located};
 
@@ -35,6 +35,14 @@ pub struct Expression(Kind);
 enum Kind {
     Plain(Plain),
     Cel(Program),
+}
+
+impl Value<'_> {
+    /// The value as text, the way Envoy writes it: `NULL`, `CelMap value`, `1.5s`, and whatever
+    /// else is no text.
+    pub fn text(&self) -> Cow<'_, str> {
+        wire::text(self)
+    }
 }
 
 impl Expression {

@@ -60,8 +60,12 @@ pub struct Route {
     pub idle_timeout: IdleTimeout,
     /// Metadata of the route, for policies to show.
     pub metadata: RouteMetadata,
+    /// Metadata of the cluster that the request goes to.
+    pub cluster_metadata: Arc<RouteMetadata>,
     /// `typed_per_filter_config` of the route, planned.
     pub filters: FilterConfigs,
+    /// What filters have worked out ahead of requests from the whole configuration of the route.
+    pub resolved: FilterConfigs,
 }
 
 /// What a route says of the longest silence of a stream (Envoy's `idle_timeout`).

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use attache_proto::types;
 use attache_service::config::{ConfigValue, Errors, Located, Node, Schemas, Value, json};
-use attache_service::{config_enum, config_struct};
+use attache_service::{Channel, Method, config_enum, config_struct};
+use bytes::Bytes;
+use http::HeaderMap;
+use tonic::Status;
 
 use crate::{
     CallMetadata,
-    retry::{Retry, RetryPolicy},
+    retry::{Failure, Retry, RetryPolicy},
 };
 
 config_struct! {
@@ -104,6 +107,40 @@ impl ServiceCall {
             metadata: CallMetadata::plan(&raw.initial_metadata, errors),
             retry: None,
         }
+    }
+}
+
+/// Makes a call with one answer, again where `retry` says so. `message` is framed already (see
+/// [`attache_service::channel::encode_message`]); `timeout` bounds all attempts together.
+///
+/// # Errors
+/// The status of the last attempt.
+pub async fn call_unary(
+    channel: &Channel,
+    method: &Method,
+    message: Bytes,
+    metadata: HeaderMap,
+    timeout: Option<Duration>,
+    retry: Option<&Retry>,
+) -> Result<Bytes, Status> {
+    let Some(retry) = retry else {
+        return channel
+            .unary_framed(method, message, metadata, timeout)
+            .await;
+    };
+    let bound = retry.of_attempt(timeout);
+    let attempts = retry.run(
+        || channel.unary_framed(method, message.clone(), metadata.clone(), bound),
+        |answer| answer.as_ref().err().map(Failure::of_status),
+    );
+    match timeout {
+        None => attempts.await,
+        Some(timeout) => tokio::time::timeout(timeout, attempts)
+            .await
+            .unwrap_or_else(|_| {
+                let message = format!("no answer within {timeout:?}, retries included");
+                Err(Status::deadline_exceeded(message))
+            }),
     }
 }
 

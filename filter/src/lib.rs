@@ -11,6 +11,7 @@ pub mod call_metadata;
 pub mod channels;
 pub mod context;
 pub mod expression;
+pub mod format;
 pub mod fraction;
 pub mod grpc_service;
 pub mod head;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use attache_service::config::{ConfigValue, Errors, Node, Schemas, Value, envoy::message_of, json};
+use attache_service::config::{
+    ConfigValue, Errors, Located, Node, Schemas, Value, envoy::message_of, json,
+};
 use attache_service::config_struct;
 use prost::Message as _;
 use prost_types::{Any, ListValue, Struct, value::Kind};
@@ -19,7 +21,7 @@ config_struct! {
     }
 }
 
-/// Metadata of a route, by namespace.
+/// Metadata of a route or cluster, by namespace.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RouteMetadata {
     /// Namespaces that hold structs.
@@ -38,6 +40,69 @@ impl RouteMetadata {
             typed: typed.map(|(k, v)| (k.clone(), v.value.clone())).collect(),
         }
     }
+}
+
+config_struct! {
+    /// Envoy's `type.metadata.v3.MetadataKey`: where in metadata a value is.
+    pub struct MetadataKey {
+        /// The namespace, mostly a filter's name.
+        pub key: Located<String>,
+        /// The way to the value within it.
+        pub path: Located<Vec<PathSegment>>,
+    }
+}
+
+config_struct! {
+    /// Envoy's `MetadataKey.PathSegment`.
+    pub struct PathSegment {
+        /// The name of a field.
+        pub key: String,
+    }
+}
+
+/// A [`MetadataKey`], checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetadataPath {
+    /// The namespace.
+    pub namespace: String,
+    /// The way to the value within it; never empty.
+    pub path: Vec<String>,
+}
+
+impl MetadataPath {
+    /// Checks a key; faults are reported at their place.
+    pub fn plan(raw: &MetadataKey, errors: &mut Errors) -> Option<Self> {
+        if raw.key.value.is_empty() {
+            errors.push(&raw.key, "`key` must not be empty");
+            return None;
+        }
+        if raw.path.value.is_empty() {
+            errors.push(&raw.path, "`path` needs at least one `key`");
+            return None;
+        }
+        Some(Self {
+            namespace: raw.key.value.clone(),
+            path: raw.path.value.iter().map(|s| s.key.clone()).collect(),
+        })
+    }
+
+    /// The value in metadata of a route or cluster.
+    pub fn in_route<'m>(&self, metadata: &'m RouteMetadata) -> Option<&'m prost_types::Value> {
+        find(metadata.untyped.get(&self.namespace)?, &self.path)
+    }
+}
+
+/// The value at the end of `path`; `None` for an empty one.
+pub fn find<'m>(fields: &'m Struct, path: &[String]) -> Option<&'m prost_types::Value> {
+    let (first, rest) = path.split_first()?;
+    let mut value = fields.fields.get(first)?;
+    for key in rest {
+        let Some(Kind::StructValue(fields)) = &value.kind else {
+            return None;
+        };
+        value = fields.fields.get(key)?;
+    }
+    Some(value)
 }
 
 /// A `google.protobuf.Struct` in configuration: a map of anything.

@@ -9,6 +9,7 @@ use prost_types::{Value, value::Kind};
 use crate::{
     RequestContext,
     matcher::{StringMatcher, TextMatcher},
+    metadata::{PathSegment, find},
 };
 
 config_struct! {
@@ -22,14 +23,6 @@ config_struct! {
         pub value: ValueMatcher,
         /// Turn the result round. Default false.
         pub invert: Option<bool>,
-    }
-}
-
-config_struct! {
-    /// Envoy's `MetadataMatcher.PathSegment`.
-    pub struct PathSegment {
-        /// The name of a field.
-        pub key: String,
     }
 }
 
@@ -145,14 +138,7 @@ impl MetadataTest {
     /// Whether the dynamic metadata of a request matches.
     pub fn matches(&self, context: &RequestContext) -> bool {
         let matched = context.with_metadata(&self.namespace, |fields| {
-            let (first, rest) = self.path.split_first()?;
-            let mut value = fields?.fields.get(first)?;
-            for key in rest {
-                let Some(Kind::StructValue(fields)) = &value.kind else {
-                    return None;
-                };
-                value = fields.fields.get(key)?;
-            }
+            let value = find(fields?, &self.path)?;
             Some(self.test.matches(Some(value)))
         });
         matched.unwrap_or_else(|| self.test.matches(None)) != self.invert

@@ -211,9 +211,12 @@ impl Retry {
         }
     }
 
-    /// Bound on each attempt, if there is one beside that on all of them together.
-    pub fn attempt_timeout(&self) -> Option<Duration> {
-        self.attempt
+    /// Bound on one attempt: its own, but never more than `whole`, that on all of them.
+    pub fn of_attempt(&self, whole: Option<Duration>) -> Option<Duration> {
+        match (self.attempt, whole) {
+            (Some(one), Some(whole)) => Some(one.min(whole)),
+            (one, whole) => one.or(whole),
+        }
     }
 
     /// Whether a call that failed so may be made again.
@@ -328,12 +331,12 @@ mod tests {
     fn the_longest_pause_bounds_each_attempt() {
         let back_off = |text: &str| {
             let text = format!("{{ retry_on: 5xx, retry_back_off: {{ {text} }} }}");
-            planned(&text).unwrap().unwrap().attempt_timeout()
+            planned(&text).unwrap().unwrap().of_attempt(None)
         };
         let ms = |ms| Some(Duration::from_millis(ms));
         assert_eq!(back_off("base_interval: 5ms"), ms(50));
         assert_eq!(back_off("base_interval: 5ms, max_interval: 7ms"), ms(7));
-        assert_eq!(on("5xx").attempt_timeout(), ms(10_000));
+        assert_eq!(on("5xx").of_attempt(None), ms(10_000));
     }
 
     #[test]
@@ -376,7 +379,7 @@ mod tests {
         metadata.insert("x-own", HeaderValue::from_static("1"));
         let retry = Retry::plan(None, &mut metadata, &mut Errors::new()).unwrap();
         assert!(retry.covers(Failure::Grpc(Code::Unavailable)));
-        assert_eq!((retry.retries, retry.attempt_timeout()), (4, None));
+        assert_eq!((retry.retries, retry.of_attempt(None)), (4, None));
         // They are for the proxy, not for the service.
         assert_eq!(metadata.keys().collect::<Vec<_>>(), ["x-own"]);
     }

@@ -1,18 +1,21 @@
 //! Wire types and gRPC stubs of the Envoy service APIs that Attaché speaks, and of OTLP traces.
 //!
-//! Three services, each with its messages, a server stub and a client stub:
+//! The services, each with its messages, a server stub and a client stub:
 //!
 //! | service | messages and stubs |
 //! |---|---|
 //! | External Processing | [`ext_proc`] |
 //! | External Authorization | [`auth`] |
 //! | Rate limiting | [`ratelimit`] |
+//! | Rate limit quotas | [`rate_limit_quota`] |
+//! | Discovery (xDS) | [`discovery`] |
 //!
 //! and what they share: [`core`] (headers, metadata, addresses), [`types`]
-//! (HTTP status, rate-limit unit), [`common_ratelimit`] (descriptors),
+//! (HTTP status, rate-limit unit and strategy), [`common_ratelimit`] (descriptors),
 //! [`ext_proc_filter`] (the processing mode) and [`rpc`] (the gRPC status).
-//! Traces are sent to collectors with the service of [`otlp_collector`], whose
-//! spans are those of [`otlp_trace`].
+//! What discovery carries here are the rules of a rate limit service,
+//! [`ratelimit_config`]. Traces are sent to collectors with the service of
+//! [`otlp_collector`], whose spans are those of [`otlp_trace`].
 //! These names are short for the full paths, which follow the protobuf
 //! packages: [`ext_proc`] is [`envoy::service::ext_proc::v3`], and so on.
 //!
@@ -119,9 +122,19 @@ pub mod envoy {
             package!("External Authorization.", "envoy.service.auth.v3");
         }
 
+        /// Package `envoy.service.discovery`.
+        pub mod discovery {
+            package!("Discovery (xDS).", "envoy.service.discovery.v3");
+        }
+
         /// Package `envoy.service.ext_proc`.
         pub mod ext_proc {
             package!("External Processing.", "envoy.service.ext_proc.v3");
+        }
+
+        /// Package `envoy.service.rate_limit_quota`.
+        pub mod rate_limit_quota {
+            package!("Rate limit quotas.", "envoy.service.rate_limit_quota.v3");
         }
 
         /// Package `envoy.service.ratelimit`.
@@ -132,7 +145,10 @@ pub mod envoy {
 
     /// Package `envoy.type`.
     pub mod r#type {
-        package!("HTTP status and rate-limit unit.", "envoy.r#type.v3");
+        package!(
+            "HTTP status, rate-limit unit and strategy.",
+            "envoy.r#type.v3"
+        );
     }
 }
 
@@ -182,11 +198,27 @@ pub mod opentelemetry {
     }
 }
 
+/// Packages `ratelimit.*`: the configuration of a rate limit service.
+pub mod ratelimit_service {
+    /// Packages `ratelimit.config.*`.
+    pub mod config {
+        /// Package `ratelimit.config.ratelimit`.
+        pub mod ratelimit {
+            package!(
+                "Rules of a rate limit service, as discovery carries them.",
+                "ratelimit.config.ratelimit.v3"
+            );
+        }
+    }
+}
+
 pub use envoy::config::core::v3 as core;
 pub use envoy::extensions::common::ratelimit::v3 as common_ratelimit;
 pub use envoy::extensions::filters::http::ext_proc::v3 as ext_proc_filter;
 pub use envoy::service::auth::v3 as auth;
+pub use envoy::service::discovery::v3 as discovery;
 pub use envoy::service::ext_proc::v3 as ext_proc;
+pub use envoy::service::rate_limit_quota::v3 as rate_limit_quota;
 pub use envoy::service::ratelimit::v3 as ratelimit;
 pub use envoy::r#type::v3 as types;
 pub use google::rpc;
@@ -194,6 +226,7 @@ pub use opentelemetry::proto::{
     collector::trace::v1 as otlp_collector, common::v1 as otlp_common,
     resource::v1 as otlp_resource, trace::v1 as otlp_trace,
 };
+pub use ratelimit_service::config::ratelimit::v3 as ratelimit_config;
 
 /// The descriptors of all these files and of those that they import: an encoded
 /// `google.protobuf.FileDescriptorSet`, as gRPC reflection wants it.

@@ -60,10 +60,15 @@ fn envoy_binary() -> Result<Option<PathBuf>, Box<dyn Error>> {
     Ok(path.is_file().then_some(path))
 }
 
-/// Our own files, without the well-known types.
+/// Packages that Envoy's binary has no copy of, or none to compare with: the well-known types,
+/// and what only rate limit services and their control planes speak.
+const NOT_ENVOYS: [&str; 2] = ["google.protobuf", "ratelimit.config.ratelimit.v3"];
+
+/// Our own files of packages that Envoy has too.
 fn our_files() -> Result<Vec<FileDescriptorProto>, prost::DecodeError> {
     let mut set = FileDescriptorSet::decode(attache_proto::FILE_DESCRIPTOR_SET)?;
-    set.file.retain(|file| file.package() != "google.protobuf");
+    set.file
+        .retain(|file| !NOT_ENVOYS.contains(&file.package()));
     Ok(set.file)
 }
 

@@ -26,6 +26,9 @@ use attache_proto::ratelimit::rate_limit_service_server::{
     RateLimitService, RateLimitServiceServer,
 };
 use attache_proto::ratelimit::{RateLimitRequest, RateLimitResponse, rate_limit_response};
+use attache_proto::ratelimit_config::{
+    RateLimitConfig, RateLimitDescriptor as Rule, RateLimitPolicy, RateLimitReplace, RateLimitUnit,
+};
 use attache_proto::types::{HttpStatus, StatusCode};
 use attache_proto::{FILE_DESCRIPTOR_SET, rpc};
 use prost::Message;
@@ -169,6 +172,45 @@ fn an_empty_addend_is_not_the_same_as_none() {
     }
 }
 
+/// Envoy's binary has no descriptor of these messages to compare ours with.
+#[test]
+fn rules_are_read_as_control_planes_write_them() {
+    // What go-control-plane makes of this resource.
+    const WRITTEN: &[u8] = &[
+        0x0a, 0x01, b'n', 0x12, 0x01, b'd', 0x1a, 0x1f, 0x0a, 0x01, b'k', 0x12, 0x01, b'v', 0x1a,
+        0x0e, 0x08, 0x07, 0x10, 0x05, 0x18, 0x01, 0x22, 0x01, b'l', 0x2a, 0x03, 0x0a, 0x01, b'o',
+        0x22, 0x03, 0x0a, 0x01, b'c', 0x28, 0x01, 0x30, 0x01,
+    ];
+    let child = Rule {
+        key: "c".to_owned(),
+        ..Rule::default()
+    };
+    let rule = Rule {
+        key: "k".to_owned(),
+        value: "v".to_owned(),
+        rate_limit: Some(RateLimitPolicy {
+            unit: RateLimitUnit::Week.into(),
+            requests_per_unit: 5,
+            unlimited: true,
+            name: "l".to_owned(),
+            replaces: vec![RateLimitReplace {
+                name: "o".to_owned(),
+            }],
+        }),
+        descriptors: vec![child],
+        shadow_mode: true,
+        detailed_metric: true,
+        ..Rule::default()
+    };
+    let resource = RateLimitConfig {
+        name: "n".to_owned(),
+        domain: "d".to_owned(),
+        descriptors: vec![rule],
+    };
+    assert_eq!(RateLimitConfig::decode(WRITTEN).unwrap(), resource);
+    assert_eq!(resource.encode_to_vec(), WRITTEN);
+}
+
 #[test]
 fn the_descriptor_set_is_complete() {
     let set = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap();
@@ -187,7 +229,10 @@ fn the_descriptor_set_is_complete() {
         services,
         [
             <AuthorizationServer<Policy> as NamedService>::NAME,
+            // Called, not served.
+            "envoy.service.discovery.v3.AggregatedDiscoveryService",
             <ExternalProcessorServer<Policy> as NamedService>::NAME,
+            "envoy.service.rate_limit_quota.v3.RateLimitQuotaService",
             <RateLimitServiceServer<Policy> as NamedService>::NAME,
             // Called, not served.
             "opentelemetry.proto.collector.trace.v1.TraceService",

@@ -171,7 +171,11 @@ where
     });
     if http2 {
         let io = TokioIo::new(Socket::http2(io, ahead, activity.clone()));
-        let connection = http2_builder(&limits).serve_connection(io, service);
+        let mut builder = http2_builder(&limits);
+        if edge.plan.allow_connect {
+            builder.enable_connect_protocol();
+        }
+        let connection = builder.serve_connection(io, service);
         drive(pin!(connection), activity, limits, &listening.drain).await
     } else {
         let io = TokioIo::new(Socket::http1(io, ahead, activity.clone()));

@@ -18,6 +18,7 @@ use crate::{
     access_log::{AccessLog, Record},
     activity::Activity,
     body::{Active, ClientBody, Counted, ReplyBody},
+    extended_connect,
     filters::Stack,
     hygiene::{self, Admitted, Peer, Tunnels},
     internal_redirect::Restart,
@@ -66,6 +67,7 @@ impl Edge {
     ) -> Result<Response<ClientBody>, Infallible> {
         let active = Active::new(&downstream.activity);
         let (mut parts, body) = request.into_parts();
+        let form = extended_connect::Form::of(&mut parts);
         let mut context = RequestContext::new(downstream.info.clone(), parts.version);
         let admitted = self.admit(&mut parts, &downstream.peer);
         if let Ok(admitted) = &admitted {
@@ -131,10 +133,10 @@ impl Edge {
             record.answered = response.extensions().get::<Answered>().cloned();
         }
         let response = response.map(|body| ClientBody::new(body, record, active));
-        Ok(match tunnel {
+        Ok(form.answer(match tunnel {
             None => response,
             Some(tunnel) => tunnel.begin(response),
-        })
+        }))
     }
 
     /// Makes the bytes of the tunnel that a request asks for its body.

@@ -151,6 +151,10 @@ fn connection_manager(listener: &Listener, config: &Config) -> Value {
         .iter()
         .map(|upgrade| json!({ "upgrade_type": upgrade }))
         .collect();
+    let http2 = listener.http2_protocol_options.as_ref();
+    if let Some(allow) = http2.and_then(|http2| http2.allow_connect) {
+        json["http2_protocol_options"]["allow_connect"] = allow.into();
+    }
     if let Some(log) = &listener.access_log {
         json["access_log"] = access_log(&log.value);
     }
@@ -187,6 +191,9 @@ fn virtual_hosts(config: &Config) -> Vec<Value> {
                 json!({ "name": host.name, "domains": domains, "routes": routes(&host.routes) });
             if let Some(settings) = per_filter(&host.typed_per_filter_config, config) {
                 json["typed_per_filter_config"] = settings;
+            }
+            if let Some(limits) = host.rate_limits.encode() {
+                json["rate_limits"] = limits;
             }
             json
         })
@@ -276,6 +283,9 @@ fn cluster(cluster: &Cluster, embedded: &BTreeMap<String, Address>) -> Result<Va
             "max_requests": unlimited,
         }]},
     });
+    if let Some(metadata) = cluster.metadata.as_ref().and_then(ConfigValue::encode) {
+        json["metadata"] = metadata;
+    }
     if let Some(tls) = &cluster.tls {
         let hosts = addresses.iter().filter_map(|address| match address {
             Address::Tcp { host, .. } => Some(host.as_str()),

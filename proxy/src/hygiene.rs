@@ -275,14 +275,15 @@ fn is_host_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
 }
 
-/// The protocol to switch to, if it is one of `allowed`. HTTP/2 upgrades are ignored, as
+/// The protocol to switch to, if it is one of `allowed`. Upgrades to HTTP/2 are ignored, as
 /// RFC 9110 §7.8 permits; others are refused so that nothing after them is taken for HTTP.
+/// In HTTP/2 only those have a `connection` that came as an extended `CONNECT`.
 fn upgrade(
     version: Version,
     headers: &HeaderMap,
     tunnels: Tunnels<'_>,
 ) -> Result<Option<String>, Refused> {
-    let listed = version == Version::HTTP_11
+    let listed = version >= Version::HTTP_11
         && tokens(headers, &header::CONNECTION).any(|t| t.eq_ignore_ascii_case("upgrade"));
     if !listed {
         return Ok(None);

@@ -19,6 +19,7 @@ pub mod config;
 mod connection;
 mod edge;
 pub mod export;
+mod extended_connect;
 pub mod filters;
 mod framing;
 mod hygiene;

@@ -69,6 +69,8 @@ pub struct ListenerPlan {
     pub path: PathOptions,
     /// `Upgrade` protocols let through, lower case. Default `websocket`.
     pub upgrades: Vec<String>,
+    /// Take upgrades over HTTP/2, as extended `CONNECT` (RFC 8441). Default false, as Envoy.
+    pub allow_connect: bool,
     /// Names of the policies, outermost first.
     pub filters: Vec<Arc<str>>,
     /// Bytes of one body that a policy may hold back (`per_connection_buffer_limit_bytes`).
@@ -89,6 +91,7 @@ impl ListenerPlan {
             forward: ForwardOptions::default(),
             path: PathOptions::default(),
             upgrades: vec!["websocket".to_owned()],
+            allow_connect: false,
             filters: Vec::new(),
             buffer_limit: 1 << 20,
             access_log: None,

@@ -9,8 +9,10 @@ use attache_ext_proc::client::{
     self as ext_proc, BodyMode, ExtProcLayer, Modes, config::ExtProcPerRoute,
 };
 use attache_filter::FilterConfigs;
-use attache_ratelimit::client::{self as ratelimit, RateLimitLayer, RateLimitPerRoute};
-use attache_service::config::{ConfigValue, Errors, Located, Node, json};
+use attache_ratelimit::client::{
+    self as ratelimit, RateLimitLayer, RateLimitPerRoute, RouteLimits,
+};
+use attache_service::config::{ConfigValue, Errors, Located, Node as ConfigNode, json};
 use tower::Layer;
 
 use crate::{
@@ -27,6 +29,14 @@ pub(crate) enum Planned {
     ExtProc(Arc<ext_proc::Filter>),
 }
 
+/// What policies are told of this proxy.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Node {
+    pub(crate) metadata: prost_types::Struct,
+    /// The cluster that it belongs to.
+    pub(crate) cluster: String,
+}
+
 /// The clusters that a route's settings bring in.
 #[derive(Debug, Default)]
 pub(crate) struct Called {
@@ -38,20 +48,15 @@ pub(crate) struct Called {
 
 impl Planned {
     /// Plans the settings of the filter `name`; `None` only after an error was added.
-    /// `node` is the metadata of this proxy.
-    pub(crate) fn new(
-        name: &str,
-        raw: &Raw,
-        node: &prost_types::Struct,
-        errors: &mut Errors,
-    ) -> Option<Self> {
+    pub(crate) fn new(name: &str, raw: &Raw, node: &Node, errors: &mut Errors) -> Option<Self> {
         Some(match raw {
             Raw::Ratelimit(raw) => {
-                Self::Ratelimit(Arc::new(ratelimit::Filter::plan(name, raw, errors)?))
+                let filter = ratelimit::Filter::plan(name, raw, errors)?;
+                Self::Ratelimit(Arc::new(filter.in_cluster(&node.cluster)))
             }
             Raw::ExtAuthz(raw) => {
                 let filter = ext_authz::Filter::plan(name, raw, errors)?;
-                Self::ExtAuthz(Arc::new(filter.at_node(node)))
+                Self::ExtAuthz(Arc::new(filter.at_node(&node.metadata)))
             }
             Raw::ExtProc(raw) => {
                 Self::ExtProc(Arc::new(ext_proc::Filter::plan(name, raw, errors)?))
@@ -82,7 +87,7 @@ impl Planned {
     pub(crate) fn per_route(
         &self,
         name: &str,
-        node: &Node,
+        node: &ConfigNode,
         configs: &mut FilterConfigs,
         errors: &mut Errors,
     ) -> Called {
@@ -137,6 +142,22 @@ impl Planned {
             route.change(name, |own: &ext_authz::PerRoute| own.clone().within(host));
         }
         route.inherit(name, host);
+    }
+
+    /// Works out ahead of requests what holds for the filter `name` on a route with these
+    /// settings of filters and these limits.
+    pub(crate) fn resolve(
+        &self,
+        name: &str,
+        filters: &FilterConfigs,
+        limits: &RouteLimits,
+        resolved: &mut FilterConfigs,
+    ) {
+        if let Self::Ratelimit(filter) = self
+            && let Some(settings) = filter.on_route(filters.get(name), limits)
+        {
+            resolved.insert(name, settings);
+        }
     }
 
     pub(crate) fn as_policy(&self) -> Arc<dyn Policy> {
@@ -206,7 +227,7 @@ fn streams(modes: Modes) -> bool {
 }
 
 /// A route's settings for a filter of the kind of `policy`, in Envoy's JSON with `@type`.
-pub(crate) fn encode_per_route(policy: &Raw, node: &Node) -> Option<json::Value> {
+pub(crate) fn encode_per_route(policy: &Raw, node: &ConfigNode) -> Option<json::Value> {
     let mut errors = Errors::new();
     match policy {
         Raw::Ratelimit(_) => RateLimitPerRoute::decode(node, &mut errors)?.encode_typed(),

@@ -250,3 +250,31 @@ fn the_export_names_every_listener_filter_route_and_cluster() {
     let clusters = &envoy["static_resources"]["clusters"];
     assert_eq!(clusters.as_array().unwrap().len(), 4);
 }
+
+#[test]
+fn rate_limits_of_routes_and_hosts_are_checked_where_they_stand() {
+    let text = r#"
+listeners: [{ name: edge, address: "127.0.0.1:0", filters: [] }]
+virtual_hosts:
+- name: all
+  domains: ["*"]
+  rate_limits:
+  - { stage: 11, actions: [{ remote_address: {} }] }
+  routes:
+  - match: { prefix: / }
+    route:
+      cluster: web
+      rate_limits:
+      - { hits_addend: { number: 1 }, actions: [{ generic_key: { descriptor_value: "" } }] }
+clusters: [{ name: web, endpoints: ["127.0.0.1:1"] }]
+"#;
+    let mistakes = mistakes(text);
+    let found = |line: u32, part: &str| {
+        let mut mistakes = mistakes.iter();
+        mistakes.any(|(at, _, message)| *at == line && message.contains(part))
+    };
+    assert!(found(7, "from 0 to 10"), "{mistakes:?}");
+    assert!(found(13, "Envoy does nothing with it here"), "{mistakes:?}");
+    assert!(found(13, "must not be empty"), "{mistakes:?}");
+    assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+}

@@ -212,6 +212,7 @@ fn certificate(folder: &Path) -> (ServerTls, Vec<u8>) {
         certificate,
         private_key,
         client_ca: None,
+        client_name: None,
         min_version: TlsVersion::default(),
         alpn: ALPN_HTTP.iter().map(|name| (*name).to_owned()).collect(),
     })
@@ -344,6 +345,7 @@ async fn mutual_tls_lets_only_certified_clients_in() {
         certificate: folder.path().join("tls.crt"),
         private_key: folder.path().join("tls.key"),
         client_ca: Some(ca),
+        client_name: None,
         min_version: TlsVersion::default(),
         alpn: vec!["http/1.1".to_owned()],
     })

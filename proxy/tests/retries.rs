@@ -10,7 +10,7 @@ mod support;
 
 use attache_proxy::{Config, Plan, config::NothingEmbedded};
 use attache_service::config::Document;
-use support::{OK, Origin, Raw, Tested, header, origin, read_head, start, status};
+use support::{OK, Origin, PATIENCE, Raw, Tested, header, origin, read_head, start, status};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
@@ -20,8 +20,13 @@ const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0
 
 /// A proxy whose only route has these settings.
 async fn proxy(origin: &Origin, settings: &str) -> Tested {
+    proxy_with("per_connection_buffer_limit_bytes: 8", origin, settings).await
+}
+
+/// The same with these settings of the listener.
+async fn proxy_with(listener: &str, origin: &Origin, settings: &str) -> Tested {
     let text = format!(
-        "listeners: [{{ name: test, address: '127.0.0.1:0', per_connection_buffer_limit_bytes: 8 }}]
+        "listeners: [{{ name: test, address: '127.0.0.1:0', {listener} }}]
 routes:
 - match: {{ prefix: / }}
   route: {{ cluster: web, {settings} }}
@@ -156,4 +161,59 @@ async fn redirects_to_another_scheme_are_the_clients() {
     assert_eq!(status(&head), 302);
     seen.recv().await.unwrap();
     assert!(seen.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_request_to_upgrade_is_sent_once() {
+    const TO: &str = "HTTP/1.1 302 Found\r\nlocation: http://test/two\r\ncontent-length: 0\r\n\r\n";
+    for (answers, expected) in [(&[UNAVAILABLE], 503), (&[TO], 302)] {
+        let (origin, mut seen) = answering(answers).await;
+        let settings = format!("{POLICY}, internal_redirect_policy: {{}}");
+        let proxy = proxy(&origin, &settings).await;
+        let mut client = Raw::connect(proxy.at).await;
+
+        client
+            .send(
+                "GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
+            )
+            .await;
+
+        assert_eq!(status(&client.response().await.0), expected);
+        seen.recv().await.unwrap();
+        assert!(seen.try_recv().is_err(), "sent again after {expected}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_redirected_has_one_line_in_the_access_log() {
+    const TO: &str = "HTTP/1.1 302 Found\r\nlocation: http://test/two\r\ncontent-length: 0\r\n\r\n";
+    let (origin, _seen) = answering(&[TO]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("access.log");
+    let listener = format!("access_log: {{ path: '{}' }}", file.display());
+    let proxy = proxy_with(&listener, &origin, "internal_redirect_policy: {}").await;
+
+    let (head, _) = Raw::connect(proxy.at).await.get("/one").await;
+    assert_eq!(status(&head), 200);
+    Raw::connect(proxy.at).await.get("/after").await;
+
+    let lines = tokio::time::timeout(PATIENCE, async {
+        loop {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if text.contains("/after") && text.ends_with('\n') {
+                return text;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    let lines = lines.await.expect("the line of the later request");
+    let lines: Vec<serde_json::Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!(
+        (&lines[0]["path"], &lines[0]["status"]),
+        (&"/one".into(), &200.into())
+    );
 }

@@ -322,3 +322,111 @@ async fn a_route_lets_more_or_fewer_upgrades_through() {
         assert_eq!(status(&client.head().await), wanted, "{protocol}");
     }
 }
+
+/// An HTTP/2 client of a listener.
+async fn h2_to(at: std::net::SocketAddr) -> h2::client::SendRequest<Bytes> {
+    let stream = tokio::net::TcpStream::connect(at).await.unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    send.ready().await.unwrap()
+}
+
+/// The same, once it knows that the listener takes extended `CONNECT`.
+async fn extending_h2_to(at: std::net::SocketAddr) -> h2::client::SendRequest<Bytes> {
+    let client = h2_to(at).await;
+    let told = tokio::time::timeout(support::PATIENCE, async {
+        while !client.is_extended_connect_protocol_enabled() {
+            tokio::task::yield_now().await;
+        }
+    });
+    told.await.expect("the listener's settings");
+    client
+}
+
+fn extended() -> Request<()> {
+    let mut request = Request::connect("http://a/ws").body(()).unwrap();
+    let protocol = h2::ext::Protocol::from_static("websocket");
+    request.extensions_mut().insert(protocol);
+    request
+}
+
+fn taking_extended_connect(mut plan: Plan) -> Plan {
+    let listener = Arc::get_mut(&mut plan.listeners[0]).unwrap();
+    listener.allow_connect = true;
+    plan
+}
+
+/// An origin that answers upgrades with this head and sends back what follows, and other requests
+/// with 200.
+async fn socket_origin(head: &'static str) -> Origin {
+    origin(move |_, mut stream| async move {
+        while let Some(request) = read_head(&mut stream).await {
+            if header(&request, "upgrade").is_none() {
+                stream.write_all(support::OK.as_bytes()).await.unwrap();
+                continue;
+            }
+            assert!(request.starts_with("GET /ws HTTP/1.1\r\n"), "{request}");
+            assert_eq!(header(&request, "connection"), Some("upgrade"));
+            stream.write_all(head.as_bytes()).await.unwrap();
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+            let _ = write.shutdown().await;
+            return;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_extended_connect_is_an_upgrade_to_the_origin() {
+    let origin = socket_origin(SWITCH).await;
+    let plain = taking_extended_connect(plan_to(origin.at));
+    let seen = loud(taking_extended_connect(plan_to(origin.at)));
+    for (plan, expected) in [(plain, &b"ping"[..]), (seen, b"PINGPING")] {
+        let proxy = start(plan).await;
+        let mut client = extending_h2_to(proxy.at).await;
+        let (answer, mut send) = client.send_request(extended(), false).unwrap();
+        let (head, mut body) = answer.await.unwrap().into_parts();
+        assert_eq!(head.status, 200);
+        assert!(!head.headers.contains_key("upgrade"));
+        assert!(!head.headers.contains_key("connection"));
+        send.send_data(Bytes::from_static(b"ping"), true).unwrap();
+        let mut got = Vec::new();
+        while let Some(data) = body.data().await {
+            got.extend_from_slice(&data.unwrap());
+        }
+        assert_eq!(got, expected);
+    }
+}
+
+#[tokio::test]
+async fn only_a_switch_opens_the_tunnel_of_an_extended_connect() {
+    for (head, expected) in [
+        (support::OK, 502),
+        ("HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n", 403),
+    ] {
+        let origin = socket_origin(head).await;
+        let proxy = start(taking_extended_connect(plan_to(origin.at))).await;
+        let mut client = extending_h2_to(proxy.at).await;
+        let (answer, _send) = client.send_request(extended(), false).unwrap();
+        let mut answer = answer.await.unwrap();
+        assert_eq!(answer.status(), expected);
+        assert!(answer.body_mut().data().await.is_none());
+    }
+}
+
+#[tokio::test]
+async fn an_extended_connect_is_taken_only_where_the_listener_says_so() {
+    let origin = socket_origin(SWITCH).await;
+    for allowed in [false, true] {
+        let mut plan = plan_to(origin.at);
+        Arc::get_mut(&mut plan.listeners[0]).unwrap().allow_connect = allowed;
+        let proxy = start(plan).await;
+        let mut client = h2_to(proxy.at).await;
+        // With the answer the settings have arrived.
+        let request = Request::get("http://a/").body(()).unwrap();
+        let (answer, _) = client.send_request(request, true).unwrap();
+        answer.await.unwrap();
+        assert_eq!(client.is_extended_connect_protocol_enabled(), allowed);
+    }
+}

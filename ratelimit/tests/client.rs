@@ -17,7 +17,9 @@ use attache_proto::{
         rate_limit_service_server::{RateLimitService, RateLimitServiceServer},
     },
 };
-use attache_ratelimit::client::{Filter, PerRoute, RateLimit, RateLimitLayer, RateLimitPerRoute};
+use attache_ratelimit::client::{
+    Filter, PerRoute, RateLimit, RateLimitLayer, RateLimitPerRoute, RouteLimits,
+};
 use attache_service::{
     Channel, ChannelSettings, Metrics,
     channel::Target,
@@ -508,13 +510,14 @@ async fn a_route_has_policies_and_a_domain_of_its_own() {
     let rig = Rig::new(BY_USER, Some(Ok(ok())));
     let send = async |cluster: Option<&str>, per_route: Option<PerRoute>| {
         let mut request = request();
-        let mut filters = FilterConfigs::default();
+        let mut resolved = FilterConfigs::default();
         if let Some(per_route) = per_route {
-            filters.insert("limits", per_route);
+            let settings = filter(BY_USER).on_route(Some(&per_route), &RouteLimits::default());
+            resolved.insert("limits", settings.unwrap());
         }
         RequestContext::of(&mut request).set_route(Some(Arc::new(Route {
             cluster: cluster.map(Into::into),
-            filters,
+            resolved,
             ..Route::default()
         })));
         rig.send(request).await;
@@ -572,14 +575,14 @@ fn every_field_of_envoy_has_an_answer() {
         errors.to_string()
     };
     for (text, expected) in [
-        ("stage: 1", "rate_limits"),
+        ("stage: 11", "from 0 to 10"),
         (
             "rate_limits: [{ stage: 1, actions: [{ remote_address: {} }] }]",
             "only in the `rate_limits` of a route",
         ),
         (
             "rate_limits: [{ disable_key: k, actions: [{ remote_address: {} }] }]",
-            "runtime",
+            "only in the `rate_limits` of a route",
         ),
         ("rate_limits: [{ actions: [] }]", "at least one action"),
         (
@@ -591,8 +594,8 @@ fn every_field_of_envoy_has_an_answer() {
             "enable_x_ratelimit_headers",
         ),
         (
-            "response_headers_to_add: [{ header: { key: a, value: '%REQ(x)%' } }]",
-            "not supported yet",
+            "response_headers_to_add: [{ header: { key: a, value: '%NOPE%' } }]",
+            "is not known here",
         ),
         ("request_type: extern", "external"),
     ] {
@@ -604,4 +607,55 @@ fn every_field_of_envoy_has_an_answer() {
         ""
     );
     assert_eq!(decode("enable_x_ratelimit_headers: \"OFF\""), "");
+}
+
+const AT_END: &str = "
+rate_limits:
+- apply_on_stream_done: true
+  hits_addend: { format: '%BYTES_SENT%' }
+  actions: [{ generic_key: { descriptor_value: done } }]
+";
+
+/// Waits until `done` holds.
+async fn wait_for(done: impl Fn() -> bool) {
+    let wait = async {
+        while !done() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), wait)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn the_end_of_an_exchange_is_that_of_its_response() {
+    let rig = Rig::new(AT_END, Some(Ok(ok())));
+    let seen = rig.get().await;
+    assert_eq!(rig.asked().len(), 0);
+    let body = seen.response.into_body().collect().await.unwrap();
+    let length = body.to_bytes().len() as u64;
+    wait_for(|| rig.asked().len() == 1).await;
+    let descriptor = rig.asked()[0].descriptors[0].clone();
+    assert_eq!(descriptor.hits_addend, Some(length));
+    wait_for(|| rig.count("stream_done") == 1).await;
+    assert_eq!(rig.count("stream_done_error"), 0);
+    assert_eq!((rig.count("ok"), rig.count("over_limit")), (0, 0));
+}
+
+#[tokio::test]
+async fn calls_at_the_end_are_bounded() {
+    let rig = Rig::new(AT_END, None);
+    for _ in 0..1030 {
+        drop(rig.get().await);
+    }
+    assert_eq!(rig.count("stream_done_dropped"), 6);
+}
+
+#[tokio::test]
+async fn a_failure_at_the_end_is_counted() {
+    let rig = Rig::new(AT_END, Some(Err(Status::unavailable("away"))));
+    drop(rig.get().await);
+    wait_for(|| rig.count("stream_done_error") == 1).await;
+    assert_eq!(rig.count("stream_done"), 1);
 }

@@ -7,6 +7,7 @@
 //! - [`fetch`]: HTTP services named by a URL, for what is fetched from them.
 //! - [`host`]: the gRPC server: workers, health, reflection, drain.
 //! - [`http_client`]: the HTTP client of policies that are asked over plain HTTP.
+//! - [`http_server`]: a small HTTP server for probes, metrics and debug pages.
 //! - [`listen`]: listening sockets, TCP and Unix.
 //! - [`metrics`]: Prometheus counters, gauges and histograms.
 //! - [`probe`]: what the probes of policy services have in common.
@@ -24,6 +25,7 @@ pub mod fetch;
 mod gather;
 pub mod host;
 pub mod http_client;
+pub mod http_server;
 pub mod listen;
 pub mod metrics;
 pub mod probe;

@@ -2,6 +2,7 @@
 //! path only adds to an atomic.
 
 mod process;
+mod readings;
 
 use std::{
     collections::HashMap,
@@ -14,6 +15,9 @@ use prometheus_client::{
     metrics::{family::Family, histogram::Histogram as RawHistogram},
     registry::Registry,
 };
+
+pub use readings::PutReading;
+use readings::Readings;
 
 /// A counter handle.
 pub type Counter = prometheus_client::metrics::counter::Counter;
@@ -37,6 +41,7 @@ struct Inner {
     registry: Registry,
     families: HashMap<String, Kind>,
     describes_process: bool,
+    readings: HashMap<String, Readings>,
 }
 
 #[derive(Clone)]
@@ -76,6 +81,28 @@ impl Metrics {
             Kind::Histogram(family) => family.get_or_create(&owned(labels)).clone(),
             Kind::Counter(_) | Kind::Gauge(_) => latency_histogram(),
         }
+    }
+
+    /// The counter `name`, whose values are kept elsewhere: `read` is called at each scrape and puts
+    /// every one with its labels. Values of the same labels, also by several such functions, are
+    /// added up. A function that returns false is not called again.
+    pub fn read_counter(
+        &self,
+        name: &str,
+        help: &str,
+        read: impl Fn(&mut PutReading<'_>) -> bool + Send + Sync + 'static,
+    ) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(readings) = inner.readings.get(name) {
+            readings.add(read);
+            return;
+        }
+        let readings = Readings::new(name, help.trim_end_matches('.'));
+        readings.add(read);
+        inner
+            .registry
+            .register_collector(Box::new(readings.clone()));
+        inner.readings.insert(name.to_owned(), readings);
     }
 
     /// Adds processor time, memory, open files and start time of this process (`process_*`).
@@ -137,6 +164,26 @@ fn latency_histogram() -> Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counters_that_are_kept_elsewhere_are_read_and_added_up() {
+        let metrics = Metrics::default();
+        metrics.read_counter("seen", "Seen.", |put| {
+            put(&[("rule", "a")], 1);
+            put(&[("rule", "b")], 2);
+            true
+        });
+        metrics.read_counter("seen", "Seen.", |put| {
+            put(&[("rule", "a")], 3);
+            false
+        });
+        let text = metrics.render();
+        assert!(text.contains("# TYPE seen counter"), "{text}");
+        assert!(text.contains("seen_total{rule=\"a\"} 4"), "{text}");
+        assert!(text.contains("seen_total{rule=\"b\"} 2"), "{text}");
+        let text = metrics.render();
+        assert!(text.contains("seen_total{rule=\"a\"} 1"), "{text}");
+    }
 
     #[test]
     fn the_same_name_and_labels_are_the_same_counter() {

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::watch;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
 
 /// How long `main` may take to return after the second signal, before the process is ended.
 const LAST_GRACE: Duration = Duration::from_secs(1);
@@ -48,7 +51,21 @@ impl Shutdown {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn on_signals() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
+        Self::on(None)
+    }
+
+    /// Like [`Shutdown::on_signals`], also by SIGHUP.
+    ///
+    /// # Errors
+    /// When the signal handlers cannot be installed.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn on_signals_and_hangup() -> std::io::Result<Self> {
+        Self::on(Some(signal(SignalKind::hangup())?))
+    }
+
+    fn on(mut hangup: Option<Signal>) -> std::io::Result<Self> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let shutdown = Self::new();
@@ -58,6 +75,7 @@ impl Shutdown {
                 tokio::select! {
                     _ = interrupt.recv() => "SIGINT",
                     _ = terminate.recv() => "SIGTERM",
+                    () = received(&mut hangup) => "SIGHUP",
                 }
             };
             let signal = next().await;
@@ -112,6 +130,16 @@ impl Shutdown {
             .subscribe()
             .wait_for(|stage| *stage >= at_least)
             .await;
+    }
+}
+
+/// Waits for a signal that may not be asked for.
+async fn received(signal: &mut Option<Signal>) {
+    match signal {
+        Some(signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }
 

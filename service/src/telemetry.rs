@@ -1,5 +1,7 @@
 //! Logs: to stderr, as text or JSON lines, filtered by directives.
 
+mod at_json;
+
 use std::io::IsTerminal;
 
 use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan, util::SubscriberInitExt};
@@ -12,6 +14,9 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+    /// One JSON object a line, with the names that the reference rate limit service has:
+    /// `@timestamp`, `level`, `@message`, and the fields beside them.
+    AtJson,
 }
 
 /// Why logging could not be started.
@@ -54,6 +59,11 @@ pub fn init(format: LogFormat, filter: Option<&str>) -> Result<(), TelemetryErro
             .json()
             .flatten_event(true)
             .with_current_span(false)
+            .finish()
+            .try_init(),
+        LogFormat::AtJson => builder
+            .with_ansi(false)
+            .event_format(at_json::AtJson)
             .finish()
             .try_init(),
     };

@@ -161,6 +161,15 @@ impl Board {
         .await
     }
 
+    /// Waits until so many messages arrived at each of these services.
+    pub async fn wait_messages(&self, wanted: &BTreeMap<&str, usize>) -> bool {
+        let count = |seen: &Seen, name: &str| seen.messages.get(name).map_or(0, Vec::len);
+        self.wait_until(PATIENCE, |seen| {
+            wanted.iter().all(|(name, n)| count(seen, name) >= *n)
+        })
+        .await
+    }
+
     async fn wait_until(&self, patience: Duration, holds: impl Fn(&Seen) -> bool) -> bool {
         let mut changed = self.changed.subscribe();
         let wait = changed.wait_for(|()| holds(&self.seen.lock().unwrap()));

@@ -23,7 +23,7 @@ const STALL: Duration = Duration::from_millis(500);
 pub async fn run(to: SocketAddr, request: &Outgoing, board: &Board) -> Result<(), String> {
     let to = match &request.tls {
         None => to,
-        Some(tls) => tls::through(to, tls).await?,
+        Some(tls) => tls::through(to, tls, "http/1.1").await?,
     };
     let stream = TcpStream::connect(to)
         .await
@@ -59,12 +59,6 @@ async fn run_h1(stream: TcpStream, request: &Outgoing, board: &Board) -> Result<
             board.note(|seen| seen.earlier.push(std::mem::take(&mut seen.client)));
         }
         let read = read_response(&mut from, method, board);
-        let leave = async {
-            match &request.leave {
-                Some(condition) => board.wait(condition).await,
-                None => std::future::pending().await,
-            }
-        };
         let write = async {
             // A proxy that has answered may close early: that is no failure.
             if let Ok(true) = write_request(&mut to, head.clone(), &payload, board).await {
@@ -75,7 +69,7 @@ async fn run_h1(stream: TcpStream, request: &Outgoing, board: &Board) -> Result<
         tokio::select! {
             () = read => {}
             () = write => {}
-            () = leave => {}
+            () = left(request, board) => {}
         }
     }
     Ok(())
@@ -170,13 +164,26 @@ fn note_body(board: &Board, data: &[u8]) {
 }
 
 async fn run_h2(stream: TcpStream, request: &Outgoing, board: &Board) -> Result<(), h2::Error> {
-    let (mut client, connection) = h2::client::handshake(stream).await?;
+    let (client, connection) = h2::client::handshake(stream).await?;
     let connection = tokio::spawn(connection);
+    let mut client = client.ready().await?;
     let payload = request.payload().unwrap();
     let path = request.path.as_deref().unwrap_or("/");
-    let mut head = http::Request::builder()
-        .method(request.method.as_deref().unwrap_or("GET"))
-        .uri(format!("http://{AUTHORITY}{path}"));
+    let method = request.method.as_deref().unwrap_or("GET");
+    let mut head = match &request.extended_connect {
+        Some(protocol) => {
+            if !extends_connect(&client, board).await {
+                return Ok(());
+            }
+            http::Request::connect(format!("http://{AUTHORITY}{path}"))
+                .extension(h2::ext::Protocol::from(protocol.as_str()))
+        }
+        // It has an authority alone.
+        None if method == "CONNECT" => http::Request::connect(path),
+        None => http::Request::builder()
+            .method(method)
+            .uri(format!("http://{AUTHORITY}{path}")),
+    };
     for (name, value) in &payload.headers {
         head = head.header(name, value.as_slice());
     }
@@ -191,7 +198,7 @@ async fn run_h2(stream: TcpStream, request: &Outgoing, board: &Board) -> Result<
             if piece.abort {
                 return;
             }
-            let end = at == last && payload.trailers.is_empty();
+            let end = at == last && payload.trailers.is_empty() && !request.raw;
             let _ = send.send_data(Bytes::copy_from_slice(&piece.data), end);
         }
         if !payload.trailers.is_empty() {
@@ -222,9 +229,32 @@ async fn run_h2(stream: TcpStream, request: &Outgoing, board: &Board) -> Result<
     tokio::select! {
         () = write => {}
         () = read => {}
+        () = left(request, board) => {}
     }
     connection.abort();
     Ok(())
+}
+
+/// Waits until the proxy has said that it takes extended CONNECTs, as clients have to.
+async fn extends_connect(client: &h2::client::SendRequest<Bytes>, board: &Board) -> bool {
+    let said = async {
+        while !client.is_extended_connect_protocol_enabled() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let said = tokio::time::timeout(STALL, said).await.is_ok();
+    if !said {
+        board.error("the proxy takes no extended CONNECT");
+    }
+    said
+}
+
+/// Waits for what lets the client go.
+async fn left(request: &Outgoing, board: &Board) {
+    match &request.leave {
+        Some(condition) => board.wait(condition).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A header map as a list.

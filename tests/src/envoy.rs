@@ -136,7 +136,7 @@ impl Envoy {
         let cluster = format!("cluster.{}", envoy_config::prefix(nth));
         let filter = format!("http.{listener}.{kind}.");
         let path = match kind {
-            "ext_authz" => {
+            "ext_authz" | "ratelimit" => {
                 format!("/stats?format=text&type=Counters&usedonly&filter={listener}[.~]")
             }
             _ => format!("/stats?format=text&type=Counters&usedonly&filter=^{filter}"),
@@ -152,7 +152,7 @@ impl Envoy {
             let name = match (name.strip_prefix(&filter), name.strip_prefix(&cluster)) {
                 (Some(name), _) if kind == "ext_authz" => name.to_owned(),
                 (Some(name), _) => name.rsplit('.').next().unwrap_or_default().to_owned(),
-                (None, Some(name)) if is_of_origin(name) => name.replace(".ext_authz.", "."),
+                (None, Some(name)) if is_of_origin(name) => name.replace(&format!(".{kind}."), "."),
                 _ => continue,
             };
             let count = count.parse::<u64>().unwrap_or_default();
@@ -211,7 +211,9 @@ fn is_of_origin(name: &str) -> bool {
     let class = |name: &str| matches!(name.strip_suffix("xx"), Some("1" | "2" | "3" | "4" | "5"));
     let (cluster, counter) = name.split_once('.').unwrap_or_default();
     let responses = counter.strip_prefix("upstream_rq_").is_some_and(class);
-    counter.starts_with("ext_authz.") || (responses && matches!(cluster, "web" | "alt"))
+    let of_policy = ["ext_authz.", "ratelimit."];
+    of_policy.iter().any(|policy| counter.starts_with(policy))
+        || (responses && matches!(cluster, "web" | "alt"))
 }
 
 /// The last status of each kind of call, from the filter's own short form

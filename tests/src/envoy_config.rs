@@ -83,8 +83,18 @@ pub fn bootstrap(parts: &[Value]) -> Value {
     for metadata in parts.iter().map(|part| &part["node"]["metadata"]) {
         node.extend(metadata.as_object().cloned().unwrap_or_default());
     }
+    let mut node = json!({ "metadata": node });
+    for (field, value) in parts
+        .iter()
+        .filter_map(|part| part["node"].as_object())
+        .flatten()
+    {
+        if field != "metadata" {
+            node[field] = value.clone();
+        }
+    }
     json!({
-        "node": { "metadata": node },
+        "node": node,
         "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 0 } } },
         "static_resources": { "listeners": all("listeners"), "clusters": all("clusters") },
         // Scenarios have their own waiting; Envoy's watch over the main thread
@@ -116,17 +126,27 @@ pub fn by_hand(nth: usize, frame: &Config, scenario: &Scenario) -> Result<Value,
     }
     filters.extend(router.as_array().into_iter().flatten().cloned());
     manager["http_filters"] = filters.into();
-    let routes: Result<Vec<_>, String> =
-        (scenario.routes.iter().map(|one| route(scenario, one))).collect();
-    manager["route_config"]["virtual_hosts"] =
-        json!([{ "name": "all", "domains": ["*"], "routes": routes? }]);
+    let hosts = match scenario.virtual_hosts.as_slice() {
+        [] => vec![json!({ "name": "all", "domains": ["*"], "routes": scenario.routes })],
+        hosts => hosts.to_vec(),
+    };
+    let hosts: Result<Vec<_>, String> = hosts
+        .into_iter()
+        .map(|mut host| {
+            for one in host["routes"].as_array_mut().into_iter().flatten() {
+                *one = route(scenario, one)?;
+            }
+            route(scenario, &host)
+        })
+        .collect();
+    manager["route_config"]["virtual_hosts"] = hosts?.into();
     make_unique(&mut part, nth);
     Ok(part)
 }
 
 fn make_unique(part: &mut Value, nth: usize) {
-    prefix_clusters(part, nth);
     let resources = &mut part["static_resources"];
+    prefix_clusters(resources, nth);
     for cluster in resources["clusters"].as_array_mut().into_iter().flatten() {
         let name = cluster["name"].as_str().unwrap_or_default();
         cluster["name"] = json!(format!("{}{name}", prefix(nth)));

@@ -12,7 +12,7 @@
 //! - `{repeat: x, times: 9}` is that long text;
 //! - `{below: 9}` matches any smaller number.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -61,6 +61,19 @@ impl Expect {
         // Nobody may leave a call open, whatever the scenario.
         whole.insert("open_calls".to_owned(), json!(0));
         Value::Object(whole)
+    }
+
+    /// How many messages each service is expected to see.
+    pub fn messages(&self) -> BTreeMap<&str, usize> {
+        let policy = self.service.iter().map(|list| ("policy", list));
+        let others = self
+            .services
+            .iter()
+            .map(|(name, list)| (name.as_str(), list));
+        let lists = policy.chain(others);
+        lists
+            .filter_map(|(name, list)| Some((name, list.as_array()?.len())))
+            .collect()
     }
 
     /// What differs between the expectation and an observation.
@@ -149,7 +162,8 @@ fn list(value: &Value) -> Value {
     }
 }
 
-fn compare(at: &str, wanted: &Value, seen: &Value, found: &mut Vec<String>) {
+/// What differs between what is written and what was seen, each difference with its place.
+pub(crate) fn compare(at: &str, wanted: &Value, seen: &Value, found: &mut Vec<String>) {
     match (wanted, seen) {
         (Value::Object(wanted), Value::String(seen)) if wanted.contains_key("regex") => {
             let pattern = wanted["regex"].as_str().unwrap_or_default();

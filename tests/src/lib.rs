@@ -22,6 +22,7 @@
 //! - [`noise`]: what is not compared, and why
 //! - [`expect`]: the comparison
 //! - [`run`]: one scenario from start to verdict
+//! - [`ratelimit_service`]: scenarios of the rate limit service, beside its reference
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -39,6 +40,7 @@ pub mod origin;
 pub mod ours;
 pub mod processors;
 pub mod proxies;
+pub mod ratelimit_service;
 pub mod run;
 pub mod scenario;
 pub mod script;

@@ -44,18 +44,23 @@ impl RunningProxy {
             };
             let cluster = label("cluster").map_or(String::new(), |name| format!("{name}."));
             let name = match name.strip_prefix("attache_") {
-                Some("upstream_requests") if kind == "ext_authz" => {
+                Some("upstream_requests") if kind != "ext_proc" => {
                     format!(
                         "{cluster}upstream_rq_{}",
                         label("code_class").unwrap_or_default()
                     )
                 }
                 Some(name) => {
-                    let name = name.strip_prefix("cluster_").unwrap_or(name);
+                    let of_cluster = name.strip_prefix("cluster_");
+                    // Envoy counts what rate limits do for clusters only.
+                    if kind == "ratelimit" && of_cluster.is_none() {
+                        continue;
+                    }
+                    let name = of_cluster.unwrap_or(name);
                     let Some(name) = name.strip_prefix(&format!("{kind}_")) else {
                         continue;
                     };
-                    let prefix = label("stat_prefix").filter(|_| kind == "ext_authz");
+                    let prefix = label("stat_prefix").filter(|_| kind != "ext_proc");
                     let prefix = prefix.map_or(String::new(), |prefix| format!("{prefix}."));
                     format!("{cluster}{prefix}{name}")
                 }
@@ -81,7 +86,7 @@ impl RunningProxy {
         for call in line["policies"].as_array().into_iter().flatten() {
             let (filter, phase) = (text_of(&call["filter"]), text_of(&call["phase"]));
             // Envoy says nothing of it, unless as filter state.
-            if phase == "check" {
+            if matches!(phase.as_str(), "check" | "should_rate_limit") {
                 continue;
             }
             let of = policies.entry(filter).or_insert_with(|| json!({}));
@@ -175,7 +180,14 @@ pub fn read(config: &str) -> Result<(Config, Plan), String> {
 /// # Errors
 /// What is wrong with the scenario, or with the files that it speaks of.
 pub fn config(scenario: &Scenario, clusters: &[Cluster]) -> Result<String, String> {
-    written(scenario, &scenario.filters()?, &scenario.routes, clusters)
+    let hosts = &scenario.virtual_hosts;
+    written(
+        scenario,
+        &scenario.filters()?,
+        &scenario.routes,
+        hosts,
+        clusters,
+    )
 }
 
 /// The scenario without what our proxy may refuse: its filters and routes.
@@ -183,13 +195,14 @@ pub fn config(scenario: &Scenario, clusters: &[Cluster]) -> Result<String, Strin
 /// # Errors
 /// What is wrong with the files that it speaks of.
 pub fn frame(scenario: &Scenario, clusters: &[Cluster]) -> Result<String, String> {
-    written(scenario, &[], &[], clusters)
+    written(scenario, &[], &[], &[], clusters)
 }
 
 fn written(
     scenario: &Scenario,
     all: &[(String, &str, Value)],
     routes: &[Value],
+    hosts: &[Value],
     clusters: &[Cluster],
 ) -> Result<String, String> {
     let mut listener = scenario.listener.clone();
@@ -208,7 +221,7 @@ fn written(
     listener.insert("name".to_owned(), json!("edge"));
     listener.insert("address".to_owned(), json!("127.0.0.1:0"));
     listener.insert("filters".to_owned(), json!(names));
-    let clusters: Vec<Value> = clusters.iter().map(cluster).collect();
+    let clusters: Vec<Value> = clusters.iter().map(|c| cluster(c, scenario)).collect();
     let mut config = json!({
         "listeners": [listener],
         "filters": filters,
@@ -216,8 +229,8 @@ fn written(
         "clusters": clusters,
         "workers": 1,
     });
-    if !scenario.virtual_hosts.is_empty() {
-        config["virtual_hosts"] = json!(scenario.virtual_hosts);
+    if !hosts.is_empty() {
+        config["virtual_hosts"] = json!(hosts);
         config["routes"] = json!([]);
     }
     if let Some(node) = &scenario.node {
@@ -230,8 +243,12 @@ fn written(
     Ok(written.replace("<tls>", &tls::folder()?.to_string_lossy()))
 }
 
-fn cluster(cluster: &Cluster) -> Value {
-    let mut fields = Map::new();
+fn cluster(cluster: &Cluster, scenario: &Scenario) -> Value {
+    let mut fields = scenario
+        .clusters
+        .get(&cluster.name)
+        .cloned()
+        .unwrap_or_default();
     fields.insert("name".to_owned(), json!(cluster.name));
     fields.insert("endpoints".to_owned(), json!([cluster.address.to_string()]));
     // A busy machine must not make a scenario fail.

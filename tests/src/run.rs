@@ -148,6 +148,8 @@ async fn observe(
         Ok(result) => result?,
         Err(_) => board.error("the client waited in vain for the end of its response"),
     }
+    // Some calls begin when the client has all that it waits for.
+    board.wait_messages(&expect.messages()).await;
     board.wait_idle().await;
     drop(tasks);
     let mut seen = board.observation()?;

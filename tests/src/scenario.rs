@@ -31,9 +31,13 @@ pub struct Scenario {
     /// Envoy's virtual hosts, for what routes alone cannot show.
     #[serde(default)]
     pub virtual_hosts: Vec<Value>,
-    /// What policies are told of the proxy.
+    /// What policies are told of the proxy. All scenarios are one node of Envoy's: `cluster`
+    /// is the same in all that have it.
     #[serde(default)]
     pub node: Option<Value>,
+    /// Further settings of clusters, by name.
+    #[serde(default)]
+    pub clusters: BTreeMap<String, Map<String, Value>>,
     /// What the service `policy` answers.
     #[serde(default)]
     pub service: Option<Value>,
@@ -107,6 +111,8 @@ pub struct Outgoing {
     pub method: Option<String>,
     /// A request's path, `/` if absent.
     pub path: Option<String>,
+    /// The client asks for an upgrade to this by an extended CONNECT (RFC 8441). Over HTTP/2 only.
+    pub extended_connect: Option<String>,
     /// A response's status, 200 if absent.
     pub status: Option<u16>,
     /// Headers; `host` and the framing are added unless given.
@@ -521,12 +527,17 @@ mod tests {
     fn every_number_of_the_specification_has_its_scenario_or_its_reason() {
         let scenarios = Scenario::load_all().unwrap();
         let left_out = Scenario::left_out().unwrap();
-        for (kind, last) in [("ext_proc", 120), ("ext_authz", 94)] {
+        // The first hundred of the rate limits are the service's.
+        for (kind, first, last) in [
+            ("ext_proc", 1, 120),
+            ("ext_authz", 1, 94),
+            ("ratelimit", 101, 109),
+        ] {
             let of_kind = scenarios.iter().filter(|s| s.kind() == kind);
             let mut numbers: BTreeSet<u32> = of_kind.flat_map(|s| s.spec.clone()).collect();
             let left = left_out.iter().filter(|left| left.kind == kind);
             numbers.extend(left.map(|left| left.spec));
-            let missing: Vec<u32> = (1..=last).filter(|n| !numbers.contains(n)).collect();
+            let missing: Vec<u32> = (first..=last).filter(|n| !numbers.contains(n)).collect();
             assert!(missing.is_empty(), "{kind}: no scenario for {missing:?}");
         }
     }

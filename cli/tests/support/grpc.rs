@@ -13,8 +13,14 @@ use attache_proto::{
         authorization_client::AuthorizationClient,
     },
     common_ratelimit::{RateLimitDescriptor, rate_limit_descriptor::Entry},
+    rate_limit_quota::{
+        BucketId, RateLimitQuotaUsageReports,
+        rate_limit_quota_response::bucket_action::BucketAction,
+        rate_limit_quota_service_client::RateLimitQuotaServiceClient,
+        rate_limit_quota_usage_reports::BucketQuotaUsage,
+    },
     ratelimit::{
-        RateLimitRequest, rate_limit_response::Code,
+        RateLimitRequest, RateLimitResponse, rate_limit_response::Code,
         rate_limit_service_client::RateLimitServiceClient,
     },
 };
@@ -39,6 +45,7 @@ use tonic_reflection::pb::v1::{
 
 pub const AUTH: &str = "envoy.service.auth.v3.Authorization";
 pub const LIMITS: &str = "envoy.service.ratelimit.v3.RateLimitService";
+pub const QUOTAS: &str = "envoy.service.rate_limit_quota.v3.RateLimitQuotaService";
 
 /// One connection, for tonic's stubs.
 #[derive(Clone)]
@@ -76,7 +83,7 @@ async fn speak<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     Ok(Connection(sender))
 }
 
-/// A server's and a client's certificates, all of one authority.
+/// A server's (`localhost`) and a client's certificates, all of one authority.
 pub struct Certificates {
     folder: tempfile::TempDir,
     authority: rcgen::Certificate,
@@ -102,6 +109,8 @@ impl Certificates {
             ("ca.pem", &authority.pem()),
             ("server.pem", &server.pem()),
             ("server.key", &server_key.serialize_pem()),
+            ("client.pem", &client.0.pem()),
+            ("client.key", &client.1.serialize_pem()),
         ]);
         Self {
             folder,
@@ -110,7 +119,7 @@ impl Certificates {
         }
     }
 
-    /// `ca.pem`, `server.pem` or `server.key`.
+    /// `ca.pem`, `server.pem`, `server.key`, `client.pem` or `client.key`.
     pub fn file(&self, name: &str) -> String {
         super::path(&self.folder, name)
     }
@@ -206,12 +215,52 @@ pub async fn allows(connection: &Connection, path: &str, headers: &[(&str, &str)
     answer.status.unwrap_or_default().code == 0
 }
 
-/// `ShouldRateLimit` with one descriptor.
+/// What a report of usage is answered with: the bucket's assignment.
+pub async fn quota(
+    connection: &Connection,
+    domain: &str,
+    bucket: &[(&str, &str)],
+) -> Result<BucketAction, Status> {
+    let pairs = bucket.iter().map(|(key, value)| (*key, *value));
+    let usage = BucketQuotaUsage {
+        bucket_id: Some(BucketId {
+            bucket: pairs
+                .map(|(key, value)| (key.into(), value.into()))
+                .collect(),
+        }),
+        num_requests_allowed: 1,
+        ..BucketQuotaUsage::default()
+    };
+    let report = RateLimitQuotaUsageReports {
+        domain: domain.to_owned(),
+        bucket_quota_usages: vec![usage],
+    };
+    let mut client = RateLimitQuotaServiceClient::with_origin(connection.clone(), origin());
+    let reports = tokio_stream::once(report);
+    let mut answers = client.stream_rate_limit_quotas(reports).await?.into_inner();
+    let answer = answers.message().await?.unwrap_or_default();
+    let action = answer.bucket_action.into_iter().next();
+    action
+        .and_then(|action| action.bucket_action)
+        .ok_or_else(|| Status::not_found("no assignment"))
+}
+
+/// The overall code of `ShouldRateLimit` with one descriptor.
 pub async fn limit(
     connection: &Connection,
     domain: &str,
     entries: &[(&str, &str)],
 ) -> Result<Code, Status> {
+    let answer = limited(connection, domain, entries).await?;
+    Ok(answer.overall_code())
+}
+
+/// `ShouldRateLimit` with one descriptor.
+pub async fn limited(
+    connection: &Connection,
+    domain: &str,
+    entries: &[(&str, &str)],
+) -> Result<RateLimitResponse, Status> {
     let entries = entries.iter().map(|(key, value)| Entry {
         key: (*key).to_owned(),
         value: (*value).to_owned(),
@@ -225,9 +274,5 @@ pub async fn limit(
         hits_addend: 1,
     };
     let mut client = RateLimitServiceClient::with_origin(connection.clone(), origin());
-    Ok(client
-        .should_rate_limit(request)
-        .await?
-        .into_inner()
-        .overall_code())
+    Ok(client.should_rate_limit(request).await?.into_inner())
 }

@@ -9,6 +9,8 @@
     reason = "each test binary uses its part of this"
 )]
 
+pub mod discovery;
+pub mod drop_in;
 pub mod grpc;
 pub mod http;
 pub mod jwt;

@@ -5,14 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attache_filter::{
-    Channels, RequestContext,
-    retry::{Failure, Retry},
-};
+use attache_filter::{Channels, RequestContext, grpc_service::call_unary, retry::Failure};
 use attache_proto::auth::CheckResponse;
 use attache_service::{Channel, HttpClient, HttpError, Method, channel};
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, request};
+use http::{Request, Response, request};
 use prost::Message as _;
 use tonic::Status;
 
@@ -132,7 +129,8 @@ impl Question<'_> {
         let metadata = grpc.call.metadata.of(self.parts, self.context);
         let sent = message.len();
         let asked = Instant::now();
-        let answered = call(channel, method, message, metadata, grpc).await;
+        let retry = grpc.call.retry.as_ref();
+        let answered = call_unary(channel, method, message, metadata, grpc.timeout, retry).await;
         let latency = asked.elapsed();
         let received = answered
             .as_ref()
@@ -202,34 +200,6 @@ fn unanswered(failed: CheckFailed) -> Asked {
     }
 }
 
-async fn call(
-    channel: &Channel,
-    method: &Method,
-    message: Bytes,
-    metadata: HeaderMap,
-    grpc: &GrpcCall,
-) -> Result<Bytes, Status> {
-    let Some(retry) = &grpc.call.retry else {
-        return channel
-            .unary_framed(method, message, metadata, grpc.timeout)
-            .await;
-    };
-    let bound = of_attempt(retry, grpc.timeout);
-    let attempts = retry.run(
-        || channel.unary_framed(method, message.clone(), metadata.clone(), bound),
-        |answer| answer.as_ref().err().map(Failure::of_status),
-    );
-    match grpc.timeout {
-        None => attempts.await,
-        Some(timeout) => tokio::time::timeout(timeout, attempts)
-            .await
-            .unwrap_or_else(|_| {
-                let message = format!("no answer within {timeout:?}, retries included");
-                Err(Status::deadline_exceeded(message))
-            }),
-    }
-}
-
 async fn fetch(
     client: &HttpClient,
     request: Request<Bytes>,
@@ -240,7 +210,7 @@ async fn fetch(
     let Some(retry) = &http.retry else {
         return client.request(request, timeout, MAX_ANSWER).await;
     };
-    let bound = of_attempt(retry, http.timeout).unwrap_or(forever);
+    let bound = retry.of_attempt(http.timeout).unwrap_or(forever);
     let attempts = retry.run(
         || client.request(request.clone(), bound, MAX_ANSWER),
         |answer| {
@@ -258,12 +228,4 @@ async fn fetch(
                 timeout,
             })
         })
-}
-
-/// Bound on one attempt: its own, but never more than that on all of them.
-fn of_attempt(retry: &Retry, whole: Option<Duration>) -> Option<Duration> {
-    match (retry.attempt_timeout(), whole) {
-        (Some(one), Some(whole)) => Some(one.min(whole)),
-        (one, whole) => one.or(whole),
-    }
 }

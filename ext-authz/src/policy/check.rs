@@ -16,6 +16,7 @@ use super::{
     cache::Fingerprint,
     effects::Effects,
     explain::{Stage, Trail},
+    identity::SignedIn,
     path::{Ambiguous, Reading, canonical},
     rule::host_name,
 };
@@ -90,12 +91,14 @@ impl fmt::Display for Read {
 }
 
 /// How long what was decided holds.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Holds {
     /// At most until then.
     pub(super) until: Option<SystemTime>,
     /// For this one check only.
     pub(super) once: bool,
+    /// Only while this session is not over.
+    pub(super) session: Option<SignedIn>,
 }
 
 /// One check under way. All that a stage asks of a request it asks here, so that what a decision
@@ -121,6 +124,14 @@ impl<'a> Check<'a> {
         reading: Reading,
         trail: Trail,
     ) -> Result<Self, Ambiguous> {
+        // A fragment is nothing that clients send (RFC 9110 §4.2.5); whoever takes it for a part of
+        // the path reads another one.
+        if request
+            .path_and_query()
+            .is_some_and(|target| target.contains('#'))
+        {
+            return Err(Ambiguous::Fragment);
+        }
         // CONNECT has an empty path, a TCP connection none: nothing for path rules to match.
         let connect = || matches!(request.method(), Some("CONNECT"));
         let path = match (request.path_and_query(), request.path()) {
@@ -179,9 +190,16 @@ impl<'a> Check<'a> {
         lock(&self.holds).once = true;
     }
 
+    /// What was decided holds until the user signs out. Who keeps nothing need not know.
+    pub(super) fn holds_while(&self, session: impl FnOnce() -> SignedIn) {
+        if self.reads.is_some() {
+            lock(&self.holds).session = Some(session());
+        }
+    }
+
     /// How long what was decided holds.
     pub(super) fn holds(&self) -> Holds {
-        *lock(&self.holds)
+        lock(&self.holds).clone()
     }
 
     /// The span of the check.
@@ -404,15 +422,14 @@ mod tests {
     fn the_shortest_bound_on_a_decision_counts() {
         let view = CheckRequestView::default();
         let check = Check::new(&view, Reading::default(), Trail::default()).unwrap();
-        assert_eq!(check.holds(), Holds::default());
+        let holds = check.holds();
+        assert_eq!((holds.until, holds.once), (None, false));
         let now = SystemTime::UNIX_EPOCH;
         check.holds_until(now + Duration::from_secs(9));
         check.holds_until(now + Duration::from_secs(5));
         check.holds_until(now + Duration::from_secs(7));
-        let expected = Holds {
-            until: Some(now + Duration::from_secs(5)),
-            once: false,
-        };
-        assert_eq!(check.holds(), expected);
+        let holds = check.holds();
+        let expected = Some(now + Duration::from_secs(5));
+        assert_eq!((holds.until, holds.once), (expected, false));
     }
 }

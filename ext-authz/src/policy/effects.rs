@@ -5,14 +5,20 @@ use crate::server::{Allow, Deny};
 /// Changes that a decision takes along.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
-    upstream: Vec<(String, String)>,
+    /// `None` is for headers that the upstream does not get.
+    upstream: Vec<(String, Option<String>)>,
     cookies: Vec<String>,
 }
 
 impl Effects {
     /// Sets a header that the upstream gets, whatever the client sent.
     pub(super) fn set(&mut self, name: &str, value: String) {
-        self.upstream.push((name.to_owned(), value));
+        self.upstream.push((name.to_owned(), Some(value)));
+    }
+
+    /// Keeps a header from the upstream, whatever the client sent.
+    pub(super) fn remove(&mut self, name: &str) {
+        self.upstream.push((name.to_owned(), None));
     }
 
     /// Adds a `set-cookie` line to the response, be it the upstream's or a denial.
@@ -26,7 +32,11 @@ impl Effects {
             .upstream
             .into_iter()
             .fold(allow, |allow, (name, value)| {
-                allow.take_back(&name).set(name, value)
+                let allow = allow.take_back(&name);
+                match value {
+                    Some(value) => allow.set(name, value),
+                    None => allow.remove(name),
+                }
             });
         let cookies = self.cookies.into_iter();
         cookies.fold(allow, |allow, line| allow.response_add("set-cookie", line))

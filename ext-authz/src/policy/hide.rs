@@ -20,11 +20,12 @@ pub(super) struct Hidden {
 }
 
 impl Hidden {
-    /// What these sources hide.
-    pub(super) fn plan<'a>(sources: impl Iterator<Item = &'a Source>) -> Self {
+    /// What these sources hide. Browsers show their sessions to all pipelines, so they are hidden
+    /// whichever of `all` sources they are of.
+    pub(super) fn plan<'a>(sources: impl Iterator<Item = &'a Source>, all: &'a [Source]) -> Self {
         let mut hidden = Self::default();
         let sources: Vec<_> = sources.collect();
-        let sessions = sources.iter().filter_map(|source| source.session_cookie());
+        let sessions = all.iter().filter_map(Source::session_cookie);
         hidden.sessions.extend(sessions.map(str::to_owned));
         for spot in sources.iter().flat_map(|source| source.hidden()) {
             let (list, name) = match spot {
@@ -56,18 +57,18 @@ impl Hidden {
                 }
             }
         }
-        if !allow.sets("cookie")
-            && !allow.removes("cookie")
-            && self.has_cookies(check)
-            && let Some(all) = check.header("cookie")
-            && let Some(rest) = without(&all, |name| self.is_cookie(name))
-        {
-            allow = match rest.is_empty() {
-                true => allow.remove("cookie"),
-                false => allow.set("cookie", rest),
-            };
+        if allow.sets("cookie") || allow.removes("cookie") || !self.has_cookies(check) {
+            return allow;
         }
-        allow
+        let Some(all) = check.header("cookie") else {
+            // There is none, or one that is no text: an upstream could read it all the same.
+            return allow.remove("cookie");
+        };
+        match without(&all, |name| self.is_cookie(name)) {
+            None => allow,
+            Some(rest) if rest.is_empty() => allow.remove("cookie"),
+            Some(rest) => allow.set("cookie", rest),
+        }
     }
 
     /// Whether there are parameters to hide. Only what has to be looked at is looked at.

@@ -254,9 +254,6 @@ pub(super) async fn look_up(
     wanted: &[usize],
     facts: &Facts<'_>,
 ) -> Result<Fetched, String> {
-    if wanted.is_empty() {
-        return Ok(Fetched::default());
-    }
     let sources = wanted.iter().filter_map(|index| sources.get(*index));
     let documents = try_join_all(sources.map(async |source| {
         let name = [("attache.metadata", &*source.name)];

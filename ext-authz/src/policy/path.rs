@@ -13,7 +13,7 @@ pub struct Reading {
     pub merge_slashes: bool,
     /// `.` and `..` are followed.
     pub resolve_dots: bool,
-    /// `%2F` is an ordinary character; it stays encoded.
+    /// `%2F` is an ordinary character; it stays encoded. Dots beside it are refused.
     pub allow_encoded_slash: bool,
     /// `;` is an ordinary character.
     pub allow_semicolon: bool,
@@ -49,7 +49,13 @@ pub enum Ambiguous {
     /// `;`.
     #[error("the path has a semicolon")]
     Semicolon,
+    /// `#`, in the path or in the query.
+    #[error("the target has a fragment")]
+    Fragment,
 }
+
+/// How a decoded path has the slash that is an ordinary character.
+const ENCODED_SLASH: &str = "%2F";
 
 /// The path (without query) as rules compare it: decoded, each character meaning itself.
 ///
@@ -88,6 +94,11 @@ pub fn canonical(path: &str, reading: Reading) -> Result<Cow<'_, str>, Ambiguous
         }
         // Some servers cut parameters off before they look for dots.
         let name = segment.split(';').next().unwrap_or(segment);
+        // Where an encoded slash is one after all, dots beside it lead elsewhere.
+        let mut parts = name.split(ENCODED_SLASH);
+        if name.contains(ENCODED_SLASH) && parts.any(|part| matches!(part, "." | "..")) {
+            return Err(Ambiguous::DotSegment);
+        }
         if matches!(name, "." | "..") {
             if !reading.resolve_dots || name != segment {
                 return Err(Ambiguous::DotSegment);
@@ -118,7 +129,9 @@ fn decode(path: &str, reading: Reading) -> Result<String, Ambiguous> {
                 .ok_or(Ambiguous::Encoding)
         };
         match digit()? << 4 | digit()? {
-            b'/' if reading.allow_encoded_slash => decoded.extend_from_slice(b"%2F"),
+            b'/' if reading.allow_encoded_slash => {
+                decoded.extend_from_slice(ENCODED_SLASH.as_bytes())
+            }
             b'/' => return Err(Ambiguous::EncodedSlash),
             // What follows may make it an encoding of an encoding.
             b'%' => {
@@ -209,6 +222,7 @@ mod tests {
             ("/a/%2e%2E/b", Err(DotSegment)),
             ("/a/.", Err(DotSegment)),
             ("/a/..", Err(DotSegment)),
+            ("/a%2F..%2Fb", Err(EncodedSlash)),
             ("/a;x=1", Err(Semicolon)),
             ("/a/..;/b", Err(Semicolon)),
         ] {

@@ -313,7 +313,7 @@ impl Pipeline {
             challenges.push("ApiKey");
         }
         unauthenticated.challenge(&challenges.join(", "));
-        let hidden = Hidden::plan(asked());
+        let hidden = Hidden::plan(asked(), &shared.sources);
         Self {
             name: raw.name.to_owned(),
             hosts: Vec::new(),
@@ -426,10 +426,13 @@ impl Pipeline {
             source,
             metadata: &nothing,
         };
-        if !self.metadata.is_empty() {
+        let fetched = if self.metadata.is_empty() {
+            Fetched::default()
+        } else {
             timing.enter(&self.seconds.metadata);
-        }
-        let fetched = metadata::look_up(&shared.metadata, &self.metadata, &facts).await?;
+            // Boxed, as few checks need it.
+            Box::pin(metadata::look_up(&shared.metadata, &self.metadata, &facts)).await?
+        };
         let facts = Facts {
             metadata: &fetched,
             ..facts
@@ -454,7 +457,7 @@ impl Pipeline {
                     .policies
                     .get(asked)
                     .ok_or("there is no such policy")?;
-                let asking = policy.ask(&facts);
+                let asking = Box::pin(policy.ask(&facts));
                 let name = [("attache.policy", policy.name())];
                 let verdict = check.span().waits("policy", &name, asking).await?;
                 (Some((asked, policy)), Some(verdict))

@@ -34,7 +34,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{AuthService, Reload};
-use crate::testing::{Allowed, Harness, Outcome};
+use crate::{
+    server::CheckRequestView,
+    testing::{Allowed, Harness, Outcome},
+};
 
 /// Signs without the library that verifies.
 struct Signer {
@@ -634,6 +637,17 @@ async fn a_change_of_a_file_is_noticed() {
         .await
         .unwrap();
     watch.abort();
+}
+
+#[test]
+fn the_future_of_a_check_has_no_room_for_what_few_checks_do() {
+    let fixture = Fixture::new(
+        "identity: [{ name: anyone, anonymous: {} }]\nrules: [{ action: allow, identity: [anyone] }]\n",
+    );
+    let request = CheckRequestView::default();
+    let deciding = fixture.service.decide(&request);
+    // It is moved several times on its way; what waits for others is boxed.
+    assert!(size_of_val(&deciding) < 2048, "{}", size_of_val(&deciding));
 }
 
 #[test]

@@ -218,11 +218,15 @@ async fn leave(channel: &Channel, plan: &Plan, case: &Case) -> CaseReport {
         }
     }
     let (answer, _) = ask(channel, plan, &message).await;
-    let mut findings = Vec::new();
-    if !matches!(answer, Some(Ok(_))) {
-        let did = "It did not answer the check after one that was cancelled.";
-        findings.push(Code::DeadAfterCancel.because(did));
-    }
+    let findings = match answer {
+        Some(Ok(_)) => Vec::new(),
+        // It is alive, whatever else is wrong with it.
+        Some(Err(status)) if status.code() != GrpcCode::Unavailable => vec![failed(&status)],
+        Some(Err(_)) | None => {
+            let did = "It did not answer the check after one that was cancelled.";
+            vec![Code::DeadAfterCancel.because(did)]
+        }
+    };
     CaseReport {
         name: case.name,
         about: case.about,

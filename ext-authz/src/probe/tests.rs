@@ -369,7 +369,7 @@ async fn denials_by_the_status_of_the_call_are_errors() {
         (Status::internal("boom"), Code::RpcError),
     ] {
         let host = raw(move |_| Err(status.clone()));
-        let report = probe(host, &["headers", "grpc"], |_| {}).await;
+        let report = probe(host, &["headers", "grpc", "cancelled"], |_| {}).await;
         assert_eq!(codes(&report), [code]);
         assert!(!report.passes(false));
     }

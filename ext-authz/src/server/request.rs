@@ -197,9 +197,9 @@ impl CheckRequestView {
     pub fn cookies(&self) -> impl Iterator<Item = (&str, &str)> {
         self.headers()
             .filter(|(name, _)| name.eq_ignore_ascii_case("cookie"))
-            .filter_map(|(_, value)| std::str::from_utf8(value).ok())
-            .flat_map(|value| value.split([';', ',']))
-            .filter_map(|cookie| cookie.split_once('='))
+            .flat_map(|(_, value)| value.split(|byte| matches!(byte, b';' | b',')))
+            // One that is no text is no reason to lose the others.
+            .filter_map(|cookie| std::str::from_utf8(cookie).ok()?.split_once('='))
             .map(|(name, value)| (name.trim(), value.trim()))
     }
 

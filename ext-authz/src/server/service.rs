@@ -2,6 +2,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -15,7 +16,7 @@ use attache_proto::auth::{
 };
 use attache_service::trace::{Ended, Tracer};
 use futures_util::FutureExt as _;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Request, Response, Status, service::Routes};
 use tracing::Instrument as _;
 
@@ -106,7 +107,14 @@ impl<A: Authorizer> AuthorizerService<A> {
         }
         // Whatever state a panic leaves behind is the authorizer's own, as in any server.
         let handler = AssertUnwindSafe(async { self.authorizer.check(view).await }).catch_unwind();
-        let decision = match timeout(deadline, handler).await {
+        // Pinned before it is passed on: large futures are dear to move.
+        let handler = pin!(handler);
+        let decided = match check.begun.checked_add(deadline) {
+            Some(until) => timeout_at(until, handler).await,
+            // Too far away for a clock.
+            None => Ok(handler.await),
+        };
+        let decision = match decided {
             Ok(Ok(Ok(decision))) => decision,
             Ok(Ok(Err(error))) => {
                 tracing::warn!(%error, "a check failed");
@@ -232,7 +240,7 @@ impl<A: Authorizer> Authorization for AuthorizerService<A> {
         let view = CheckRequestView::new(message, headers).with_span(span.clone());
         describe(&view);
         let call = Ended::of(span);
-        let deciding = self.decide(&view, deadline);
+        let deciding = pin!(self.decide(&view, deadline));
         let answer = match view.trace() {
             None => deciding.await,
             Some(trace) => {

@@ -70,6 +70,11 @@ impl std::fmt::Debug for Fields<'_> {
 }
 
 impl<'a> Fields<'a> {
+    /// Those of a request.
+    pub fn of(request: &'a request::Parts) -> Self {
+        Self(Source::Request(request))
+    }
+
     fn headers(self) -> Option<&'a HeaderMap> {
         match self.0 {
             Source::Request(parts) => Some(&parts.headers),

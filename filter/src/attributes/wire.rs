@@ -70,7 +70,7 @@ fn put(key: &str, head: &[u8], text: Option<&str>, to: &mut Vec<u8>) {
     }
 }
 
-fn text<'a>(value: &'a Value<'_>) -> Cow<'a, str> {
+pub(super) fn text<'a>(value: &'a Value<'_>) -> Cow<'a, str> {
     match value {
         Value::Text(text) => Cow::Borrowed(text),
         Value::Bytes(bytes) => String::from_utf8_lossy(bytes),

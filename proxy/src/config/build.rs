@@ -13,6 +13,7 @@ use attache_filter::{
     matcher::FieldMatcher,
     metadata::{RouteMetadata, StructValue},
 };
+use attache_ratelimit::client::{RouteLimits, StagedPolicies};
 use attache_service::{
     Address,
     admin::{AdminError, is_local},
@@ -33,7 +34,7 @@ use crate::{
     filters::{FilterPlans, OnRoutes},
     path::EscapedSlashes,
     plan::{ClusterPlan, DEFAULT_DRAIN_TIMEOUT, Endpoint, ListenerPlan, Protocol},
-    policies::Planned,
+    policies::{self, Planned},
     retry::Retry,
     route::{
         Action, DirectResponse, Forward, HeaderTest, InternalRedirect, PathMatch as PathTest,
@@ -139,6 +140,21 @@ struct Scope<'s> {
     policies: &'s Policies,
 }
 
+impl Scope<'_> {
+    fn cluster_metadata(&self, name: &str) -> Arc<RouteMetadata> {
+        let cluster = self.clusters.get(name);
+        let metadata = cluster.and_then(|(_, cluster)| cluster.metadata.as_ref());
+        metadata.map(RouteMetadata::plan).unwrap_or_default().into()
+    }
+}
+
+/// What the routes of a virtual host share.
+#[derive(Default)]
+struct Shared {
+    filters: FilterConfigs,
+    limits: StagedPolicies,
+}
+
 fn cluster_names<'c>(clusters: &'c [Cluster], errors: &mut Errors) -> ClusterNames<'c> {
     let mut names = HashMap::new();
     for (index, cluster) in clusters.iter().enumerate() {
@@ -240,8 +256,14 @@ impl Builder<'_> {
         errors: &mut Errors,
     ) -> Policies {
         let mut policies = Policies::new();
-        let node = config.node.as_ref().and_then(|node| node.metadata.as_ref());
-        let node = node.map(StructValue::value).unwrap_or_default();
+        let node = config.node.as_ref();
+        let metadata = node.and_then(|node| node.metadata.as_ref());
+        let node = policies::Node {
+            metadata: metadata.map(StructValue::value).unwrap_or_default(),
+            cluster: node
+                .and_then(|node| node.cluster.clone())
+                .unwrap_or_default(),
+        };
         for (name, filter) in &config.filters {
             let planned = Planned::new(name, &filter.value.policy, &node, errors);
             for cluster in planned.iter().flat_map(Planned::clusters) {
@@ -344,6 +366,8 @@ impl Builder<'_> {
                 .map(|name| name.to_ascii_lowercase())
                 .collect();
         }
+        let http2 = raw.http2_protocol_options.as_ref();
+        plan.allow_connect = http2.and_then(|http2| http2.allow_connect).unwrap_or(false);
         if let Some(limit) = &raw.per_connection_buffer_limit_bytes {
             plan.buffer_limit = limit.value.as_usize();
             if plan.buffer_limit == 0 {
@@ -407,7 +431,10 @@ impl Builder<'_> {
                         );
                     }
                 }
-                let shared = self.filter_configs(&host.typed_per_filter_config, scope, errors);
+                let shared = Shared {
+                    filters: self.filter_configs(&host.typed_per_filter_config, scope, errors),
+                    limits: StagedPolicies::plan(&host.rate_limits, errors),
+                };
                 VirtualHost {
                     name: host.name.clone(),
                     domains: host.domains.iter().map(|d| d.value.clone()).collect(),
@@ -428,7 +455,7 @@ impl Builder<'_> {
             hosts.push(VirtualHost {
                 name: "default".to_owned(),
                 domains: vec!["*".to_owned()],
-                routes: self.entries(&config.routes, &FilterConfigs::default(), scope, errors),
+                routes: self.entries(&config.routes, &Shared::default(), scope, errors),
             });
         }
         RouteTable::new(hosts)
@@ -437,7 +464,7 @@ impl Builder<'_> {
     fn entries(
         &self,
         routes: &[Route],
-        shared: &FilterConfigs,
+        shared: &Shared,
         scope: &Scope<'_>,
         errors: &mut Errors,
     ) -> Vec<Arc<RouteEntry>> {
@@ -451,7 +478,7 @@ impl Builder<'_> {
     fn entry(
         &self,
         raw: &Route,
-        shared: &FilterConfigs,
+        shared: &Shared,
         scope: &Scope<'_>,
         errors: &mut Errors,
     ) -> Option<RouteEntry> {
@@ -495,9 +522,19 @@ impl Builder<'_> {
             .map(|matcher| HeaderTest::new(move |parts| matcher.matches(parts)))
             .collect();
         let mut filters = self.filter_configs(&raw.typed_per_filter_config, scope, errors);
+        let limits = match &raw.action {
+            Step::Route(action) => RouteLimits {
+                route: StagedPolicies::plan(&action.rate_limits, errors),
+                host: shared.limits.clone(),
+                include_host: action.include_vh_rate_limits == Some(true),
+            },
+            Step::Redirect(_) | Step::DirectResponse(_) => RouteLimits::default(),
+        };
+        let mut resolved = FilterConfigs::default();
         for (name, policy) in scope.policies {
             if let Some(policy) = policy {
-                policy.inherit(name, &mut filters, shared);
+                policy.inherit(name, &mut filters, &shared.filters);
+                policy.resolve(name, &filters, &limits, &mut resolved);
             }
         }
         let (action, cluster) = match &raw.action {
@@ -540,7 +577,12 @@ impl Builder<'_> {
                     .as_ref()
                     .map(RouteMetadata::plan)
                     .unwrap_or_default(),
+                cluster_metadata: match &raw.action {
+                    Step::Route(action) => scope.cluster_metadata(&action.cluster),
+                    Step::Redirect(_) | Step::DirectResponse(_) => Arc::default(),
+                },
                 filters,
+                resolved,
             }),
         })
     }

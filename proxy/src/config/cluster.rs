@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use attache_filter::metadata::Metadata;
 use attache_service::{
     Address,
     config::{Empty, Located},
@@ -24,6 +25,8 @@ config_struct! {
         pub http2: Option<Empty>,
         /// Speak TLS; plain text when left out.
         pub tls: Option<Located<ClusterTls>>,
+        /// Facts about the cluster that policies may look at.
+        pub metadata: Option<Metadata>,
     }
     oneof {
         /// Where the endpoints are.

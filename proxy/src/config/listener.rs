@@ -43,6 +43,8 @@ config_struct! {
         pub path_with_escaped_slashes_action: Option<EscapedSlashesAction>,
         /// Protocols that `Upgrade` may ask for. Default `[websocket]`.
         pub upgrades: Option<Vec<String>>,
+        /// What HTTP/2 clients may do.
+        pub http2_protocol_options: Option<Http2ProtocolOptions>,
     }
     elsewhere {
         "filter_chains" => "a listener has one chain: write `filters`, `tls` and the other fields here",
@@ -63,6 +65,18 @@ config_enum! {
         UnescapeAndRedirect = "UNESCAPE_AND_REDIRECT",
         /// Go on with the unescaped path.
         UnescapeAndForward = "UNESCAPE_AND_FORWARD",
+    }
+}
+
+config_struct! {
+    /// What HTTP/2 clients of a listener may do (Envoy's `Http2ProtocolOptions`).
+    pub struct Http2ProtocolOptions {
+        /// Take upgrades, such as of websockets, as extended `CONNECT` (RFC 8441); to policies
+        /// and origins they are `GET` with `upgrade`. Default false.
+        pub allow_connect: Option<bool>,
+    }
+    elsewhere {
+        "max_concurrent_streams" => "it is among the listener's `limits`",
     }
 }
 

@@ -25,7 +25,9 @@ use attache_service::{
 
 pub use cluster::{Cluster, Embedded, Endpoints, LbPolicy, Target};
 pub use filter::{FilterConfig, Policy};
-pub use listener::{AccessLog, AccessLogFormat, EscapedSlashesAction, LimitsConfig, Listener};
+pub use listener::{
+    AccessLog, AccessLogFormat, EscapedSlashesAction, Http2ProtocolOptions, LimitsConfig, Listener,
+};
 pub use route::{
     Body, ConnectConfig, ConnectMatcher, DirectResponse, InternalRedirectPolicy, PathMatch,
     PathRewrite, Redirect, RedirectCode, RetryBackOff, RetryPolicy, Route, RouteAction, RouteMatch,
@@ -67,10 +69,12 @@ config_struct! {
         /// Facts about this proxy, by name: `bootstrap_metadata_labels_key` of `ext_authz` shows
         /// one of them.
         pub metadata: Option<StructValue>,
+        /// The cluster that this proxy belongs to (Envoy's `--service-cluster`): what the action
+        /// `source_cluster` of `ratelimit` sends. Default: empty.
+        pub cluster: Option<String>,
     }
     elsewhere {
         "id" => "there is no control plane to name this proxy to",
-        "cluster" => "there is no control plane to name this proxy to",
         "locality" => "there is no control plane to name this proxy to",
     }
 }

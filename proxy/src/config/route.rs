@@ -7,6 +7,7 @@ use attache_filter::{
     matcher::{HeaderMatcher, RegexMatcher},
     metadata::Metadata,
 };
+use attache_ratelimit::client::raw::RoutePolicy;
 use attache_service::{
     config::{Located, Node, Size},
     config_enum, config_oneof, config_struct,
@@ -25,9 +26,11 @@ config_struct! {
         /// `ext_proc` field by field; of `ext_authz` context extensions one by one; all else as a
         /// whole.
         pub typed_per_filter_config: BTreeMap<String, Node>,
+        /// Policies for `ratelimit`, where neither the filter nor the route has any; see
+        /// `vh_rate_limits` of the filter's settings of a route.
+        pub rate_limits: Vec<RoutePolicy>,
     }
     elsewhere {
-        "rate_limits" => "write `rate_limits` in the filter or in the route's `typed_per_filter_config`",
         "retry_policy" => "write `retry_policy` in `route` of its routes",
         "request_headers_to_add" => "header changes by routes are not supported yet",
         "request_headers_to_remove" => "header changes by routes are not supported yet",
@@ -153,11 +156,15 @@ config_struct! {
         pub retry_policy: Option<RetryPolicy>,
         /// Redirects of the upstream that are followed here. Default: none.
         pub internal_redirect_policy: Option<InternalRedirectPolicy>,
+        /// Policies for `ratelimit`, where the filter has none.
+        pub rate_limits: Vec<RoutePolicy>,
+        /// Use the `rate_limits` of the virtual host too (deprecated in Envoy: write
+        /// `vh_rate_limits: INCLUDE` in the filter's settings of the route). Default false.
+        pub include_vh_rate_limits: Option<bool>,
     }
     elsewhere {
         "weighted_clusters" => "not supported yet: name one `cluster`",
         "cluster_header" => "not supported yet: name a `cluster`",
-        "rate_limits" => "write `rate_limits` in the filter or in the route's `typed_per_filter_config`",
         "regex_rewrite" => "not supported yet; `prefix_rewrite` is",
         "auto_host_rewrite" => "not supported yet; `host_rewrite_literal` is",
         "host_rewrite_header" => "not supported yet; `host_rewrite_literal` is",

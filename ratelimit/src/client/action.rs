@@ -3,15 +3,39 @@
 use std::{borrow::Cow, net::IpAddr};
 
 use attache_filter::{
-    MessageHead, RequestContext,
-    matcher::{FieldMatcher, TextMatcher},
+    MessageHead, RequestContext, Route,
+    format::{Exchange, Format},
+    matcher::FieldMatcher,
+    metadata::MetadataPath,
 };
 use attache_service::config::{Errors, Located};
 use http::{HeaderName, request::Parts};
 use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
+use prost_types::value::Kind;
 
-use super::raw;
+use super::raw::{self, MetadataSource};
+
+mod extension;
+mod matchers;
+
+pub use extension::{Input, Producer};
+pub use matchers::{Matchers, ParameterMatch};
+
+/// What actions look at.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// The head of the request.
+    pub head: &'a Parts,
+    /// What else is known of it.
+    pub context: &'a RequestContext,
+    /// The same for formats.
+    pub exchange: Exchange<'a>,
+    /// The route of the request, if there is a router.
+    pub route: Option<&'a Route>,
+    /// The cluster that the proxy belongs to.
+    pub source_cluster: &'a str,
+}
 
 /// One entry of a descriptor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +49,8 @@ pub struct Entry<'a> {
 /// A compiled [`raw::Action`].
 #[derive(Debug, Clone)]
 pub enum Action {
+    /// The cluster of the proxy.
+    SourceCluster,
     /// The cluster of the route.
     DestinationCluster,
     /// The value of a header or pseudo-header.
@@ -72,24 +98,40 @@ pub enum Action {
         /// What must match.
         matchers: Matchers,
     },
-}
-
-/// What a [`Action::Match`] looks at.
-#[derive(Debug, Clone)]
-pub enum Matchers {
-    /// Headers.
-    Headers(Vec<FieldMatcher>),
-    /// Query parameters: name and what the value must be.
-    QueryParameters(Vec<(String, ParameterMatch)>),
-}
-
-/// What a query parameter must be.
-#[derive(Debug, Clone)]
-pub enum ParameterMatch {
-    /// There or not.
-    Present(bool),
-    /// There, with a value that matches.
-    Value(TextMatcher),
+    /// A text in metadata.
+    Metadata {
+        /// Key of the entry.
+        key: String,
+        /// Whose metadata.
+        source: MetadataSource,
+        /// Where in it.
+        path: MetadataPath,
+        /// The value when there is none, or an empty one.
+        default: Option<String>,
+        /// What its absence means.
+        absent: Absent,
+    },
+    /// A text with facts of the request, when the client's address is in one of the networks, or
+    /// in none.
+    AddressMatch {
+        /// Key of the entry.
+        key: String,
+        /// Value of the entry.
+        value: Format,
+        /// The value when that is empty.
+        default: Option<String>,
+        /// The networks.
+        networks: Vec<IpNet>,
+        /// The address must be in none.
+        invert: bool,
+    },
+    /// What an extension makes of the request.
+    Extension {
+        /// Key of the entry.
+        key: String,
+        /// The extension.
+        producer: Producer,
+    },
 }
 
 /// A header or a pseudo-header.
@@ -125,6 +167,7 @@ impl Action {
     /// Compiles an action; faults are reported at their place.
     pub fn plan(raw: &raw::Action, errors: &mut Errors) -> Option<Self> {
         Some(match raw {
+            raw::Action::SourceCluster(_) => Self::SourceCluster,
             raw::Action::DestinationCluster(_) => Self::DestinationCluster,
             raw::Action::RemoteAddress(_) => Self::RemoteAddress,
             raw::Action::RequestHeaders(raw) => Self::Header {
@@ -179,19 +222,42 @@ impl Action {
                     matchers: Matchers::QueryParameters(matchers?),
                 }
             }
+            raw::Action::Metadata(raw) => Self::Metadata {
+                key: not_empty(&raw.descriptor_key, "descriptor_key", errors)?,
+                source: raw.source.unwrap_or_default(),
+                path: MetadataPath::plan(&raw.metadata_key, errors)?,
+                default: some_text(raw.default_value.as_ref()),
+                absent: Absent::plan(raw.skip_if_absent),
+            },
+            raw::Action::RemoteAddressMatch(raw) => {
+                let networks = raw.address_matcher.ranges.iter();
+                let networks: Vec<_> = networks.map(|range| range.plan(errors)).collect();
+                let text = not_empty(&raw.descriptor_value, "descriptor_value", errors)?;
+                let value = Format::parse(&text)
+                    .map_err(|fault| errors.push(&raw.descriptor_value, fault))
+                    .ok()?;
+                Self::AddressMatch {
+                    key: key(raw.descriptor_key.as_ref(), "remote_address_match"),
+                    value,
+                    default: some_text(raw.default_value.as_ref()),
+                    networks: networks.into_iter().collect::<Option<_>>()?,
+                    invert: raw.address_matcher.invert_match.unwrap_or(false),
+                }
+            }
+            raw::Action::Extension(raw) => {
+                let (key, producer) = Producer::plan(raw, errors)?;
+                Self::Extension { key, producer }
+            }
         })
     }
 
-    /// Applies the action to a request; `cluster` is that of its route.
-    pub fn apply<'a>(
-        &'a self,
-        head: &'a Parts,
-        context: &RequestContext,
-        cluster: Option<&'a str>,
-    ) -> Outcome<'a> {
+    /// Applies the action.
+    pub fn apply<'a>(&'a self, subject: &Subject<'a>) -> Outcome<'a> {
+        let Subject { head, context, .. } = *subject;
         let entry = |key: &'a str, value: Cow<'a, str>| Outcome::Entry(Entry { key, value });
         match self {
-            Self::DestinationCluster => match cluster {
+            Self::SourceCluster => entry("source_cluster", subject.source_cluster.into()),
+            Self::DestinationCluster => match subject.route.and_then(|r| r.cluster.as_deref()) {
                 Some(cluster) => entry("destination_cluster", cluster.into()),
                 None => Outcome::Drop,
             },
@@ -233,37 +299,76 @@ impl Action {
                     Outcome::Drop
                 }
             }
-        }
-    }
-}
-
-impl Matchers {
-    fn all_match(&self, head: &Parts) -> bool {
-        match self {
-            Self::Headers(matchers) => matchers.iter().all(|matcher| matcher.matches(head)),
-            Self::QueryParameters(matchers) => matchers.iter().all(|(name, matches)| {
-                let value = query_value(head, name);
-                match matches {
-                    ParameterMatch::Present(present) => value.is_some() == *present,
-                    ParameterMatch::Value(matcher) => {
-                        value.is_some_and(|value| matcher.matches(&value))
-                    }
+            Self::Metadata {
+                key,
+                source,
+                path,
+                default,
+                absent,
+            } => {
+                let found = metadata_text(*source, path, subject).filter(|text| !text.is_empty());
+                match found.or(default.as_deref().map(Cow::Borrowed)) {
+                    Some(value) => entry(key, value),
+                    None => absent.outcome(),
                 }
-            }),
+            }
+            Self::AddressMatch {
+                key,
+                value,
+                default,
+                networks,
+                invert,
+            } => {
+                let Some(ip) = context.client_ip.map(|ip| ip.to_canonical()) else {
+                    return Outcome::Drop;
+                };
+                if networks.iter().any(|network| network.contains(&ip)) == *invert {
+                    return Outcome::Drop;
+                }
+                let text = match value.fixed() {
+                    Some(text) => Cow::Borrowed(text),
+                    None => lossy(value.value(&subject.exchange)),
+                };
+                let text = Some(text).filter(|text| !text.is_empty());
+                match text.or(default.as_deref().map(Cow::Borrowed)) {
+                    Some(value) => entry(key, value),
+                    None => Outcome::Drop,
+                }
+            }
+            Self::Extension { key, producer } => producer.outcome(key, subject),
         }
     }
 }
 
-impl ParameterMatch {
-    fn plan(raw: Option<&raw::QueryParameterMatch>, errors: &mut Errors) -> Option<Self> {
-        Some(match raw {
-            None => Self::Present(true),
-            Some(raw::QueryParameterMatch::PresentMatch(present)) => Self::Present(*present),
-            Some(raw::QueryParameterMatch::StringMatch(raw)) => {
-                Self::Value(TextMatcher::plan(raw, errors)?)
+/// A text in metadata; what is no text counts as absent.
+fn metadata_text<'a>(
+    source: MetadataSource,
+    path: &MetadataPath,
+    subject: &Subject<'a>,
+) -> Option<Cow<'a, str>> {
+    let text = |value: &'a prost_types::Value| match &value.kind {
+        Some(Kind::StringValue(text)) => Some(Cow::Borrowed(text.as_str())),
+        _ => None,
+    };
+    match source {
+        MetadataSource::Dynamic => subject.context.with_metadata(&path.namespace, |fields| {
+            match &attache_filter::metadata::find(fields?, &path.path)?.kind {
+                Some(Kind::StringValue(text)) => Some(Cow::Owned(text.clone())),
+                _ => None,
             }
-        })
+        }),
+        MetadataSource::RouteEntry => path.in_route(&subject.route?.metadata).and_then(text),
+        MetadataSource::ClusterEntry => path
+            .in_route(&subject.route?.cluster_metadata)
+            .and_then(text),
+        MetadataSource::ClusterLocalityEntry => None,
     }
+}
+
+/// Bytes that are not UTF-8 are replaced, as in headers.
+fn lossy<'a>(bytes: Vec<u8>) -> Cow<'a, str> {
+    let text = String::from_utf8(bytes);
+    Cow::Owned(text.unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
 }
 
 impl FieldName {
@@ -331,6 +436,10 @@ fn key(raw: Option<&String>, default: &str) -> String {
         Some(key) if !key.is_empty() => key.clone(),
         _ => default.to_owned(),
     }
+}
+
+fn some_text(raw: Option<&String>) -> Option<String> {
+    raw.filter(|text| !text.is_empty()).cloned()
 }
 
 fn not_empty(raw: &Located<String>, field: &str, errors: &mut Errors) -> Option<String> {

@@ -1,6 +1,6 @@
 //! What a service's answer does to request and response. Pure: no I/O.
 
-use attache_filter::LocalReply;
+use attache_filter::{LocalReply, format::Exchange};
 use attache_proto::ratelimit::{
     RateLimitResponse,
     rate_limit_response::{Code, DescriptorStatus},
@@ -37,12 +37,13 @@ pub fn is_over_limit(answer: &RateLimitResponse) -> bool {
 }
 
 /// The effect of an answer; `enforced` says whether a limited request is refused, `shown` which
-/// statuses may show in `x-ratelimit-*`, by position.
+/// statuses may show in `x-ratelimit-*`, by position; `exchange` fills in formats.
 pub fn effect(
     filter: &Filter,
     answer: &RateLimitResponse,
     enforced: bool,
     shown: impl Fn(usize) -> bool,
+    exchange: &Exchange<'_>,
 ) -> Effect {
     let over = is_over_limit(answer);
     // Envoy's order, and its choice of what replaces what the service sent.
@@ -67,7 +68,7 @@ pub fn effect(
         response.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     for addition in &filter.response_headers {
-        addition.apply(&mut response);
+        addition.apply(&mut response, exchange);
     }
     let mut reply = LocalReply::new(status, RATE_LIMITED).with_body(answer.raw_body.clone());
     reply.headers = response;
@@ -81,7 +82,7 @@ pub fn failure(filter: &Filter) -> LocalReply {
 }
 
 /// The longest wait among the limits that are exceeded, in seconds, at least 1.
-fn retry_after(statuses: &[DescriptorStatus]) -> Option<u64> {
+pub(crate) fn retry_after(statuses: &[DescriptorStatus]) -> Option<u64> {
     statuses
         .iter()
         .filter(|status| status.code == i32::from(Code::OverLimit))

@@ -1,6 +1,6 @@
 //! The filter's configuration, checked and compiled; shared by all workers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use attache_filter::{
     fraction::Fraction,
@@ -10,10 +10,9 @@ use attache_service::config::{Errors, Located};
 use http::StatusCode;
 
 use super::{
-    action::Action,
     headers::HeaderAddition,
-    raw::{self, RequestType, VhRateLimitsOptions, XRateLimitHeadersRfcVersion, XRateLimitOption},
-    request::Hits,
+    policy::{self, Policy, RouteLimits, Settings},
+    raw::{self, RequestType, VhRateLimitsOptions, XRateLimitHeadersRfcVersion},
 };
 
 /// Where a service's dynamic metadata goes when nothing else is configured.
@@ -25,15 +24,12 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_millis(20);
 /// Most headers that `response_headers_to_add` may have.
 const MAX_RESPONSE_HEADERS: usize = 10;
 
-/// Most hits that a policy may count a request as.
-const MAX_HITS: u64 = 1_000_000_000;
-
 /// A planned [`raw::RateLimit`].
 #[derive(Debug, Clone)]
 pub struct Filter {
     pub(super) name: String,
     pub(super) stat_prefix: Option<String>,
-    pub(super) domain: String,
+    pub(super) stage: u32,
     pub(super) request_type: RequestType,
     /// `None` waits without bound.
     pub(super) timeout: Option<Duration>,
@@ -48,24 +44,20 @@ pub struct Filter {
     pub(super) status_on_error: StatusCode,
     pub(super) enabled: Fraction,
     pub(super) enforced: Fraction,
-    pub(super) policies: Vec<Policy>,
+    /// Where the route says nothing.
+    pub(super) settings: Settings,
     pub(super) metadata_namespace: String,
     pub(super) retry_after: bool,
+    /// The cluster that the proxy belongs to.
+    pub(super) source_cluster: String,
 }
 
 /// A planned [`raw::RateLimitPerRoute`].
 #[derive(Debug, Clone)]
 pub struct PerRoute {
-    pub(super) domain: Option<String>,
-    pub(super) policies: Vec<Policy>,
-}
-
-/// A planned [`raw::Policy`].
-#[derive(Debug, Clone)]
-pub struct Policy {
-    pub(super) actions: Vec<Action>,
-    pub(super) hits: Option<Hits>,
-    pub(super) shown: XRateLimitOption,
+    domain: Option<String>,
+    policies: Vec<Arc<Policy>>,
+    host: VhRateLimitsOptions,
 }
 
 impl Filter {
@@ -92,17 +84,17 @@ impl Filter {
             (None, Some(true)) => Some(Fraction::ALL),
             (None, _) => None,
         };
-        let policies = plan_policies(&raw.rate_limits, errors);
+        let policies = policy::plan_all(&raw.rate_limits, errors);
         let timeout = raw.timeout.unwrap_or(DEFAULT_TIMEOUT);
         Some(Self {
             name: name.to_owned(),
             stat_prefix: raw.stat_prefix.clone().filter(|prefix| !prefix.is_empty()),
-            domain: raw.domain.value.clone(),
+            stage: policy::stage(raw.stage.as_ref(), errors),
             request_type: raw.request_type.unwrap_or_default(),
             timeout: (!timeout.is_zero()).then_some(timeout),
             deny_on_error,
             resource_exhausted: raw.rate_limited_as_resource_exhausted == Some(true),
-            service: ServiceCall::plan_once(&raw.rate_limit_service.grpc_service, errors),
+            service: ServiceCall::plan(&raw.rate_limit_service.grpc_service, errors),
             ratelimit_headers: raw.enable_x_ratelimit_headers
                 == Some(XRateLimitHeadersRfcVersion::DraftVersion03),
             envoy_ratelimited_header: raw.disable_x_envoy_ratelimited_header != Some(true),
@@ -114,14 +106,48 @@ impl Filter {
                 .map_or(StatusCode::INTERNAL_SERVER_ERROR, |status| status.code.0),
             enabled: Fraction::plan(raw.filter_enabled.as_ref()),
             enforced: Fraction::plan(raw.filter_enforced.as_ref()),
-            policies: policies?,
+            settings: Settings::new(&raw.domain.value, policies?),
             metadata_namespace: raw
                 .metadata_namespace
                 .clone()
                 .filter(|namespace| !namespace.is_empty())
                 .unwrap_or_else(|| DEFAULT_METADATA_NAMESPACE.to_owned()),
             retry_after: raw.enable_retry_after_header == Some(true),
+            source_cluster: String::new(),
         })
+    }
+
+    /// The same for a proxy that belongs to this cluster (Envoy's `--service-cluster`).
+    #[must_use]
+    pub fn in_cluster(mut self, cluster: &str) -> Self {
+        cluster.clone_into(&mut self.source_cluster);
+        self
+    }
+
+    /// What holds on a route, for [`attache_filter::Route::resolved`]: policies of the filter's
+    /// settings of the route, else of the filter, else those around the route. `None` where it
+    /// is what the filter says anyway.
+    pub fn on_route(&self, own: Option<&PerRoute>, limits: &RouteLimits) -> Option<Settings> {
+        if own.is_none() && limits.is_empty() {
+            return None;
+        }
+        let domain = own.and_then(|own| own.domain.as_deref());
+        let domain = domain.unwrap_or(&self.settings.domain);
+        let of_filter = || {
+            let all = self.settings.before.iter().chain(&self.settings.at_end);
+            all.cloned().collect::<Vec<_>>()
+        };
+        let policies = match own.map(|own| own.policies.clone()) {
+            Some(policies) if !policies.is_empty() => policies,
+            _ => match of_filter() {
+                policies if !policies.is_empty() => policies,
+                _ => {
+                    let host = own.map(|own| own.host).unwrap_or_default();
+                    limits.policies(self.stage, host)
+                }
+            },
+        };
+        Some(Settings::new(domain, policies))
     }
 
     /// The filter's name.
@@ -138,59 +164,12 @@ impl Filter {
 impl PerRoute {
     /// Checks and compiles a route's settings; faults are reported at their place.
     pub fn plan(raw: &raw::RateLimitPerRoute, errors: &mut Errors) -> Option<Self> {
-        // Nothing here depends on it: there are no rate limits of virtual hosts.
-        let _: Option<VhRateLimitsOptions> = raw.vh_rate_limits;
         Some(Self {
             domain: raw.domain.clone().filter(|domain| !domain.is_empty()),
-            policies: plan_policies(&raw.rate_limits, errors)?,
+            policies: policy::plan_all(&raw.rate_limits, errors)?,
+            host: raw.vh_rate_limits.unwrap_or_default(),
         })
     }
-}
-
-impl Policy {
-    fn plan(raw: &raw::Policy, errors: &mut Errors) -> Option<Self> {
-        if raw.actions.value.is_empty() {
-            errors.push(&raw.actions, "`actions` needs at least one action");
-        }
-        let actions: Vec<_> = raw
-            .actions
-            .value
-            .iter()
-            .map(|action| Action::plan(action, errors))
-            .collect();
-        let hits = raw.hits_addend.as_ref().map(|raw| {
-            if let Some(number) = raw.number.as_ref().filter(|number| number.value > MAX_HITS) {
-                errors.push(number, format!("at most {MAX_HITS} hits are possible"));
-            }
-            Hits {
-                number: raw.number.as_ref().map_or(0, |number| number.value),
-                negative: raw.is_negative_hits == Some(true),
-            }
-        });
-        Some(Self {
-            actions: actions.into_iter().collect::<Option<_>>()?,
-            hits,
-            shown: raw.x_ratelimit_option.unwrap_or_default(),
-        })
-    }
-
-    /// Whether the descriptor's limit shows in `x-ratelimit-*` when the filter says `default`.
-    pub(super) fn is_shown(&self, default: bool) -> bool {
-        match self.shown {
-            XRateLimitOption::Unspecified => default,
-            XRateLimitOption::Off => false,
-            XRateLimitOption::DraftVersion03 => true,
-        }
-    }
-}
-
-fn plan_policies(raw: &[raw::Policy], errors: &mut Errors) -> Option<Vec<Policy>> {
-    // All are planned before the first failure counts, to report them all.
-    let planned: Vec<_> = raw
-        .iter()
-        .map(|policy| Policy::plan(policy, errors))
-        .collect();
-    planned.into_iter().collect()
 }
 
 /// A status that is no error would let limited requests look served.

@@ -1,5 +1,6 @@
 //! Headers that the configuration or a service adds.
 
+use attache_filter::format::{Exchange, Format};
 use attache_proto::core;
 use attache_service::config::Errors;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -10,13 +11,19 @@ use super::raw::{self, HeaderAppendAction};
 #[derive(Debug, Clone)]
 pub struct HeaderAddition {
     name: HeaderName,
-    value: HeaderValue,
+    value: Value,
+    keep_empty: bool,
     action: HeaderAppendAction,
 }
 
+#[derive(Debug, Clone)]
+enum Value {
+    Fixed(HeaderValue),
+    Format(Format),
+}
+
 impl HeaderAddition {
-    /// Compiles an option; faults are reported at their place. `None` also for an empty value that
-    /// is not to be kept.
+    /// Compiles an option; faults are reported at their place.
     pub fn plan(raw: &raw::HeaderValueOption, errors: &mut Errors) -> Option<Self> {
         let at = &raw.header;
         let text = raw.header.value.value.as_deref().unwrap_or_default();
@@ -24,40 +31,51 @@ impl HeaderAddition {
             errors.push(at, format!("`{}` is not a valid header name", at.value.key));
             return None;
         };
-        let literal = text.replace("%%", "");
-        if literal.contains('%') {
-            errors.push(at, "commands such as `%REQ(...)%` are not supported yet; write `%%` for a percent sign");
-            return None;
-        }
-        let Ok(value) = HeaderValue::from_str(&text.replace("%%", "%")) else {
-            errors.push(at, format!("the value of `{name}` is not valid"));
-            return None;
+        let value = match Format::parse(text) {
+            Ok(format) => match format.fixed().map(HeaderValue::from_str) {
+                Some(Ok(value)) => Value::Fixed(value),
+                Some(Err(_)) => {
+                    errors.push(at, format!("the value of `{name}` is not valid"));
+                    return None;
+                }
+                None => Value::Format(format),
+            },
+            Err(fault) => {
+                errors.push(at, format!("the value of `{name}`: {fault}"));
+                return None;
+            }
         };
-        if value.is_empty() && raw.keep_empty_value != Some(true) {
-            return None;
-        }
         Some(Self {
             name,
             value,
+            keep_empty: raw.keep_empty_value == Some(true),
             action: raw.append_action.unwrap_or_default(),
         })
     }
 
-    /// Adds the header.
-    pub fn apply(&self, headers: &mut HeaderMap) {
+    /// Adds the header, filled in from `exchange`. One that no header can carry is left out.
+    pub fn apply(&self, headers: &mut HeaderMap, exchange: &Exchange<'_>) {
+        let value = match &self.value {
+            Value::Fixed(value) => Ok(value.clone()),
+            Value::Format(format) => HeaderValue::try_from(format.value(exchange)),
+        };
+        let Ok(value) = value else { return };
+        if value.is_empty() && !self.keep_empty {
+            return;
+        }
         let present = headers.contains_key(&self.name);
         match self.action {
             HeaderAppendAction::AppendIfExistsOrAdd => {
-                headers.append(&self.name, self.value.clone());
+                headers.append(&self.name, value);
             }
             HeaderAppendAction::AddIfAbsent if !present => {
-                headers.insert(&self.name, self.value.clone());
+                headers.insert(&self.name, value);
             }
             HeaderAppendAction::OverwriteIfExistsOrAdd => {
-                headers.insert(&self.name, self.value.clone());
+                headers.insert(&self.name, value);
             }
             HeaderAppendAction::OverwriteIfExists if present => {
-                headers.insert(&self.name, self.value.clone());
+                headers.insert(&self.name, value);
             }
             HeaderAppendAction::AddIfAbsent | HeaderAppendAction::OverwriteIfExists => {}
         }

@@ -6,31 +6,38 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use attache_filter::{
     Body, BoxError, Channels, RequestContext, Route,
+    attributes::Facts,
     context::{PolicyCall, ResponseFlag},
+    format::Exchange,
     fraction::Fraction,
+    grpc_service::call_unary,
     reply::{self, ReplyForm},
 };
 use attache_proto::ratelimit::RateLimitResponse;
-use attache_service::{Channel, Method, Metrics, metrics::Counter};
+use attache_service::{Channel, Method, Metrics, channel::frame_message};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, request::Parts};
 use prost::Message as _;
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    action::{Entry, Outcome},
+    action::{Entry, Subject},
     answer::{self, Effect},
-    filter::{Filter, PerRoute, Policy},
+    ending::{Ending, MAX_ENDING},
+    filter::Filter,
     headers,
+    policy::{Policy, Settings},
     raw::RequestType,
     request::RequestEncoder,
+    stats::{Answer, Stats},
 };
 
 const METHOD: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
@@ -48,20 +55,15 @@ pub struct RateLimitService<S> {
     service: S,
 }
 
-struct Inner {
+pub(super) struct Inner {
     filter: Arc<Filter>,
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     /// Absent when there is no such cluster: every call fails then.
     channel: Option<Channel>,
     method: Method,
-    counters: Counters,
-}
-
-struct Counters {
-    ok: Counter,
-    error: Counter,
-    over_limit: Counter,
-    failure_mode_allowed: Counter,
+    pub(super) stats: Stats,
+    /// Room for calls at the end of exchanges.
+    pub(super) ending: Arc<Semaphore>,
 }
 
 impl RateLimitLayer {
@@ -72,35 +74,11 @@ impl RateLimitLayer {
             inner: Arc::new(Inner {
                 channel: channels.get(&filter.service.cluster.value).cloned(),
                 method: Method::new(METHOD),
-                counters: Counters::new(&filter, metrics),
+                stats: Stats::new(&filter, channels.http_clusters(), metrics),
+                ending: Arc::new(Semaphore::new(MAX_ENDING)),
                 name,
                 filter,
             }),
-        }
-    }
-}
-
-impl Counters {
-    fn new(filter: &Filter, metrics: &Metrics) -> Self {
-        let label = match &filter.stat_prefix {
-            Some(prefix) => format!("{}.{prefix}", filter.name),
-            None => filter.name.clone(),
-        };
-        let counter = |name: &str, help: &str| {
-            let name = format!("attache_ratelimit_filter_{name}");
-            metrics.counter(&name, help, &[("filter", &label)])
-        };
-        Self {
-            ok: counter("ok", "Requests that the service found within their limits."),
-            error: counter("error", "Calls to the service that failed."),
-            over_limit: counter(
-                "over_limit",
-                "Requests that the service found over a limit.",
-            ),
-            failure_mode_allowed: counter(
-                "failure_mode_allowed",
-                "Requests let through because the service failed.",
-            ),
         }
     }
 }
@@ -160,44 +138,84 @@ where
         let mut service = std::mem::replace(&mut self.service, clone);
         let filter = self.filter.clone();
 
-        let asked = match context.is_answered() {
+        let engaged = match context.is_answered() {
             true => None,
-            false => filter.ask(&parts, &context),
+            false => filter.engage(&parts, &context),
         };
-        let Some(question) = asked else {
+        let Some(engaged) = engaged else {
             return Box::pin(service.call(Request::from_parts(parts, body)));
         };
         Box::pin(async move {
             let form = ReplyForm::of(&parts.method, &parts.headers);
-            match filter.decide(&question, &context).await {
+            let effect = match engaged.question {
+                Some(question) => {
+                    let route = engaged.route.as_deref();
+                    filter.decide(question, &parts, &context, route).await
+                }
+                None => Effect::Continue {
+                    request: HeaderMap::new(),
+                    response: HeaderMap::new(),
+                },
+            };
+            // From here on: who leaves while the answer is awaited is not asked about again.
+            let ending = |parts: &Parts| {
+                let (filter, context) = (filter.clone(), context.clone());
+                engaged
+                    .ends
+                    .then(|| Ending::new(filter, context, engaged.route, parts.clone()))
+            };
+            let (ending, response) = match effect {
                 Effect::Reply(reply) => {
                     context.set_details(reply.details.clone());
+                    let ending = ending(&parts);
                     let request = Request::from_parts(parts, Body::empty());
-                    reply::inward(&mut service, request, reply.into_response(form)).await
+                    let response = reply.into_response(form);
+                    (
+                        ending,
+                        reply::inward(&mut service, request, response).await?,
+                    )
                 }
                 Effect::Continue { request, response } => {
                     headers::append_all(&mut parts.headers, &request);
+                    let ending = ending(&parts);
+                    let body = match &ending {
+                        Some(ending) => ending.count(body),
+                        None => body,
+                    };
                     let mut answer = service.call(Request::from_parts(parts, body)).await?;
                     if !context.is_direct() {
                         headers::append_all(answer.headers_mut(), &response);
                     }
-                    Ok(answer)
+                    (ending, answer)
                 }
-            }
+            };
+            Ok(match ending {
+                Some(ending) => ending.with_response(response),
+                None => response,
+            })
         })
     }
 }
 
+/// What the filter has to do with a request.
+struct Engaged {
+    /// What the service is asked before the request goes on, if anything.
+    question: Option<Question>,
+    /// Whether there are policies for the end of the exchange.
+    ends: bool,
+    route: Option<Arc<Route>>,
+}
+
 /// What the service is asked, and for each descriptor whether its limit may show.
-struct Question {
+pub(super) struct Question {
     message: Vec<u8>,
     metadata: HeaderMap,
     shown: Vec<bool>,
 }
 
 impl Inner {
-    /// The question for a request; `None` when there is nothing to ask.
-    fn ask(&self, head: &Parts, context: &RequestContext) -> Option<Question> {
+    /// What the filter has to do with a request; `None` for nothing.
+    fn engage(&self, head: &Parts, context: &RequestContext) -> Option<Engaged> {
         let filter = &*self.filter;
         if !filter.enabled.sample() || !applies(filter.request_type, &head.headers) {
             return None;
@@ -208,49 +226,86 @@ impl Inner {
             // Answered by the proxy itself.
             return None;
         }
-        let (domain, policies) = self.settings(route.as_deref());
+        let settings = self.settings(route.as_deref());
+        let facts = Facts {
+            context,
+            request: Some(head),
+            response: None,
+        };
+        let subject = Subject {
+            head,
+            context,
+            exchange: facts.into(),
+            route: route.as_deref(),
+            source_cluster: &filter.source_cluster,
+        };
+        let Settings { domain, before, .. } = settings;
+        let question = self.question(domain, before, &subject, &subject.exchange);
+        let ends = !settings.at_end.is_empty();
+        (question.is_some() || ends).then_some(Engaged {
+            question,
+            ends,
+            route,
+        })
+    }
+
+    /// The question that these policies make of a request; `None` when there is nothing to ask.
+    pub(super) fn question(
+        &self,
+        domain: &str,
+        policies: &[Arc<Policy>],
+        subject: &Subject<'_>,
+        hits: &Exchange<'_>,
+    ) -> Option<Question> {
+        if policies.is_empty() {
+            return None;
+        }
         let mut encoder = RequestEncoder::new(domain);
         let mut shown = Vec::new();
         let mut entries: Vec<Entry<'_>> = Vec::new();
-        'policies: for policy in policies {
+        for policy in policies {
             entries.clear();
-            for action in &policy.actions {
-                match action.apply(head, context, cluster) {
-                    Outcome::Entry(entry) => entries.push(entry),
-                    Outcome::Skip => {}
-                    Outcome::Drop => continue 'policies,
-                }
+            if let Some(terms) = policy.descriptor(subject, hits, &mut entries) {
+                encoder.descriptor(&entries, terms);
+                shown.push(policy.is_shown(self.filter.ratelimit_headers));
             }
-            encoder.descriptor(&entries, policy.hits);
-            shown.push(policy.is_shown(filter.ratelimit_headers));
         }
+        let metadata = &self.filter.service.metadata;
         (!encoder.is_empty()).then(|| Question {
             message: encoder.finish(),
-            metadata: filter.service.metadata.of(head, context),
+            metadata: metadata.of(subject.head, subject.context),
             shown,
         })
     }
 
-    /// Domain and policies for a route: its own, else the filter's.
-    fn settings<'a>(&'a self, route: Option<&'a Route>) -> (&'a str, &'a [Policy]) {
-        let filter = &*self.filter;
-        let per_route = route.and_then(|route| route.filters.get::<PerRoute>(&self.name));
-        let Some(per_route) = per_route else {
-            return (&filter.domain, &filter.policies);
-        };
-        let domain = per_route.domain.as_deref().unwrap_or(&filter.domain);
-        let policies = if per_route.policies.is_empty() {
-            &filter.policies
-        } else {
-            &per_route.policies
-        };
-        (domain, policies)
+    /// What holds on a route.
+    pub(super) fn settings<'a>(&'a self, route: Option<&'a Route>) -> &'a Settings {
+        route
+            .and_then(|route| route.resolved.get::<Settings>(&self.name))
+            .unwrap_or(&self.filter.settings)
     }
 
-    async fn decide(&self, question: &Question, context: &RequestContext) -> Effect {
+    pub(super) fn source_cluster(&self) -> &str {
+        &self.filter.source_cluster
+    }
+
+    /// Bound on a call, if there is one.
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.filter.timeout
+    }
+
+    async fn decide(
+        &self,
+        mut question: Question,
+        head: &Parts,
+        context: &RequestContext,
+        route: Option<&Route>,
+    ) -> Effect {
         let filter = &*self.filter;
+        let cluster = route.and_then(|route| route.cluster.as_deref());
+        let shown = std::mem::take(&mut question.shown);
         let started = Instant::now();
-        let result = self.call(question).await;
+        let result = self.call(question, filter.timeout).await;
         let status = result.as_ref().err();
         context.record_call(PolicyCall::one(
             self.name.clone(),
@@ -260,7 +315,7 @@ impl Inner {
         ));
         let mut answer = match result {
             Ok(answer) => answer,
-            Err(status) => return self.fail(&status, context),
+            Err(status) => return self.fail(&status, context, cluster),
         };
         if let Some(metadata) = answer
             .dynamic_metadata
@@ -271,25 +326,34 @@ impl Inner {
         }
         let over = answer::is_over_limit(&answer);
         if over {
-            self.counters.over_limit.inc();
+            // As in Envoy, also when the request passes all the same.
+            context.charge_cluster(filter.rate_limited_status);
+            self.stats.count(Answer::OverLimit, cluster);
         } else {
-            self.counters.ok.inc();
+            self.stats.count(Answer::Ok, cluster);
         }
         let enforced = over && filter.enforced.sample();
-        let effect = answer::effect(filter, &answer, enforced, |position| {
-            question
-                .shown
-                .get(position)
-                .copied()
-                .unwrap_or(filter.ratelimit_headers)
-        });
+        let shown = |position: usize| {
+            let shown = shown.get(position).copied();
+            shown.unwrap_or(filter.ratelimit_headers)
+        };
+        let facts = Facts {
+            context,
+            request: Some(head),
+            response: None,
+        };
+        let effect = answer::effect(filter, &answer, enforced, shown, &facts.into());
         if enforced {
             context.add_flag(ResponseFlag::RateLimited);
         }
         effect
     }
 
-    async fn call(&self, question: &Question) -> Result<RateLimitResponse, Status> {
+    pub(super) async fn call(
+        &self,
+        question: Question,
+        timeout: Option<Duration>,
+    ) -> Result<RateLimitResponse, Status> {
         let service = &self.filter.service;
         let Some(channel) = &self.channel else {
             let cluster = &service.cluster.value;
@@ -297,27 +361,29 @@ impl Inner {
                 "there is no cluster `{cluster}`"
             )));
         };
-        let metadata = question.metadata.clone();
-        let answer = channel
-            .unary(
-                &self.method,
-                &question.message,
-                metadata,
-                self.filter.timeout,
-            )
-            .await?;
+        let message = frame_message(&question.message);
+        let retry = service.retry.as_ref();
+        let answer = call_unary(
+            channel,
+            &self.method,
+            message,
+            question.metadata,
+            timeout,
+            retry,
+        )
+        .await?;
         RateLimitResponse::decode(answer)
             .map_err(|error| Status::internal(format!("the answer is not valid: {error}")))
     }
 
-    fn fail(&self, status: &Status, context: &RequestContext) -> Effect {
-        self.counters.error.inc();
+    fn fail(&self, status: &Status, context: &RequestContext, cluster: Option<&str>) -> Effect {
+        self.stats.count(Answer::Error, cluster);
         tracing::debug!(filter = %self.name, %status, "the rate limit service failed");
         if self.filter.deny_on_error.is_some_and(Fraction::sample) {
             context.add_flag(ResponseFlag::RateLimitServiceError);
             return Effect::Reply(Box::new(answer::failure(&self.filter)));
         }
-        self.counters.failure_mode_allowed.inc();
+        self.stats.count(Answer::FailureModeAllowed, cluster);
         Effect::Continue {
             request: HeaderMap::new(),
             response: HeaderMap::new(),

@@ -2,7 +2,7 @@
 
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
-use super::action::Entry;
+use super::{action::Entry, policy::Terms};
 
 /// How many hits a descriptor is, where its policy says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +11,15 @@ pub struct Hits {
     pub number: u64,
     /// They are given back.
     pub negative: bool,
+}
+
+/// The limit that a descriptor brings along.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// How many.
+    pub requests_per_unit: u32,
+    /// Per which time: a number of Envoy's `type.v3.RateLimitUnit`.
+    pub unit: i32,
 }
 
 /// An encoded `RateLimitRequest` in the making.
@@ -32,13 +41,15 @@ impl RequestEncoder {
     }
 
     /// Adds a descriptor. One without entries is sent too, as Envoy does.
-    pub fn descriptor(&mut self, entries: &[Entry<'_>], hits: Option<Hits>) {
+    pub fn descriptor(&mut self, entries: &[Entry<'_>], terms: Terms) {
         self.descriptors += 1;
+        let Terms { hits, limit } = terms;
         let hits_length = hits.map_or(0, |hits| hits.message_length());
         let length = entries
             .iter()
             .map(|entry| field_length(1, entry.length()))
             .sum::<usize>()
+            + limit.map_or(0, |limit| field_length(2, limit.message_length()))
             + hits.map_or(0, |hits| {
                 field_length(3, hits_length) + if hits.negative { 2 } else { 0 }
             });
@@ -49,17 +60,16 @@ impl RequestEncoder {
             put_text(1, entry.key, buffer);
             put_text(2, &entry.value, buffer);
         }
+        if let Some(limit) = limit {
+            put_head(2, limit.message_length(), buffer);
+            put_number(1, limit.requests_per_unit.into(), buffer);
+            put_number(2, limit.unit_number(), buffer);
+        }
         if let Some(hits) = hits {
             // google.protobuf.UInt64Value
             put_head(3, hits_length, buffer);
-            if hits.number != 0 {
-                encode_key(1, WireType::Varint, buffer);
-                encode_varint(hits.number, buffer);
-            }
-            if hits.negative {
-                encode_key(4, WireType::Varint, buffer);
-                encode_varint(1, buffer);
-            }
+            put_number(1, hits.number, buffer);
+            put_number(4, hits.negative.into(), buffer);
         }
     }
 
@@ -81,11 +91,33 @@ impl RequestEncoder {
 
 impl Hits {
     fn message_length(self) -> usize {
-        if self.number == 0 {
-            0
-        } else {
-            1 + encoded_len_varint(self.number)
-        }
+        number_length(self.number)
+    }
+}
+
+impl Limit {
+    /// As the wire has enums: like a number of 64 bits.
+    fn unit_number(self) -> u64 {
+        i64::from(self.unit).cast_unsigned()
+    }
+
+    fn message_length(self) -> usize {
+        number_length(self.requests_per_unit.into()) + number_length(self.unit_number())
+    }
+}
+
+/// Length of a number in a field below 16; the default is left out.
+fn number_length(number: u64) -> usize {
+    match number {
+        0 => 0,
+        number => 1 + encoded_len_varint(number),
+    }
+}
+
+fn put_number(tag: u32, number: u64, buffer: &mut Vec<u8>) {
+    if number != 0 {
+        encode_key(tag, WireType::Varint, buffer);
+        encode_varint(number, buffer);
     }
 }
 
@@ -139,32 +171,38 @@ mod tests {
                 (
                     prop::collection::vec((".{0,12}", ".{0,200}"), 0..4),
                     prop::option::of((prop_oneof![Just(0), any::<u64>()], any::<bool>())),
+                    prop::option::of((any::<u32>(), prop_oneof![0..7i32, any::<i32>()])),
                 ),
                 0..4,
             ),
         ) {
             let mut encoder = RequestEncoder::new(&domain);
-            for (entries, hits) in &descriptors {
+            for (entries, hits, limit) in &descriptors {
                 let entries: Vec<_> = entries
                     .iter()
                     .map(|(key, value)| Entry { key, value: value.as_str().into() })
                     .collect();
                 let hits = hits.map(|(number, negative)| Hits { number, negative });
-                encoder.descriptor(&entries, hits);
+                let limit = limit.map(|(requests_per_unit, unit)| Limit { requests_per_unit, unit });
+                encoder.descriptor(&entries, Terms { hits, limit });
             }
             prop_assert_eq!(encoder.len(), descriptors.len());
             let expected = RateLimitRequest {
                 domain,
                 descriptors: descriptors
                     .into_iter()
-                    .map(|(entries, hits)| RateLimitDescriptor {
+                    .map(|(entries, hits, limit)| RateLimitDescriptor {
                         entries: entries
                             .into_iter()
                             .map(|(key, value)| proto::Entry { key, value })
                             .collect(),
+                        limit: limit.map(|(requests_per_unit, unit)| proto::RateLimitOverride {
+                            requests_per_unit,
+                            unit,
+                            ..proto::RateLimitOverride::default()
+                        }),
                         hits_addend: hits.map(|(number, _)| number),
                         is_negative_hits: hits.is_some_and(|(_, negative)| negative),
-                        ..RateLimitDescriptor::default()
                     })
                     .collect(),
                 hits_addend: 0,

@@ -7,7 +7,7 @@ use std::{
 
 use attache_service::config::{Document, Errors, Spanned as _};
 
-use super::{descriptor, rules::Rules};
+use super::{Merge, document, rules::Rules, tree};
 
 impl Rules {
     /// Reads the rules of one text; `name` stands for it in messages.
@@ -17,7 +17,10 @@ impl Rules {
     pub fn parse(name: &str, text: &str) -> Result<Self, Errors> {
         let mut rules = Self::default();
         let mut errors = Errors::new();
-        add(Document::parse(name, text), name, &mut rules, &mut errors);
+        let domain = read(Document::parse(name, text), name, &mut errors);
+        if let Some(domain) = domain {
+            rules.add(domain, Merge::Refuse, &mut errors);
+        }
         errors.into_result(Some(rules))
     }
 
@@ -28,31 +31,94 @@ impl Rules {
     /// # Errors
     /// All faults of all files: one bad file refuses them all.
     pub fn load(path: &Path) -> Result<Self, Errors> {
+        Self::load_merging(path, Merge::default())
+    }
+
+    /// Like [`Rules::load`]; `merge` says what happens when two files have the same domain.
+    ///
+    /// # Errors
+    /// As for [`Rules::load`].
+    pub fn load_merging(path: &Path, merge: Merge) -> Result<Self, Errors> {
+        Self::load_files([path], merge)
+    }
+
+    /// Reads these files, and those of these directories, in this order, as one configuration.
+    ///
+    /// # Errors
+    /// As for [`Rules::load`].
+    pub fn load_files(
+        paths: impl IntoIterator<Item = impl AsRef<Path>>,
+        merge: Merge,
+    ) -> Result<Self, Errors> {
         let mut rules = Self::default();
         let mut errors = Errors::new();
-        match files(path) {
-            Ok(files) => {
-                for file in files {
-                    let name = file.display().to_string();
-                    add(Document::load(&file), &name, &mut rules, &mut errors);
+        for path in paths {
+            let path = path.as_ref();
+            let files = files(path).unwrap_or_else(|error| {
+                let name = path.display().to_string();
+                errors.push_file(name, format!("cannot be read: {error}"));
+                Vec::new()
+            });
+            for file in files {
+                let name = file.display().to_string();
+                if let Some(domain) = read(Document::load(&file), &name, &mut errors) {
+                    rules.add(domain, merge, &mut errors);
                 }
             }
-            Err(error) => errors.push_file(
-                path.display().to_string(),
-                format!("cannot be read: {error}"),
-            ),
+        }
+        errors.into_result(Some(rules))
+    }
+
+    /// Like [`Rules::load_files`], with names for the files in messages.
+    ///
+    /// # Errors
+    /// As for [`Rules::load`].
+    pub fn load_named(
+        files: impl IntoIterator<Item = (String, PathBuf)>,
+        merge: Merge,
+    ) -> Result<Self, Errors> {
+        let mut rules = Self::default();
+        let mut errors = Errors::new();
+        for (name, path) in files {
+            let text = match fs::read_to_string(path) {
+                Ok(text) => text,
+                Err(error) => {
+                    errors.push_file(name, format!("cannot be read: {error}"));
+                    continue;
+                }
+            };
+            if let Some(domain) = read(Document::parse(&name, text), &name, &mut errors) {
+                rules.add(domain, merge, &mut errors);
+            }
+        }
+        errors.into_result(Some(rules))
+    }
+
+    /// Makes rules of trees that came from elsewhere than from files.
+    ///
+    /// # Errors
+    /// All faults of all trees.
+    pub fn compile(
+        domains: impl IntoIterator<Item = tree::Domain>,
+        merge: Merge,
+    ) -> Result<Self, Errors> {
+        let mut rules = Self::default();
+        let mut errors = Errors::new();
+        for domain in domains {
+            rules.add(domain, merge, &mut errors);
         }
         errors.into_result(Some(rules))
     }
 }
 
-fn add(document: Result<Document, Errors>, name: &str, rules: &mut Rules, errors: &mut Errors) {
-    let faults = match document {
-        Ok(document) => {
-            descriptor::add_file(document.root(), rules, errors);
-            document.errors()
-        }
-        Err(faults) => faults,
+fn read(
+    document: Result<Document, Errors>,
+    name: &str,
+    errors: &mut Errors,
+) -> Option<tree::Domain> {
+    let (domain, faults) = match document {
+        Ok(document) => (document::read(document.root(), errors), document.errors()),
+        Err(faults) => (None, faults),
     };
     for fault in &faults {
         let text = format!("error loading config file: {}", fault.message());
@@ -62,6 +128,7 @@ fn add(document: Result<Document, Errors>, name: &str, rules: &mut Rules, errors
             errors.push_file(name, text);
         }
     }
+    domain
 }
 
 fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
@@ -152,18 +219,23 @@ mod tests {
                 "error loading config file: yaml: unmarshal errors:\n  line 4: cannot unmarshal !!str `x` into uint32",
             ),
             (
+                limit("unit: day, requests_per_unit: '20'"),
+                "error loading config file: yaml: unmarshal errors:\n  line 4: cannot unmarshal !!str `20` into uint32",
+            ),
+            (
                 "domain: d\ndescriptors: abc".into(),
                 "error loading config file: yaml: unmarshal errors:\n  line 2: cannot unmarshal !!str `abc` into []config.YamlDescriptor",
             ),
-            (limit("unit: day, replaces: [{ name: m }]"), "`replaces` is known, but not supported yet"),
             (
-                "domain: d\ndescriptors:\n- { key: a, shadow_mode: true }".into(),
-                "`shadow_mode` is known, but not supported yet",
+                "domain: d\ndescriptors:\n- { key: a, metadata: text }".into(),
+                "error loading config file: yaml: unmarshal errors:\n  line 3: cannot unmarshal !!str `text` into map[string]interface {}",
             ),
             (
-                "domain: d\ndescriptors:\n- { key: a, metadata: { any: [1, 2.5] } }".into(),
-                "`metadata` is known, but not supported yet",
+                "domain: d\ndescriptors:\n- { key: a, metadata: { a: { 1: text } } }".into(),
+                "error parsing metadata: the key 1 is not text",
             ),
+            ("domain: d\non: x".into(), "config error, key is not of type string: true"),
+            ("domain: d\n~: x".into(), "config error, key is not of type string: <nil>"),
         ];
         for (text, expected) in table {
             let errors = Rules::parse("limits.yaml", &text).unwrap_err();
@@ -173,6 +245,15 @@ mod tests {
         assert!(
             messages(&errors)[0].starts_with("error loading config file: "),
             "{errors}"
+        );
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_in_a_map_is_refused() {
+        let errors = Rules::parse("limits.yaml", "domain: d\ndomain: e\n").unwrap_err();
+        assert_eq!(
+            messages(&errors),
+            ["error loading config file: duplicate key `domain`, already on line 1"]
         );
     }
 
@@ -198,7 +279,14 @@ mod tests {
         for text in [
             "domain: d",
             "domain: d\ndescriptors:",
-            "domain: d\ndescriptors:\n- { key: a, value: 200, shadow_mode: false }",
+            "domain: d\ndescriptors:\n- { key: a, value: 200, shadow_mode: yes, quota_mode: false }",
+            "domain: d\ndescriptors:\n- { key: a, value: true }\n- { key: a, value: on }",
+            "domain: d\ndescriptors:\n- { key: on, detailed_metric: true, value_to_metric: true }",
+            "domain: d\ndescriptors:\n- { key: a, value: b*c, share_threshold: true }",
+            "domain: d\ndescriptors:\n- { key: a*, share_threshold: true }",
+            "domain: d\ndescriptors:\n- { key: a, rate_limit: { unit: day, replaces: [{ name: m }] } }",
+            "domain: d\ndescriptors:\n- { key: a, metadata: { 1: x, any: [1, 2.5, { \"on\": null }] } }",
+            "domain: d\nunlimited: true\nname: x\nrate_limit: { domain: y }",
             "domain: d\ndescriptors:\n- { key: a, rate_limit: { unit: MiNuTe } }",
             "domain: d\ndescriptors:\n- { key: a, unit: day }",
             "domain: d\ndescriptors:\n- { key: a, rate_limit: { unlimited: true, unit: nonsense } }",
@@ -229,6 +317,27 @@ mod tests {
     }
 
     #[test]
+    fn files_of_one_domain_can_be_merged() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, keys: &[&str]| {
+            let keys: String = keys.iter().map(|key| format!("- key: {key}\n")).collect();
+            let text = format!("domain: d\ndescriptors:\n{keys}");
+            fs::write(directory.path().join(name), text).unwrap();
+        };
+        let load = || Rules::load_merging(directory.path(), Merge::Domains);
+        write("1.yaml", &["a"]);
+        write("2.yaml", &["b"]);
+        assert_eq!(load().unwrap().domains().collect::<Vec<_>>(), ["d"]);
+
+        write("2.yaml", &["b", "a"]);
+        let errors = load().unwrap_err();
+        assert_eq!(
+            messages(&errors),
+            ["duplicate descriptor composite key 'd.a'"]
+        );
+    }
+
+    #[test]
     fn a_missing_directory_is_an_error() {
         let errors = Rules::load(Path::new("/nonexistent/limits")).unwrap_err();
         assert!(
@@ -237,5 +346,22 @@ mod tests {
                 .starts_with("/nonexistent/limits: cannot be read"),
             "{errors}"
         );
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_refuses_the_load() {
+        let directory = tempfile::tempdir().unwrap();
+        let (good, bad) = (directory.path().join("good"), directory.path().join("bad"));
+        fs::write(&good, "domain: d").unwrap();
+        fs::write(&bad, [0xff]).unwrap();
+        let named = |name: &str, path: &Path| (name.to_owned(), path.to_path_buf());
+        let files = [named("config.good", &good), named("config.bad", &bad)];
+        let errors = Rules::load_named(files, Merge::Refuse).unwrap_err();
+        assert!(
+            errors.to_string().starts_with("config.bad: cannot be read"),
+            "{errors}"
+        );
+        let rules = Rules::load_named([named("config.good", &good)], Merge::Refuse);
+        assert!(rules.unwrap().has_domain("d"));
     }
 }

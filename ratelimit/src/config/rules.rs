@@ -1,39 +1,16 @@
 //! The rules of all domains, compiled for look-up.
 
-use std::{collections::HashMap, num::NonZeroU32, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
-use super::wildcard::Wildcard;
-use crate::limiter::Unit;
+use prost_types::Struct;
 
-/// How many hits fit into a window.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limit {
-    /// Hits that one window allows; 0 allows none.
-    pub requests_per_unit: u32,
-    /// The unit of the window.
-    pub unit: Unit,
-    /// How many units long the window is.
-    pub unit_multiplier: NonZeroU32,
-    /// Shown to callers in `current_limit.name`; may be empty.
-    pub name: Arc<str>,
-}
-
-impl Limit {
-    /// A limit of `requests_per_unit` in each `unit`.
-    pub fn new(requests_per_unit: u32, unit: Unit) -> Self {
-        Self {
-            requests_per_unit,
-            unit,
-            unit_multiplier: NonZeroU32::MIN,
-            name: Arc::from(""),
-        }
-    }
-
-    /// The window's length in seconds.
-    pub fn window_seconds(&self) -> u64 {
-        self.unit.window_seconds(self.unit_multiplier)
-    }
-}
+use super::{
+    level::Level,
+    limit::{Limit, Policy},
+    lookup::LookUp,
+    tree::Defaults,
+};
+use crate::store::{Charging, Rejected};
 
 /// What a descriptor that matches a rule gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +22,7 @@ pub enum Allowance {
 }
 
 /// One `rate_limit` of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     /// The domain it belongs to.
     pub domain: Arc<str>,
@@ -53,6 +30,21 @@ pub struct Rule {
     pub path: String,
     /// What it allows.
     pub allowance: Allowance,
+    /// Shown to callers in `current_limit.name`, and what `replaces` refers to; may be empty.
+    pub name: Arc<str>,
+    /// Names of rules that do not apply to a request that this one applies to.
+    pub replaces: Box<[Arc<str>]>,
+    /// Being over the limit is counted, but no descriptor is over because of it.
+    pub shadow_mode: bool,
+    /// A request is only refused for it when all of the request's quotas are used up.
+    pub quota_mode: bool,
+    /// Statistics are kept for each value of each level.
+    pub detailed_metric: bool,
+    /// Given to callers with requests that the rule lets pass.
+    pub metadata: Option<Arc<Struct>>,
+    /// The path in statistics, unless the request has a part in it: the domain and `path`, without
+    /// what metric systems take for separators.
+    pub metric_path: Arc<str>,
 }
 
 /// Number of a rule in its [`Rules`].
@@ -62,30 +54,58 @@ pub struct RuleId(pub(crate) usize);
 /// The rules of all domains: an immutable snapshot.
 #[derive(Debug, Default)]
 pub struct Rules {
-    domains: HashMap<Arc<str>, Level>,
-    rules: Vec<Rule>,
+    pub(super) domains: HashMap<Arc<str>, Domain, foldhash::fast::RandomState>,
+    pub(super) rules: Vec<Rule>,
 }
 
-/// The descriptors of one list.
+/// The rules of one domain.
 #[derive(Debug, Default)]
-struct Level {
-    /// Positions in `nodes` by composite name, wildcards included.
-    names: HashMap<Box<str>, usize>,
-    /// Wildcards in file order.
-    wildcards: Vec<(Wildcard, usize)>,
-    nodes: Vec<Node>,
+pub(crate) struct Domain {
+    pub(super) root: Level,
+    /// Some of its rules replace others.
+    pub(super) replaces: bool,
+    pub(super) charging: Charging,
+    pub(super) defaults: Defaults,
 }
 
-#[derive(Debug, Default)]
-struct Node {
-    rule: Option<RuleId>,
-    children: Level,
+impl Domain {
+    /// Starts a look-up.
+    pub(crate) fn start(&self) -> LookUp<'_> {
+        LookUp::start(&self.root)
+    }
+
+    /// Whether any of its rules replaces another.
+    pub(crate) fn has_replacing_rules(&self) -> bool {
+        self.replaces
+    }
+
+    /// Whether the descriptors of a request are charged together.
+    pub(crate) fn charging(&self) -> Charging {
+        self.charging
+    }
+
+    /// For limits that requests bring themselves.
+    pub(crate) fn policy(&self) -> Policy {
+        Policy {
+            rejected: match self.charging {
+                Charging::Each => self.defaults.rejected.unwrap_or_default(),
+                Charging::AllOrNothing => Rejected::Free,
+            },
+            sharing: self.defaults.sharing.unwrap_or_default(),
+            on_store_outage: self.defaults.on_store_outage.unwrap_or_default(),
+        }
+    }
 }
 
 impl Rules {
     /// Whether there is a domain of this name.
     pub fn has_domain(&self, domain: &str) -> bool {
         self.domains.contains_key(domain)
+    }
+
+    /// Whether there is no domain at all.
+    pub fn is_empty(&self) -> bool {
+        self.domains.is_empty()
     }
 
     /// All rules, in the order of their numbers.
@@ -106,105 +126,12 @@ impl Rules {
         self.domains.keys().map(|domain| &**domain)
     }
 
-    /// Starts a look-up in `domain`; `None` when the domain is unknown.
-    pub(crate) fn start(&self, domain: &str) -> Option<LookUp<'_>> {
-        self.domains.get(domain).map(|level| LookUp {
-            level: Some(level),
-            rule: None,
-        })
+    /// The rules of `domain`; `None` when the domain is unknown.
+    pub(crate) fn domain(&self, domain: &str) -> Option<&Domain> {
+        self.domains.get(domain)
     }
 
-    /// Adds an empty domain; false when it is already there.
-    pub(crate) fn add_domain(&mut self, domain: &str) -> bool {
-        if self.domains.contains_key(domain) {
-            return false;
-        }
-        self.domains.insert(domain.into(), Level::default());
-        true
-    }
-
-    /// Adds the descriptor at the end of `way` (composite names, outermost first); false when its
-    /// list has one of this name already.
-    pub(crate) fn add_descriptor(
-        &mut self,
-        domain: &Arc<str>,
-        way: &[String],
-        allowance: Option<Allowance>,
-    ) -> bool {
-        let Some((name, parents)) = way.split_last() else {
-            return false;
-        };
-        let Some(mut level) = self.domains.get_mut(domain) else {
-            return false;
-        };
-        for parent in parents {
-            let Some(at) = level.names.get(parent.as_str()) else {
-                return false;
-            };
-            let Some(node) = level.nodes.get_mut(*at) else {
-                return false;
-            };
-            level = &mut node.children;
-        }
-        if level.names.contains_key(name.as_str()) {
-            return false;
-        }
-        let rule = allowance.map(|allowance| {
-            self.rules.push(Rule {
-                domain: domain.clone(),
-                path: way.join("."),
-                allowance,
-            });
-            RuleId(self.rules.len() - 1)
-        });
-        let at = level.nodes.len();
-        level.names.insert(name.as_str().into(), at);
-        if let Some(wildcard) = Wildcard::parse(name) {
-            level.wildcards.push((wildcard, at));
-        }
-        level.nodes.push(Node {
-            rule,
-            children: Level::default(),
-        });
-        true
-    }
-}
-
-impl Level {
-    /// Exact name, else the first wildcard in file order, else the rule without a value.
-    fn find(&self, composite: &str, key: &str) -> Option<&Node> {
-        let at = self
-            .names
-            .get(composite)
-            .or_else(|| {
-                self.wildcards
-                    .iter()
-                    .find(|(wildcard, _)| wildcard.matches(composite))
-                    .map(|(_, at)| at)
-            })
-            .or_else(|| self.names.get(key))?;
-        self.nodes.get(*at)
-    }
-}
-
-/// A walk from a domain down its descriptors, one entry at a time. What was once left is not
-/// gone back to: a more general sibling is no way out of a branch that leads nowhere.
-#[derive(Debug, Clone)]
-pub(crate) struct LookUp<'r> {
-    level: Option<&'r Level>,
-    rule: Option<RuleId>,
-}
-
-impl LookUp<'_> {
-    /// Takes the next entry: its composite name (`key_value`) and its key.
-    pub(crate) fn entry(&mut self, composite: &str, key: &str) {
-        let node = self.level.and_then(|level| level.find(composite, key));
-        self.rule = node.and_then(|node| node.rule);
-        self.level = node.map(|node| &node.children);
-    }
-
-    /// The rule at the end of the walk. A limit on the way there does not count.
-    pub(crate) fn rule(&self) -> Option<RuleId> {
-        self.rule
+    pub(super) fn level(&self, domain: &str) -> Option<&Level> {
+        self.domains.get(domain).map(|domain| &domain.root)
     }
 }

@@ -7,6 +7,7 @@ pub(crate) struct Wildcard {
     middle: Box<[Box<str>]>,
     last: Box<str>,
     length: usize,
+    text: Box<str>,
 }
 
 impl Wildcard {
@@ -26,7 +27,13 @@ impl Wildcard {
             first: first.into(),
             middle,
             last: last.into(),
+            text: name.into(),
         })
+    }
+
+    /// The pattern as it was written.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
     }
 
     /// Whether `text` starts and ends as the pattern does and has the other literals in order

@@ -5,13 +5,39 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+/// A time since the Unix epoch, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixTime(u64);
+
+impl UnixTime {
+    /// So many seconds after the epoch.
+    pub const fn from_seconds(seconds: u64) -> Self {
+        Self(seconds.saturating_mul(1_000_000))
+    }
+
+    /// So many microseconds after the epoch.
+    pub const fn from_micros(micros: u64) -> Self {
+        Self(micros)
+    }
+
+    /// Whole seconds since the epoch.
+    pub const fn seconds(self) -> u64 {
+        self.0 / 1_000_000
+    }
+
+    /// Microseconds since the epoch.
+    pub const fn micros(self) -> u64 {
+        self.0
+    }
+}
 
 /// Tells the time that windows are cut from.
 pub trait Clock: Send + Sync + 'static {
-    /// Whole seconds since the Unix epoch.
-    fn now(&self) -> u64;
+    /// The time.
+    fn now(&self) -> UnixTime;
 }
 
 /// The system's clock.
@@ -19,11 +45,13 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    fn now(&self) -> u64 {
+    fn now(&self) -> UnixTime {
         // A clock before 1970 counts as 1970.
-        SystemTime::now()
+        let since = SystemTime::now()
             .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs())
+            .unwrap_or_default();
+        let micros = since.as_secs().saturating_mul(1_000_000);
+        UnixTime(micros.saturating_add(since.subsec_micros().into()))
     }
 }
 
@@ -34,17 +62,24 @@ pub struct ManualClock(Arc<AtomicU64>);
 impl ManualClock {
     /// A clock that shows `now`, in Unix seconds.
     pub fn at(now: u64) -> Self {
-        Self(Arc::new(AtomicU64::new(now)))
+        Self(Arc::new(AtomicU64::new(UnixTime::from_seconds(now).0)))
     }
 
-    /// Sets the time.
+    /// Sets the time, in Unix seconds.
     pub fn set(&self, now: u64) {
-        self.0.store(now, Ordering::Relaxed);
+        self.0
+            .store(UnixTime::from_seconds(now).0, Ordering::Relaxed);
+    }
+
+    /// Moves the time on.
+    pub fn advance(&self, by: Duration) {
+        let micros = u64::try_from(by.as_micros()).unwrap_or(u64::MAX);
+        self.0.fetch_add(micros, Ordering::Relaxed);
     }
 }
 
 impl Clock for ManualClock {
-    fn now(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    fn now(&self) -> UnixTime {
+        UnixTime(self.0.load(Ordering::Relaxed))
     }
 }

@@ -1,6 +1,6 @@
 //! Requests in, decisions out.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use attache_proto::{
@@ -8,10 +8,15 @@ use attache_proto::{
     ratelimit::RateLimitRequest,
 };
 
-use super::{Clock, SystemClock, Tally, Unit, judgement::judge};
+use super::{
+    Clock, Decision, DescriptorDecision, Hits, LimitError, SystemClock, UnixTime,
+    judgement::NearLimitRatio,
+    pending::{Pending, Scope},
+    work::Work,
+};
 use crate::{
-    config::{Allowance, Limit, RuleId, Rules, rules::LookUp},
-    store::{Amount, Batch, MemoryStore, Store, StoreError},
+    config::{Rules, rules::Domain},
+    store::{Amount, Charging, ImmediateStore, MemoryStore, Store},
 };
 
 /// Decides requests by rules, counting in a store.
@@ -43,73 +48,23 @@ use crate::{
 #[derive(Debug)]
 pub struct Limiter<S = MemoryStore, C = SystemClock> {
     rules: ArcSwap<Rules>,
+    modes: Modes,
     store: S,
     clock: C,
 }
 
-/// Whether hits fit their limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Code {
-    /// Within the limit, or no limit applies.
-    Ok,
-    /// Over the limit.
-    OverLimit,
-}
-
-/// What became of one request.
-#[derive(Debug)]
-pub struct Decision {
-    /// Over if any descriptor is.
-    pub code: Code,
-    /// One decision per descriptor, in the request's order.
-    pub descriptors: Vec<DescriptorDecision>,
-    /// Whether the request's domain has rules at all.
-    pub domain_known: bool,
-}
-
-/// What became of one descriptor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DescriptorDecision {
-    /// Whether its hits fit.
-    pub code: Code,
-    /// What they were held against.
-    pub applied: Applied,
-    /// Hits left in the window: `u32::MAX` when unlimited, 0 when no rule applies.
-    pub remaining: u32,
-    /// What the hits add to the rule's statistics.
-    pub tally: Tally,
-}
-
-/// What a descriptor was held against.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Applied {
-    /// No rule applies.
-    Nothing,
-    /// A rule without limit.
-    Unlimited,
-    /// A limit.
-    Limit {
-        /// The rule; `None` when the request brought the limit itself.
-        rule: Option<RuleId>,
-        /// The limit.
-        limit: Limit,
-        /// Whole seconds until the counter starts anew, from 1 to the window's length.
-        resets_in: u64,
-    },
-}
-
-/// Why a request gets no decision.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LimitError {
-    /// The request names no domain.
-    #[error("rate limit domain must not be empty")]
-    EmptyDomain,
-    /// The request has no descriptors.
-    #[error("rate limit descriptor list must not be empty")]
-    NoDescriptors,
-    /// The counters cannot be reached.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+/// How a limiter decides, whatever the rules say.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Modes {
+    /// No request is over, though descriptors may be. Default: false.
+    pub shadow: bool,
+    /// Every limit is a quota: a request is over when all of its descriptors are. Default: false.
+    pub quota: bool,
+    /// All domains charge as with `charging: all_or_nothing`: what is refused counts nowhere.
+    /// Without effect together with `quota`. Default: false.
+    pub all_or_nothing: bool,
+    /// How far a limit may be used before hits count as near it. Default: 0.8.
+    pub near_limit_ratio: NearLimitRatio,
 }
 
 impl Limiter {
@@ -126,25 +81,27 @@ impl<S: Store> Limiter<S> {
     }
 }
 
-/// What is known of a descriptor before its counter is charged.
-enum Pending {
-    Nothing,
-    Unlimited,
-    Charged {
-        rule: Option<RuleId>,
-        limit: Limit,
-        amount: Amount,
-    },
-}
-
 impl<S: Store, C: Clock> Limiter<S, C> {
     /// A limiter with a clock of its own.
     pub fn with_clock(rules: Rules, store: S, clock: C) -> Self {
         Self {
             rules: ArcSwap::from_pointee(rules),
+            modes: Modes::default(),
             store,
             clock,
         }
+    }
+
+    /// Decides in these modes instead of the default ones.
+    #[must_use]
+    pub fn modes(mut self, modes: Modes) -> Self {
+        self.modes = modes;
+        self
+    }
+
+    /// Whether no request is over, whatever its descriptors are.
+    pub(crate) fn only_observes(&self) -> bool {
+        self.modes.shadow
     }
 
     /// The rules in force.
@@ -170,16 +127,18 @@ impl<S: Store, C: Clock> Limiter<S, C> {
     /// Charges every descriptor of the request and says whether all of them fit.
     ///
     /// Descriptors that are over do not keep the others from being charged, and hits that do not
-    /// fit stay counted.
+    /// fit stay counted, as in the reference service, unless the rules say otherwise.
     ///
     /// # Errors
     /// When the request has no domain or no descriptors, or the store fails. The store may have
     /// charged some descriptors then.
     pub async fn decide(&self, request: &RateLimitRequest) -> Result<Decision, LimitError> {
-        self.decide_by(&self.rules.load_full(), request).await
+        let rules = self.rules.load();
+        self.decide_by(&rules, request).await
     }
 
-    /// Like [`Limiter::decide`], by these rules instead of those in force.
+    /// Like [`Limiter::decide`], by these rules instead of those in force: for callers who look
+    /// the decision's rules up.
     ///
     /// # Errors
     /// As for [`Limiter::decide`].
@@ -188,161 +147,128 @@ impl<S: Store, C: Clock> Limiter<S, C> {
         rules: &Rules,
         request: &RateLimitRequest,
     ) -> Result<Decision, LimitError> {
+        let Some(mut work) = self.prepare(rules, request)? else {
+            return Ok(self.decision_without_rules(request));
+        };
+        match work.without_shadow() {
+            None if work.batch.is_empty() => {}
+            None => {
+                let Work {
+                    batch, readings, ..
+                } = &mut work;
+                self.store.charge(batch, readings).await?;
+            }
+            Some((binding, mut shadows)) => {
+                let (mut bound, mut shadowed) = (Vec::new(), Vec::new());
+                if !binding.is_empty() {
+                    self.store.charge(&binding, &mut bound).await?;
+                }
+                if bound.iter().any(|reading| !reading.charged) {
+                    shadows.only_look();
+                }
+                self.store.charge(&shadows, &mut shadowed).await?;
+                work.join(bound, shadowed);
+            }
+        }
+        Ok(work.decide(&self.modes))
+    }
+
+    /// What a request counts, for the statistics of one that the store did not answer.
+    pub fn hits(&self, rules: &Rules, request: &RateLimitRequest) -> Vec<Hits> {
+        match self.prepare(rules, request) {
+            Ok(Some(work)) => work.into_hits(),
+            Ok(None) | Err(_) => Vec::new(),
+        }
+    }
+
+    /// The charges of a request; `None` when its domain has no rules.
+    fn prepare(
+        &self,
+        rules: &Rules,
+        request: &RateLimitRequest,
+    ) -> Result<Option<Work>, LimitError> {
         if request.domain.is_empty() {
             return Err(LimitError::EmptyDomain);
         }
         if request.descriptors.is_empty() {
             return Err(LimitError::NoDescriptors);
         }
-        let now = self.clock.now();
-        let mut batch = Batch::new(now);
-        let start = rules.start(&request.domain);
-        let domain_known = start.is_some();
-        let pending = prepare(rules, start, request, &mut batch);
+        let Some(domain) = rules.domain(&request.domain) else {
+            return Ok(None);
+        };
+        let scope = Scope {
+            rules,
+            name: &request.domain,
+            domain,
+        };
+        let mut work = Work::take(self.now(), self.charging(domain));
+        work.prepare(scope, request);
+        Ok(Some(work))
+    }
 
-        let mut counts = Vec::with_capacity(batch.len());
+    fn now(&self) -> UnixTime {
+        self.store.time(self.clock.now())
+    }
+
+    fn charging(&self, domain: &Domain) -> Charging {
+        // Of quotas, one that is used up refuses nothing.
+        if self.modes.quota {
+            Charging::Each
+        } else if self.modes.all_or_nothing {
+            Charging::AllOrNothing
+        } else {
+            domain.charging()
+        }
+    }
+
+    fn decision_without_rules(&self, request: &RateLimitRequest) -> Decision {
+        let descriptors = request.descriptors.iter();
+        let nothing = descriptors.map(|_| Pending::NOTHING.decide(&self.modes, || None));
+        Decision::of(nothing.collect(), false, false)
+    }
+}
+
+impl<S: ImmediateStore, C: Clock> Limiter<S, C> {
+    /// Charges one descriptor of these entries with `hits` (0 only looks) and says whether they
+    /// fit. This is the way for callers who have no request of the protocol at hand: nothing is
+    /// waited for, and nothing is allocated unless the rule's statistics are kept by value.
+    ///
+    /// ```
+    /// use attache_ratelimit::{Limiter, Rules, limiter::Code};
+    ///
+    /// let rules = Rules::parse("limits.yaml", "
+    /// domain: shop
+    /// descriptors:
+    /// - key: user
+    ///   rate_limit: { unit: hour, requests_per_unit: 2 }
+    /// ")?;
+    /// let limiter = Limiter::in_memory(rules);
+    /// let decision = limiter.check("shop", &[("user", "alice")], 1);
+    /// assert_eq!((decision.code, decision.remaining), (Code::Ok, 1));
+    /// # Ok::<(), attache_service::config::Errors>(())
+    /// ```
+    pub fn check(&self, domain: &str, entries: &[(&str, &str)], hits: u32) -> DescriptorDecision {
+        let rules = self.rules.load();
+        let Some(found) = rules.domain(domain) else {
+            return Pending::NOTHING.decide(&self.modes, || None);
+        };
+        let scope = Scope {
+            rules: &rules,
+            name: domain,
+            domain: found,
+        };
+        let mut work = Work::take(self.now(), Charging::Each);
+        let Work {
+            batch, readings, ..
+        } = &mut work;
+        let amount = Amount::Add(hits);
+        let pending = scope.by_rule(entries.iter().copied(), amount, &[], batch);
         if !batch.is_empty() {
-            self.store.charge(&batch, &mut counts).await?;
+            self.store.charge_now(batch, readings);
         }
-
-        let mut charged = batch.iter().zip(counts);
-        let mut code = Code::Ok;
-        let mut descriptors = Vec::with_capacity(pending.len());
-        for pending in pending {
-            let decision = match pending {
-                Pending::Nothing => DescriptorDecision::free(Applied::Nothing, 0),
-                Pending::Unlimited => DescriptorDecision::free(Applied::Unlimited, u32::MAX),
-                Pending::Charged {
-                    rule,
-                    limit,
-                    amount,
-                } => match charged.next() {
-                    Some(((_, charge), count)) => {
-                        let resets_in = charge.window.resets_in(now);
-                        DescriptorDecision::charged(rule, limit, resets_in, amount, count)
-                    }
-                    // A store answers for each charge; if one does not, nothing is known.
-                    None => DescriptorDecision::free(Applied::Nothing, 0),
-                },
-            };
-            if decision.code == Code::OverLimit {
-                code = Code::OverLimit;
-            }
-            descriptors.push(decision);
-        }
-        Ok(Decision {
-            code,
-            descriptors,
-            domain_known,
-        })
-    }
-}
-
-/// Looks up every descriptor and puts the counters to charge into `batch`.
-fn prepare(
-    rules: &Rules,
-    start: Option<LookUp<'_>>,
-    request: &RateLimitRequest,
-    batch: &mut Batch,
-) -> Vec<Pending> {
-    let mut pending = Vec::with_capacity(request.descriptors.len());
-    for descriptor in &request.descriptors {
-        let Some(mut look_up) = start.clone() else {
-            pending.push(Pending::Nothing);
-            continue;
-        };
-        batch.begin(&request.domain);
-        for entry in &descriptor.entries {
-            let composite = batch.entry(&entry.key, &entry.value);
-            look_up.entry(composite, &entry.key);
-        }
-        let (rule, limit) = match limit_of_request(descriptor) {
-            Some(limit) => (None, limit),
-            None => match look_up.rule().and_then(|id| Some((id, rules.get(id)?))) {
-                None => {
-                    pending.push(Pending::Nothing);
-                    continue;
-                }
-                Some((id, rule)) => match &rule.allowance {
-                    Allowance::Unlimited => {
-                        pending.push(Pending::Unlimited);
-                        continue;
-                    }
-                    Allowance::Limited(limit) => (Some(id), limit.clone()),
-                },
-            },
-        };
-        let amount = amount(descriptor, request.hits_addend);
-        batch.charge(limit.window_seconds(), amount);
-        pending.push(Pending::Charged {
-            rule,
-            limit,
-            amount,
-        });
-    }
-    pending
-}
-
-/// The limit that a descriptor brings itself. One with a unit that does not exist is passed over.
-fn limit_of_request(descriptor: &RateLimitDescriptor) -> Option<Limit> {
-    let limit = descriptor.limit.as_ref()?;
-    let mut planned = Limit::new(limit.requests_per_unit, Unit::from_wire(limit.unit)?);
-    if let Some(multiplier) = limit.unit_multiplier.and_then(NonZeroU32::new) {
-        planned.unit_multiplier = multiplier;
-    }
-    Some(planned)
-}
-
-/// The descriptor's own number of hits, else the request's, of which 0 means 1.
-fn amount(descriptor: &RateLimitDescriptor, of_request: u32) -> Amount {
-    let hits = match descriptor.hits_addend {
-        // Limits are 32 bits wide, so more hits than that are over any limit all the same.
-        Some(hits) => u32::try_from(hits).unwrap_or(u32::MAX),
-        None => of_request.max(1),
-    };
-    if descriptor.is_negative_hits {
-        Amount::Refund(hits)
-    } else {
-        Amount::Add(hits)
-    }
-}
-
-impl DescriptorDecision {
-    fn free(applied: Applied, remaining: u32) -> Self {
-        Self {
-            code: Code::Ok,
-            applied,
-            remaining,
-            tally: Tally::default(),
-        }
-    }
-
-    fn charged(
-        rule: Option<RuleId>,
-        limit: Limit,
-        resets_in: u64,
-        amount: Amount,
-        count: u64,
-    ) -> Self {
-        let judgement = match amount {
-            Amount::Add(hits) => judge(limit.requests_per_unit, count, hits.into()),
-            // Giving back is not a hit.
-            Amount::Refund(_) => judge(limit.requests_per_unit, count, 0),
-        };
-        Self {
-            code: if judgement.over {
-                Code::OverLimit
-            } else {
-                Code::Ok
-            },
-            applied: Applied::Limit {
-                rule,
-                limit,
-                resets_in,
-            },
-            remaining: judgement.remaining,
-            tally: judgement.tally,
-        }
+        let decision = pending.decide(&self.modes, || readings.pop());
+        work.put_back();
+        decision
     }
 }
 

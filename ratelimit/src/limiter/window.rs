@@ -27,21 +27,33 @@ pub enum Unit {
 }
 
 impl Unit {
+    const ALL: [Self; 7] = [
+        Self::Second,
+        Self::Minute,
+        Self::Hour,
+        Self::Day,
+        Self::Week,
+        Self::Month,
+        Self::Year,
+    ];
+
+    /// Its name: `minute`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Second => "second",
+            Self::Minute => "minute",
+            Self::Hour => "hour",
+            Self::Day => "day",
+            Self::Week => "week",
+            Self::Month => "month",
+            Self::Year => "year",
+        }
+    }
+
     /// The unit of this name, whatever the case of its letters.
     pub fn parse(name: &str) -> Option<Self> {
-        const NAMES: [(&str, Unit); 7] = [
-            ("second", Unit::Second),
-            ("minute", Unit::Minute),
-            ("hour", Unit::Hour),
-            ("day", Unit::Day),
-            ("week", Unit::Week),
-            ("month", Unit::Month),
-            ("year", Unit::Year),
-        ];
-        NAMES
-            .iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, unit)| *unit)
+        let mut units = Self::ALL.into_iter();
+        units.find(|unit| unit.name().eq_ignore_ascii_case(name))
     }
 
     /// The unit of a number on the wire: `RateLimitResponse.RateLimit.Unit`, of which
@@ -57,6 +69,11 @@ impl Unit {
             ProtoUnit::Month => Some(Self::Month),
             ProtoUnit::Year => Some(Self::Year),
         }
+    }
+
+    /// The name on the wire.
+    pub fn wire_name(self) -> &'static str {
+        ProtoUnit::try_from(self.to_wire()).map_or("UNKNOWN", |unit| unit.as_str_name())
     }
 
     /// The number on the wire.
@@ -111,9 +128,10 @@ impl Window {
         }
     }
 
-    /// Whole seconds from `now` until the next window: from 1 to the window's length.
+    /// Whole seconds from `now`, which is in the window, until the next one: from 1 to the window's
+    /// length.
     pub fn resets_in(self, now: u64) -> u64 {
-        self.length - now % self.length
+        self.end().saturating_sub(now).clamp(1, self.length.max(1))
     }
 
     /// The first second after the window.

@@ -7,34 +7,41 @@ use std::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use attache_proto::ratelimit::{
     RateLimitRequest, RateLimitResponse,
-    rate_limit_response::{Code as WireCode, DescriptorStatus, RateLimit},
+    rate_limit_response::DescriptorStatus,
     rate_limit_service_server::{RateLimitService, RateLimitServiceServer},
 };
+use attache_proto::ratelimit_config::RateLimitConfig;
 use attache_service::{
     Metrics,
     config::Errors,
-    metrics::Counter,
     trace::{Ended, Span, Tracer},
 };
 use tonic::{Request, Response, Status, service::Routes};
 
-use super::statistics::Statistics;
+use super::{
+    Answers, RuleSource,
+    response::response,
+    statistics::{RuleStatistics, Statistics, StatisticsSource},
+};
 use crate::{
-    config::Rules,
+    config::{Merge, RuleId, Rules},
     limiter::{
-        Applied, Clock, Code, Decision, DescriptorDecision, LimitError, Limiter, SystemClock,
+        Applied, Clock, Decision, DescriptorDecision, LimitError, Limiter, Modes, SystemClock,
     },
     store::{AnyStore, Store},
 };
 
 /// How often counters of past windows are cleared away.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// What the reference answers when there are no rules.
+const NO_RULES: &str = "no rate limit configuration loaded";
 
 /// A rate limit service. Cheap to clone: clones share rules, counters and statistics.
 pub struct RateLimitServer<S = AnyStore, C = SystemClock> {
@@ -45,12 +52,37 @@ pub struct RateLimitServer<S = AnyStore, C = SystemClock> {
 /// The method, as spans name it.
 const METHOD: &str = "envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
+/// How a server decides and answers.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    /// Where the rules come from.
+    pub rules: RuleSource,
+    /// How is decided, whatever the rules say.
+    pub modes: Modes,
+    /// What responses say beside the statuses. Default: nothing.
+    pub answers: Answers,
+    /// Measure how long calls take, for statistics. Default false.
+    pub time_calls: bool,
+}
+
+impl ServerSettings {
+    /// Settings with defaults.
+    pub fn new(rules: RuleSource) -> Self {
+        Self {
+            rules,
+            modes: Modes::default(),
+            answers: Answers::default(),
+            time_calls: false,
+        }
+    }
+}
+
 struct Inner<S, C> {
     limiter: Limiter<S, C>,
-    current: ArcSwap<Snapshot>,
-    path: PathBuf,
-    metrics: Metrics,
-    counters: Counters,
+    /// `None` until rules were loaded for the first time.
+    current: ArcSwapOption<Snapshot>,
+    settings: ServerSettings,
+    statistics: Statistics,
     /// Somebody clears counters of past windows away.
     swept: AtomicBool,
 }
@@ -58,14 +90,7 @@ struct Inner<S, C> {
 /// Rules and what is counted of them; they change together.
 struct Snapshot {
     rules: Rules,
-    statistics: Statistics,
-}
-
-struct Counters {
-    config_load_success: Counter,
-    config_load_error: Counter,
-    service_error: Counter,
-    store_error: Counter,
+    statistics: RuleStatistics,
 }
 
 impl<S: Store> RateLimitServer<S> {
@@ -76,6 +101,11 @@ impl<S: Store> RateLimitServer<S> {
     pub fn load(rules: &Path, store: S, metrics: &Metrics) -> Result<Self, Errors> {
         Self::with_clock(rules, store, SystemClock, metrics)
     }
+
+    /// A server without rules: those of its source are read with [`RateLimitServer::reload`].
+    pub fn new(settings: ServerSettings, store: S, metrics: &Metrics) -> Self {
+        Self::build(settings, store, SystemClock, metrics)
+    }
 }
 
 impl<S: Store, C: Clock> RateLimitServer<S, C> {
@@ -84,19 +114,25 @@ impl<S: Store, C: Clock> RateLimitServer<S, C> {
     /// # Errors
     /// As for [`RateLimitServer::load`].
     pub fn with_clock(rules: &Path, store: S, clock: C, metrics: &Metrics) -> Result<Self, Errors> {
-        let counters = Counters::new(metrics);
-        let snapshot = counters.load(rules, metrics)?;
-        Ok(Self {
+        let settings = ServerSettings::new(RuleSource::path(rules));
+        let server = Self::build(settings, store, clock, metrics);
+        server.reload()?;
+        Ok(server)
+    }
+
+    /// Like [`RateLimitServer::new`], with a clock of its own.
+    pub fn build(settings: ServerSettings, store: S, clock: C, metrics: &Metrics) -> Self {
+        let limiter = Limiter::with_clock(Rules::default(), store, clock);
+        Self {
             inner: Arc::new(Inner {
-                limiter: Limiter::with_clock(Rules::default(), store, clock),
-                current: ArcSwap::from_pointee(snapshot),
-                path: rules.to_path_buf(),
-                metrics: metrics.clone(),
-                counters,
+                limiter: limiter.modes(settings.modes),
+                current: ArcSwapOption::empty(),
+                settings,
+                statistics: Statistics::new(metrics),
                 swept: AtomicBool::new(false),
             }),
             tracer: Tracer::default(),
-        })
+        }
     }
 
     /// Makes a span of each call. Default: none.
@@ -106,16 +142,45 @@ impl<S: Store, C: Clock> RateLimitServer<S, C> {
         self
     }
 
-    /// Reads the rules again. Counters go on; requests in flight finish by the rules they began
-    /// with.
+    /// Reads the rules of the source again. Counters go on; requests in flight finish by the rules
+    /// they began with. Rules that somebody gives stay as they are.
     ///
     /// # Errors
     /// All faults of all files; the rules in force stay in force then.
     pub fn reload(&self) -> Result<(), Errors> {
+        match self.inner.settings.rules.load() {
+            Some(rules) => self.set_rules(rules),
+            None => Ok(()),
+        }
+    }
+
+    /// Puts these rules in force, as [`RateLimitServer::reload`] does, or counts that there are
+    /// none.
+    ///
+    /// # Errors
+    /// Those that it was given.
+    pub fn set_rules(&self, rules: Result<Rules, Errors>) -> Result<(), Errors> {
         let inner = &self.inner;
-        let snapshot = inner.counters.load(&inner.path, &inner.metrics)?;
-        inner.current.store(Arc::new(snapshot));
-        Ok(())
+        let service = inner.statistics.service();
+        match rules {
+            Ok(rules) => {
+                service.config_load_success.inc();
+                let statistics = inner.statistics.of(&rules);
+                let snapshot = Snapshot { rules, statistics };
+                inner.current.store(Some(Arc::new(snapshot)));
+                Ok(())
+            }
+            Err(errors) => {
+                service.config_load_error.inc();
+                Err(errors)
+            }
+        }
+    }
+
+    /// Looks at the rules in force; `None` when there were never any.
+    pub fn with_rules<T>(&self, look: impl FnOnce(&Rules) -> T) -> Option<T> {
+        let current = self.inner.current.load();
+        current.as_ref().map(|current| look(&current.rules))
     }
 
     /// The counters.
@@ -123,9 +188,20 @@ impl<S: Store, C: Clock> RateLimitServer<S, C> {
         self.inner.limiter.store()
     }
 
-    /// The file or directory that the rules come from, to be watched for changes.
-    pub fn path(&self) -> &Path {
-        &self.inner.path
+    /// The time that is counted by.
+    pub fn now(&self) -> crate::limiter::UnixTime {
+        let limiter = &self.inner.limiter;
+        limiter.store().time(limiter.clock().now())
+    }
+
+    /// The statistics, by the reference's names.
+    pub fn statistics(&self) -> StatisticsSource {
+        self.inner.statistics.source()
+    }
+
+    /// The files and directories to be watched for changes of the rules.
+    pub fn watched(&self) -> Vec<PathBuf> {
+        self.inner.settings.rules.watched()
     }
 
     /// The gRPC service, to be hosted.
@@ -136,26 +212,114 @@ impl<S: Store, C: Clock> RateLimitServer<S, C> {
     /// Answers one request.
     ///
     /// # Errors
-    /// `UNKNOWN` with the reference's texts: no domain, no descriptors, or the store failed, so
-    /// that the caller's failure mode applies.
+    /// `UNKNOWN` with the reference's texts: no domain, no descriptors, no rules, or the store
+    /// failed, so that the caller's failure mode applies.
     pub async fn decide(&self, request: &RateLimitRequest) -> Result<RateLimitResponse, Status> {
+        let (current, decision) = self.decision(request).await?;
+        let answers = &self.inner.settings.answers;
+        Ok(response(answers, &current.rules, request, decision))
+    }
+
+    /// The status of a request's first descriptor, without statistics: for requests that only
+    /// look. `None` when there are no rules.
+    ///
+    /// # Errors
+    /// As for [`Limiter::decide`].
+    pub(super) async fn peek(
+        &self,
+        request: &RateLimitRequest,
+    ) -> Result<Option<DescriptorStatus>, LimitError> {
+        let Some(current) = self.inner.current.load_full() else {
+            return Ok(None);
+        };
+        let limiter = &self.inner.limiter;
+        let decision = limiter.decide_by(&current.rules, request).await?;
+        let answers = Answers::default();
+        let response = response(&answers, &current.rules, request, decision);
+        Ok(response.statuses.into_iter().next())
+    }
+
+    async fn decision(
+        &self,
+        request: &RateLimitRequest,
+    ) -> Result<(Arc<Snapshot>, Decision), Status> {
         let inner = &self.inner;
         let current = inner.current.load_full();
+        let Some(current) = current else {
+            // The reference looks at the request first.
+            let error = if request.domain.is_empty() {
+                LimitError::EmptyDomain.to_string()
+            } else if request.descriptors.is_empty() {
+                LimitError::NoDescriptors.to_string()
+            } else {
+                NO_RULES.to_owned()
+            };
+            inner.statistics.service().service_error.inc();
+            return Err(Status::unknown(error));
+        };
         match inner.limiter.decide_by(&current.rules, request).await {
             Ok(decision) => {
                 current.statistics.note(&request.domain, &decision);
-                Ok(response(decision))
+                Ok((current, decision))
             }
             Err(error) => {
-                match error {
-                    LimitError::Store(_) => inner.counters.store_error.inc(),
-                    LimitError::EmptyDomain | LimitError::NoDescriptors => {
-                        inner.counters.service_error.inc()
-                    }
-                };
+                self.failed(&current, request, &error);
                 Err(Status::unknown(error.to_string()))
             }
         }
+    }
+
+    fn failed(&self, current: &Snapshot, request: &RateLimitRequest, error: &LimitError) {
+        let inner = &self.inner;
+        let service = inner.statistics.service();
+        match error {
+            LimitError::Store(_) => {
+                service.store_error.inc();
+                let hits = inner.limiter.hits(&current.rules, request);
+                current.statistics.note_hits(&request.domain, &hits);
+            }
+            LimitError::EmptyDomain | LimitError::NoDescriptors => {
+                service.service_error.inc();
+            }
+        }
+    }
+}
+
+/// What other services of this crate need: rules from elsewhere, and decisions without their
+/// wire form.
+impl<S: Store, C: Clock> RateLimitServer<S, C> {
+    /// Puts the rules of these resources in force, in the place of all others, as
+    /// [`RateLimitServer::reload`] does with files.
+    ///
+    /// # Errors
+    /// All faults of all resources; the rules in force stay in force then.
+    pub fn apply(&self, resources: &[RateLimitConfig], merge: Merge) -> Result<(), Errors> {
+        self.set_rules(Rules::from_resources(resources, merge))
+    }
+
+    /// How often rules were put in force.
+    pub(crate) fn loads(&self) -> u64 {
+        self.inner.statistics.service().config_load_success.get()
+    }
+
+    /// Decides about a request of one descriptor. The second value: its limit is only observed.
+    pub(crate) async fn decide_one(
+        &self,
+        request: &RateLimitRequest,
+    ) -> Result<Option<(DescriptorDecision, bool)>, Status> {
+        let (current, decision) = self.decision(request).await?;
+        let shadow = |rule: &RuleId| {
+            current
+                .rules
+                .get(*rule)
+                .is_some_and(|rule| rule.shadow_mode)
+        };
+        let first = decision.descriptors.into_iter().next();
+        Ok(first.map(|first| {
+            let observed = self.inner.limiter.only_observes()
+                || matches!(&first.applied, Applied::Limit { rule: Some(rule), .. } if shadow(rule));
+            (first, observed)
+        }))
     }
 }
 
@@ -171,7 +335,7 @@ impl<S, C> Clone for RateLimitServer<S, C> {
 impl<S, C> fmt::Debug for RateLimitServer<S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RateLimitServer")
-            .field("path", &self.inner.path)
+            .field("settings", &self.inner.settings)
             .finish_non_exhaustive()
     }
 }
@@ -187,6 +351,7 @@ impl<S: Store, C: Clock> RateLimitService for RateLimitServer<S, C> {
         if !inner.swept.load(Ordering::Relaxed) && !inner.swept.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(inner)));
         }
+        let begun = inner.settings.time_calls.then(Instant::now);
         let call = Ended::of(self.tracer.call(METHOD, request.metadata().as_ref()));
         let request = request.get_ref();
         let answer = self.decide(request).await;
@@ -196,6 +361,9 @@ impl<S: Store, C: Clock> RateLimitService for RateLimitServer<S, C> {
                 .as_ref()
                 .map_or_else(Status::code, |_| tonic::Code::Ok),
         );
+        if let Some(begun) = begun {
+            inner.statistics.call(begun.elapsed());
+        }
         answer.map(Response::new)
     }
 }
@@ -223,84 +391,4 @@ async fn sweep<S: Store, C: Clock>(inner: Weak<Inner<S, C>>) {
             return;
         }
     }
-}
-
-impl Counters {
-    fn new(metrics: &Metrics) -> Self {
-        let counter = |name: &str, help: &str| {
-            metrics.counter(&format!("attache_ratelimit_{name}"), help, &[])
-        };
-        Self {
-            config_load_success: counter(
-                "config_load_success",
-                "Loads of the rules that went well.",
-            ),
-            config_load_error: counter(
-                "config_load_error",
-                "Loads of the rules that were refused.",
-            ),
-            service_error: counter("service_error", "Requests without domain or descriptors."),
-            store_error: counter("store_error", "Requests that failed since the store did."),
-        }
-    }
-
-    fn load(&self, path: &Path, metrics: &Metrics) -> Result<Snapshot, Errors> {
-        match Rules::load(path) {
-            Ok(rules) => {
-                self.config_load_success.inc();
-                Ok(Snapshot {
-                    statistics: Statistics::new(&rules, metrics),
-                    rules,
-                })
-            }
-            Err(errors) => {
-                self.config_load_error.inc();
-                Err(errors)
-            }
-        }
-    }
-}
-
-fn response(decision: Decision) -> RateLimitResponse {
-    RateLimitResponse {
-        overall_code: wire_code(decision.code),
-        statuses: decision.descriptors.into_iter().map(status).collect(),
-        ..RateLimitResponse::default()
-    }
-}
-
-fn status(decision: DescriptorDecision) -> DescriptorStatus {
-    let (current_limit, resets_in) = match decision.applied {
-        Applied::Nothing | Applied::Unlimited => (None, None),
-        Applied::Limit {
-            limit, resets_in, ..
-        } => {
-            let multiplier = limit.unit_multiplier.get();
-            let current = RateLimit {
-                requests_per_unit: limit.requests_per_unit,
-                unit: limit.unit.to_wire(),
-                name: limit.name.as_ref().to_owned(),
-                unit_multiplier: (multiplier > 1).then_some(multiplier),
-            };
-            (Some(current), Some(resets_in))
-        }
-    };
-    DescriptorStatus {
-        code: wire_code(decision.code),
-        current_limit,
-        limit_remaining: decision.remaining,
-        duration_until_reset: resets_in.map(|seconds| prost_types::Duration {
-            seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
-            nanos: 0,
-        }),
-        ..DescriptorStatus::default()
-    }
-}
-
-fn wire_code(code: Code) -> i32 {
-    match code {
-        Code::Ok => WireCode::Ok,
-        Code::OverLimit => WireCode::OverLimit,
-    }
-    .into()
 }

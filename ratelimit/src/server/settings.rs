@@ -5,10 +5,7 @@ use std::path::PathBuf;
 use attache_service::{Metrics, config::Errors};
 
 use super::RateLimitServer;
-use crate::store::{
-    AnyStore, MemoryStore, RedisStore, memory,
-    redis::{InvalidUrl, RedisSettings},
-};
+use crate::store::{AnyStore, MemoryStore, SharedSettings, memory};
 
 /// What a server is started with.
 #[derive(Debug, Clone)]
@@ -27,19 +24,8 @@ pub enum StoreSettings {
         /// Counters held at once. Default [`memory::DEFAULT_CAPACITY`].
         capacity: usize,
     },
-    /// In Redis, shared by all instances.
-    Redis(RedisSettings),
-}
-
-/// Why a server cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum SettingsError {
-    /// The rules are refused.
-    #[error(transparent)]
-    Rules(#[from] Errors),
-    /// The store's address is refused.
-    #[error(transparent)]
-    Store(#[from] InvalidUrl),
+    /// In a store that all instances share.
+    Shared(Box<SharedSettings>),
 }
 
 impl Default for StoreSettings {
@@ -51,15 +37,12 @@ impl Default for StoreSettings {
 }
 
 impl StoreSettings {
-    /// Opens the store. One in Redis need not be reachable yet.
-    ///
-    /// # Errors
-    /// When the Redis URL is not valid.
-    pub async fn open(&self, metrics: &Metrics) -> Result<AnyStore, InvalidUrl> {
-        Ok(match self {
+    /// Opens the store. One that is shared need not be reachable yet.
+    pub async fn open(&self, metrics: &Metrics) -> AnyStore {
+        match self {
             Self::Memory { capacity } => MemoryStore::new(*capacity, metrics).into(),
-            Self::Redis(settings) => RedisStore::connect(settings.clone(), metrics).await?.into(),
-        })
+            Self::Shared(settings) => settings.open(metrics).await,
+        }
     }
 }
 
@@ -67,9 +50,9 @@ impl Settings {
     /// Opens the store and loads the rules.
     ///
     /// # Errors
-    /// When the rules are refused or the Redis URL is not valid.
-    pub async fn open(&self, metrics: &Metrics) -> Result<RateLimitServer, SettingsError> {
-        let store = self.store.open(metrics).await?;
-        Ok(RateLimitServer::load(&self.rules, store, metrics)?)
+    /// When the rules are refused.
+    pub async fn open(&self, metrics: &Metrics) -> Result<RateLimitServer, Errors> {
+        let store = self.store.open(metrics).await;
+        RateLimitServer::load(&self.rules, store, metrics)
     }
 }

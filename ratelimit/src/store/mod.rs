@@ -1,22 +1,32 @@
 //! Where counters live.
 
+pub mod inspect;
+pub mod lease;
+pub mod memcached;
 pub mod memory;
+pub mod outage;
+pub mod over_limit;
 pub mod redis;
+pub mod shared;
+mod split;
 
 use std::{fmt::Write as _, future::Future, ops::Range};
 
-use crate::limiter::Window;
+use crate::limiter::{UnixTime, Window};
 
+pub use inspect::{CounterState, Inspect, Page, Query};
+pub use memcached::MemcachedStore;
 pub use memory::MemoryStore;
 pub use redis::RedisStore;
+pub use shared::{SharedSettings, SharedStore};
 
 /// Counters that many requests add to at once.
 ///
 /// Exactness is the contract: an addition and the reading of its result are one step, so that of
 /// any number of concurrent hits on one key exactly as many fit a limit as it allows.
 pub trait Store: Send + Sync + 'static {
-    /// Carries out all charges of `batch` in order and puts each counter's new value into
-    /// `counts`, which comes in empty and goes out as long as the batch.
+    /// Carries out all charges of `batch` in order and puts what became of each into `readings`,
+    /// which comes in empty and goes out as long as the batch.
     ///
     /// # Errors
     /// When the counters cannot be reached in time. Some of the charges may then have been
@@ -24,13 +34,42 @@ pub trait Store: Send + Sync + 'static {
     fn charge(
         &self,
         batch: &Batch,
-        counts: &mut Vec<u64>,
+        readings: &mut Vec<Reading>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Frees the counters of windows that ended before `now` (Unix seconds). Called every few
-    /// seconds for as long as it returns true; false says that the store needs no such help.
-    fn sweep(&self, _now: u64) -> bool {
+    /// The time to count by, when this instance's clock shows `local`. A store that several
+    /// instances share answers with its own time, so that all of them are in the same window.
+    fn time(&self, local: UnixTime) -> UnixTime {
+        local
+    }
+
+    /// Whether the counters can be reached at the moment. Those of this process always can.
+    fn is_connected(&self) -> bool {
+        true
+    }
+
+    /// Frees the counters of windows that ended before `now`. Called every few seconds for as
+    /// long as it returns true; false says that the store needs no such help.
+    fn sweep(&self, _now: UnixTime) -> bool {
         false
+    }
+}
+
+/// A store that is never waited for.
+pub trait ImmediateStore: Store {
+    /// What [`Store::charge`] does, at once.
+    fn charge_now(&self, batch: &Batch, readings: &mut Vec<Reading>);
+}
+
+impl ImmediateStore for MemoryStore {
+    fn charge_now(&self, batch: &Batch, readings: &mut Vec<Reading>) {
+        MemoryStore::charge_now(self, batch, readings);
+    }
+}
+
+impl<S: ImmediateStore> ImmediateStore for std::sync::Arc<S> {
+    fn charge_now(&self, batch: &Batch, readings: &mut Vec<Reading>) {
+        S::charge_now(self, batch, readings);
     }
 }
 
@@ -38,28 +77,42 @@ pub trait Store: Send + Sync + 'static {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// There is no connection, and a new one is being made in the background.
-    #[error("redis at {address} is not connected: {reason}")]
+    #[error("{store} at {address} is not connected: {reason}")]
     NotConnected {
+        /// What kind of store it is: `redis` or `memcached`.
+        store: &'static str,
         /// Where the store is, without credentials.
         address: String,
         /// What the last attempt ended with.
         reason: String,
     },
     /// No answer came within the deadline of one operation.
-    #[error("redis at {address} did not answer within {millis} ms")]
+    #[error("{store} at {address} did not answer within {millis} ms")]
     Timeout {
+        /// What kind of store it is: `redis` or `memcached`.
+        store: &'static str,
         /// Where the store is, without credentials.
         address: String,
         /// The deadline.
         millis: u128,
     },
     /// The store answered with an error.
-    #[error("redis at {address}: {reason}")]
+    #[error("{store} at {address}: {reason}")]
     Failed {
+        /// What kind of store it is: `redis` or `memcached`.
+        store: &'static str,
         /// Where the store is, without credentials.
         address: String,
         /// What it said.
         reason: String,
+    },
+    /// The store cannot count in the way that the rule asks for.
+    #[error("{store} cannot count {what}")]
+    Unsupported {
+        /// What kind of store it is.
+        store: &'static str,
+        /// What it cannot do.
+        what: &'static str,
     },
 }
 
@@ -72,37 +125,229 @@ pub enum Amount {
     Refund(u32),
 }
 
+/// How hits are counted over time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Meter {
+    /// One count for each window, from 0.
+    FixedWindow(Window),
+    /// The count of the window, and of the window before it as much as is left of a span of one
+    /// window's length that ends now.
+    SlidingWindow(Window),
+    /// A bucket of `burst` tokens that gets the limit's number of them every `period` seconds,
+    /// evenly. What counts is the tokens that are missing from it. Also known as GCRA.
+    TokenBucket {
+        /// Seconds; at least 1.
+        period: u64,
+        /// Tokens that the bucket holds.
+        burst: u32,
+    },
+}
+
+/// What becomes of hits that do not fit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Rejected {
+    /// They stay counted, as in the reference service.
+    #[default]
+    Counted,
+    /// They are not counted.
+    Free,
+}
+
+/// How exactly instances that share a store keep a limit together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// The store decides each hit.
+    #[default]
+    Exact,
+    /// Instances take shares of the limit from the store and spend them on their own.
+    Leased,
+}
+
+/// What happens to hits while the store is away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Outage {
+    /// The request gets an error, as in the reference service, so that the caller's failure mode
+    /// applies.
+    #[default]
+    Fail,
+    /// They pass.
+    Open,
+    /// They do not.
+    Closed,
+    /// Each instance counts on its own, up to a share of the limit.
+    LocalShare,
+}
+
+/// How one rule's hits are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// How they are counted over time.
+    pub meter: Meter,
+    /// How many fit: of a window, or into a bucket in a period.
+    pub limit: u32,
+    /// What becomes of those that do not fit.
+    pub rejected: Rejected,
+    /// How instances share the limit.
+    pub sharing: Sharing,
+    /// What happens while the store is away.
+    pub outage: Outage,
+}
+
 /// One counter to charge.
 #[derive(Debug, Clone)]
 pub struct Charge {
     key: Range<usize>,
-    /// The window to count in.
-    pub window: Window,
+    /// How to count.
+    pub terms: Terms,
     /// What to do.
     pub amount: Amount,
+}
+
+/// Whether the charges of a batch depend on each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Charging {
+    /// Each counter is charged, whatever becomes of the others.
+    #[default]
+    Each,
+    /// Either all hits fit and are counted, or none is.
+    AllOrNothing,
+}
+
+/// What became of a charge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// What counted before the charge.
+    pub before: u64,
+    /// What counts with it. Of hits that were not counted since they did not fit, what would
+    /// count.
+    pub after: u64,
+    /// Whether it was carried out.
+    pub charged: bool,
+    /// When the counter is as if it had never been charged, in seconds from now, at least 1.
+    pub resets_in: u64,
+    /// Who says so.
+    pub source: Source,
+}
+
+/// Who decided on a charge.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// The store.
+    #[default]
+    Store,
+    /// What this instance remembers of a counter that is over its limit.
+    OverLimitCache,
+    /// A share of the limit that this instance has leased.
+    Lease,
+    /// What the rule says for the time while the store is away.
+    Outage,
 }
 
 /// The charges of one request, their keys in one buffer.
 #[derive(Debug)]
 pub struct Batch {
-    now: u64,
+    now: UnixTime,
+    charging: Charging,
     keys: String,
+    /// Where the value of the last entry begins.
+    value_at: usize,
     charges: Vec<Charge>,
 }
 
+impl Terms {
+    /// `limit` hits in a fixed window, counted as the reference service does.
+    pub fn fixed_window(window: Window, limit: u32) -> Self {
+        Self {
+            meter: Meter::FixedWindow(window),
+            limit,
+            rejected: Rejected::default(),
+            sharing: Sharing::default(),
+            outage: Outage::default(),
+        }
+    }
+
+    /// What a reading is held against: the limit, or what fits into the bucket.
+    pub fn capacity(&self) -> u32 {
+        match self.meter {
+            Meter::FixedWindow(_) | Meter::SlidingWindow(_) => self.limit,
+            Meter::TokenBucket { burst, .. } => burst,
+        }
+    }
+}
+
+impl Reading {
+    /// What the store says of a counter that went from `before` to `after`.
+    pub fn of_store(before: u64, after: u64, resets_in: u64) -> Self {
+        Self {
+            before,
+            after,
+            charged: true,
+            resets_in,
+            source: Source::Store,
+        }
+    }
+}
+
 impl Batch {
-    /// An empty batch for the second `now` of Unix time.
-    pub fn new(now: u64) -> Self {
+    /// An empty batch for the time `now`, of charges that do not depend on each other.
+    pub fn new(now: UnixTime) -> Self {
         Self {
             now,
+            charging: Charging::default(),
             keys: String::new(),
+            value_at: 0,
             charges: Vec::new(),
         }
     }
 
-    /// The time of the request, in Unix seconds.
-    pub fn now(&self) -> u64 {
+    /// Empties the batch for another request, at the time `now`.
+    pub fn restart(&mut self, now: UnixTime, charging: Charging) {
+        self.now = now;
+        self.charging = charging;
+        self.keys.clear();
+        self.value_at = 0;
+        self.charges.clear();
+    }
+
+    /// The charges that `keep` says yes to, by their number.
+    #[must_use]
+    pub fn part(&self, mut keep: impl FnMut(usize) -> bool) -> Self {
+        let mut part = Self::new(self.now);
+        part.charging = self.charging;
+        for (number, (key, charge)) in self.iter().enumerate() {
+            if keep(number) {
+                part.keys.push_str(key);
+                part.charge(charge.terms, charge.amount);
+            }
+        }
+        part
+    }
+
+    /// Changes nothing any more: all charges become looks.
+    pub fn only_look(&mut self) {
+        for charge in &mut self.charges {
+            charge.amount = Amount::Add(0);
+        }
+    }
+
+    /// Bytes that the batch holds on to.
+    pub(crate) fn footprint(&self) -> usize {
+        self.keys.capacity() + self.charges.capacity() * size_of::<Charge>()
+    }
+
+    /// The time of the request.
+    pub fn now(&self) -> UnixTime {
         self.now
+    }
+
+    /// Whether the charges depend on each other.
+    pub fn charging(&self) -> Charging {
+        self.charging
+    }
+
+    /// Sets whether the charges depend on each other.
+    pub fn set_charging(&mut self, charging: Charging) {
+        self.charging = charging;
     }
 
     /// Starts a key with a domain. An earlier key that was not charged is dropped.
@@ -110,6 +355,7 @@ impl Batch {
         self.keys.truncate(self.committed());
         self.keys.push_str(domain);
         self.keys.push('_');
+        self.value_at = self.keys.len();
     }
 
     /// Extends the key by one entry of a descriptor.
@@ -119,19 +365,33 @@ impl Batch {
         let start = self.keys.len();
         self.keys.push_str(key);
         self.keys.push('_');
+        self.value_at = self.keys.len();
         self.keys.push_str(value);
         let end = self.keys.len();
         self.keys.push('_');
         self.keys.get(start..end).unwrap_or_default()
     }
 
-    /// Charges the key that was put together last, in the present window of `seconds`.
-    pub fn charge(&mut self, seconds: u64, amount: Amount) {
+    /// Puts `shared` in the place of the last entry's value: all values that it stands for have
+    /// one counter.
+    pub fn share(&mut self, shared: &str) {
+        self.keys.truncate(self.value_at);
+        self.keys.push_str(shared);
+        self.keys.push('_');
+    }
+
+    /// Charges the key that was put together last.
+    pub fn charge(&mut self, terms: Terms, amount: Amount) {
         self.charges.push(Charge {
             key: self.committed()..self.keys.len(),
-            window: Window::at(self.now, seconds),
+            terms,
             amount,
         });
+    }
+
+    /// The key that was put together last, if it was not charged yet.
+    pub fn key(&self) -> &str {
+        self.keys.get(self.committed()..).unwrap_or_default()
     }
 
     /// Nothing to charge.
@@ -163,6 +423,25 @@ impl Batch {
         let _ = write!(buffer, "{}", window.start);
     }
 
+    /// An empty batch for the same time.
+    fn another(&self, charging: Charging) -> Self {
+        let mut batch = Self::new(self.now);
+        batch.charging = charging;
+        batch
+    }
+
+    /// Charges a key as it stands in another batch.
+    fn charge_key(&mut self, key: &str, terms: Terms, amount: Amount) {
+        let start = self.committed();
+        self.keys.truncate(start);
+        self.keys.push_str(key);
+        self.charges.push(Charge {
+            key: start..self.keys.len(),
+            terms,
+            amount,
+        });
+    }
+
     fn committed(&self) -> usize {
         self.charges.last().map_or(0, |charge| charge.key.end)
     }
@@ -174,22 +453,74 @@ pub enum AnyStore {
     /// Counters of this process.
     Memory(MemoryStore),
     /// Counters shared through Redis.
-    Redis(RedisStore),
+    Redis(Box<SharedStore<RedisStore>>),
+    /// Counters shared through memcached.
+    Memcached(Box<SharedStore<MemcachedStore>>),
 }
 
 impl Store for AnyStore {
-    async fn charge(&self, batch: &Batch, counts: &mut Vec<u64>) -> Result<(), StoreError> {
+    async fn charge(&self, batch: &Batch, readings: &mut Vec<Reading>) -> Result<(), StoreError> {
         match self {
-            Self::Memory(store) => store.charge(batch, counts).await,
-            Self::Redis(store) => store.charge(batch, counts).await,
+            Self::Memory(store) => store.charge(batch, readings).await,
+            // Boxed, so that counting in memory does not carry the room that these need.
+            Self::Redis(store) => Box::pin(store.charge(batch, readings)).await,
+            Self::Memcached(store) => Box::pin(store.charge(batch, readings)).await,
         }
     }
 
-    fn sweep(&self, now: u64) -> bool {
+    fn time(&self, local: UnixTime) -> UnixTime {
+        match self {
+            Self::Memory(store) => store.time(local),
+            Self::Redis(store) => store.time(local),
+            Self::Memcached(store) => store.time(local),
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        match self {
+            Self::Memory(_) => true,
+            Self::Redis(store) => store.is_connected(),
+            Self::Memcached(store) => store.is_connected(),
+        }
+    }
+
+    fn sweep(&self, now: UnixTime) -> bool {
         match self {
             Self::Memory(store) => Store::sweep(store, now),
             Self::Redis(store) => store.sweep(now),
+            Self::Memcached(store) => store.sweep(now),
         }
+    }
+}
+
+/// Counters in memcached cannot be looked at: it does not list its keys.
+impl Inspect for AnyStore {
+    async fn list(
+        &self,
+        query: &inspect::Query,
+        now: UnixTime,
+    ) -> Result<inspect::Page, StoreError> {
+        match self {
+            Self::Memory(store) => store.list(query, now).await,
+            Self::Redis(store) => store.list(query, now).await,
+            Self::Memcached(_) => Err(not_listed()),
+        }
+    }
+
+    async fn reset(&self, prefix: &str) -> Result<u64, StoreError> {
+        match self {
+            Self::Memory(store) => store.reset(prefix).await,
+            Self::Redis(store) => store.reset(prefix).await,
+            Self::Memcached(_) => Err(not_listed()),
+        }
+    }
+}
+
+fn not_listed() -> StoreError {
+    StoreError::Failed {
+        store: "memcached",
+        address: "its servers".to_owned(),
+        reason: "it cannot list its counters".to_owned(),
     }
 }
 
@@ -199,22 +530,24 @@ impl From<MemoryStore> for AnyStore {
     }
 }
 
-impl From<RedisStore> for AnyStore {
-    fn from(store: RedisStore) -> Self {
-        Self::Redis(store)
-    }
-}
-
 impl<S: Store> Store for std::sync::Arc<S> {
     fn charge(
         &self,
         batch: &Batch,
-        counts: &mut Vec<u64>,
+        readings: &mut Vec<Reading>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send {
-        S::charge(self, batch, counts)
+        S::charge(self, batch, readings)
     }
 
-    fn sweep(&self, now: u64) -> bool {
+    fn time(&self, local: UnixTime) -> UnixTime {
+        S::time(self, local)
+    }
+
+    fn is_connected(&self) -> bool {
+        S::is_connected(self)
+    }
+
+    fn sweep(&self, now: UnixTime) -> bool {
         S::sweep(self, now)
     }
 }
@@ -223,12 +556,20 @@ impl<S: Store> Store for std::sync::Arc<S> {
 mod tests {
     use super::*;
 
+    fn charge(batch: &mut Batch, length: u64) {
+        let window = Window::at(batch.now().seconds(), length);
+        batch.charge(Terms::fixed_window(window, 10), Amount::Add(1));
+    }
+
     fn stored_keys(batch: &Batch) -> Vec<String> {
         let mut buffer = String::new();
         batch
             .iter()
             .map(|(key, charge)| {
-                Batch::write_key(&mut buffer, "", key, charge.window);
+                let Meter::FixedWindow(window) = charge.terms.meter else {
+                    panic!("{charge:?}");
+                };
+                Batch::write_key(&mut buffer, "", key, window);
                 buffer.clone()
             })
             .collect()
@@ -236,17 +577,17 @@ mod tests {
 
     #[test]
     fn keys_are_those_of_the_reference() {
-        let mut batch = Batch::new(1234);
+        let mut batch = Batch::new(UnixTime::from_seconds(1234));
         batch.begin("domain");
         assert_eq!(batch.entry("key", "value"), "key_value");
-        batch.charge(1, Amount::Add(1));
+        charge(&mut batch, 1);
         batch.begin("domain");
         assert_eq!(batch.entry("key", ""), "key_");
-        batch.charge(1, Amount::Add(1));
+        charge(&mut batch, 1);
         batch.begin("domain");
         batch.entry("key2", "value2");
         batch.entry("subkey2", "subvalue2");
-        batch.charge(60, Amount::Add(1));
+        charge(&mut batch, 60);
         assert_eq!(
             stored_keys(&batch),
             [
@@ -258,13 +599,25 @@ mod tests {
     }
 
     #[test]
+    fn values_that_share_a_counter_share_its_key() {
+        let mut batch = Batch::new(UnixTime::from_seconds(1234));
+        batch.begin("domain");
+        batch.entry("top", "a");
+        batch.share("top/*");
+        batch.entry("files", "ü.pdf");
+        batch.share("files/*");
+        charge(&mut batch, 1);
+        assert_eq!(stored_keys(&batch), ["domain_top_top/*_files_files/*_1234"]);
+    }
+
+    #[test]
     fn a_key_that_is_not_charged_leaves_no_trace() {
-        let mut batch = Batch::new(1234);
+        let mut batch = Batch::new(UnixTime::from_seconds(1234));
         batch.begin("d");
         batch.entry("a", "1");
         batch.begin("d");
         batch.entry("b", "2");
-        batch.charge(3600, Amount::Add(1));
+        charge(&mut batch, 3600);
         assert_eq!(stored_keys(&batch), ["d_b_2_0"]);
     }
 }

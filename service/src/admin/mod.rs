@@ -1,5 +1,5 @@
 //! The admin endpoint: a tiny HTTP/1.1 server for probes, metrics and a look at the
-//! configuration. It only reads; nothing can be changed through it.
+//! configuration. On its own it only reads; programs may add pages of theirs.
 //!
 //! | path | answer |
 //! |---|---|
@@ -7,38 +7,24 @@
 //! | `/readyz` | 200, or 503 with one reason a line: see [`Readiness`] |
 //! | `/metrics` | OpenMetrics text |
 //! | `/config` | the configuration in use, if the program gives it |
-//! | `/` | this list |
+//! | `/` | this list, and the pages of the program |
 
+mod pages;
 mod readiness;
 mod respond;
 
-use std::{convert::Infallible, net::IpAddr, pin::pin, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc};
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
-};
-use tokio_util::task::TaskTracker;
-
+pub use pages::{Page, PageAnswer, PageMethod, Query};
 pub use readiness::{Condition, Readiness};
 
 use crate::{
     address::Address,
-    listen::{ListenError, Listener, Socket},
+    http_server::{self, HttpLimits},
+    listen::{ListenError, Listener},
     metrics::Metrics,
     shutdown::Shutdown,
 };
-
-/// Connections at a time; further ones wait to be accepted.
-const MAX_CONNECTIONS: usize = 64;
-/// Bound on sending one request head, and on a connection's silence between requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bound on a connection's whole life, however slowly it reads.
-const MAX_CONNECTION_AGE: Duration = Duration::from_secs(300);
-/// Bound on finishing what runs at shutdown.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why the admin endpoint does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +55,7 @@ pub struct Admin {
     readiness: Readiness,
     metrics: Metrics,
     config: Option<DumpConfig>,
+    pages: Vec<Page>,
     allow_network: bool,
 }
 
@@ -79,6 +66,7 @@ impl Admin {
             readiness,
             metrics,
             config: None,
+            pages: Vec::new(),
             allow_network: false,
         }
     }
@@ -87,6 +75,13 @@ impl Admin {
     #[must_use]
     pub fn config(mut self, dump: impl Fn() -> ConfigDump + Send + Sync + 'static) -> Self {
         self.config = Some(Arc::new(dump));
+        self
+    }
+
+    /// Adds pages of the program.
+    #[must_use]
+    pub fn pages(mut self, pages: impl IntoIterator<Item = Page>) -> Self {
+        self.pages.extend(pages);
         self
     }
 
@@ -127,55 +122,12 @@ impl BoundAdmin {
 
     /// Serves until `shutdown`. To answer probes during a drain, shut it down after it.
     pub async fn serve(self, shutdown: Shutdown) {
-        let Self { listener, admin } = self;
-        let connections = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let next = async {
-                let place = places.clone().acquire_owned().await;
-                (place, listener.accept().await)
-            };
-            let (place, socket) = tokio::select! {
-                next = next => next,
-                () = shutdown.recv() => break,
-            };
-            let (admin, shutdown) = (admin.clone(), shutdown.clone());
-            connections.spawn(async move {
-                let _place = place;
-                let served = async {
-                    match socket {
-                        Socket::Tcp(stream) => admin.connection(stream, &shutdown).await,
-                        Socket::Unix(stream) => admin.connection(stream, &shutdown).await,
-                    }
-                };
-                if let Ok(Err(error)) = tokio::time::timeout(MAX_CONNECTION_AGE, served).await {
-                    tracing::debug!(%error, "admin connection ended");
-                }
-            });
-        }
-        drop(listener);
-        connections.close();
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await;
-    }
-}
-
-impl Admin {
-    async fn connection<IO>(&self, io: IO, shutdown: &Shutdown) -> hyper::Result<()>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin,
-    {
-        let respond = service_fn(async |request| Ok::<_, Infallible>(self.respond(&request)));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_TIMEOUT)
-            .max_buf_size(16 << 10)
-            .serve_connection(TokioIo::new(io), respond);
-        let mut connection = pin!(connection);
-        tokio::select! {
-            ended = connection.as_mut() => return ended,
-            () = shutdown.recv() => connection.as_mut().graceful_shutdown(),
-        }
-        connection.await
+        let admin = Arc::new(self.admin);
+        let respond = move |request| {
+            let admin = admin.clone();
+            async move { admin.respond(&request).await }
+        };
+        http_server::serve(self.listener, HttpLimits::default(), respond, shutdown).await;
     }
 }
 

@@ -3,49 +3,43 @@
 
 use std::fmt::Write;
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderValue, Method, Request, StatusCode, header};
 
 use super::Admin;
+use crate::http_server::{Reply, TEXT, reply};
 
-const TEXT: &str = "text/plain; charset=utf-8";
 /// The media type that Prometheus asks for.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const READS_ONLY: &str = "GET, HEAD";
 
 impl Admin {
-    pub(super) fn respond<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
-        let known = self.answer(request.uri().path());
-        let (status, content_type, text) = match (known, request.method()) {
-            (None, _) => (StatusCode::NOT_FOUND, TEXT, "not found\n".to_owned()),
-            (Some(answer), &Method::GET | &Method::HEAD) => answer,
-            (Some(_), _) => (
-                StatusCode::METHOD_NOT_ALLOWED,
-                TEXT,
-                "only GET and HEAD\n".to_owned(),
-            ),
-        };
-        let mut response = Response::new(Full::from(text));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        for (name, value) in [
-            (header::CONTENT_TYPE, content_type),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (header::CACHE_CONTROL, "no-store"),
-        ] {
-            headers.insert(name, HeaderValue::from_static(value));
+    pub(super) async fn respond<B>(&self, request: &Request<B>) -> Reply {
+        let path = request.uri().path();
+        if let Some((status, content_type, text)) = self.answer(path) {
+            return match *request.method() {
+                Method::GET | Method::HEAD => reply(status, content_type, text),
+                _ => not_allowed(READS_ONLY),
+            };
         }
-        if status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        let mut allowed = None;
+        for page in self.pages.iter().filter(|page| page.path == path) {
+            if page.method.takes(request.method()) {
+                let answer = page.answer(request.uri().query()).await;
+                return reply(answer.status, answer.content_type, answer.text);
+            }
+            allowed = Some(page.method.name());
         }
-        response
+        match allowed {
+            Some(methods) => not_allowed(methods),
+            None => reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
+        }
     }
 
     fn answer(&self, path: &str) -> Option<(StatusCode, &'static str, String)> {
-        let ok = |text: &str| (StatusCode::OK, TEXT, text.to_owned());
+        let ok = |text: String| (StatusCode::OK, TEXT, text);
         Some(match path {
             "/" => ok(self.list()),
-            "/healthz" => ok("alive\n"),
+            "/healthz" => ok("alive\n".to_owned()),
             "/readyz" => self.ready(),
             "/metrics" => (StatusCode::OK, OPEN_METRICS, self.metrics.render()),
             "/config" => {
@@ -69,10 +63,25 @@ impl Admin {
         (StatusCode::SERVICE_UNAVAILABLE, TEXT, text)
     }
 
-    fn list(&self) -> &'static str {
-        match self.config {
-            Some(_) => "/healthz\n/readyz\n/metrics\n/config\n",
-            None => "/healthz\n/readyz\n/metrics\n",
+    fn list(&self) -> String {
+        let mut paths = vec!["/healthz", "/readyz", "/metrics"];
+        paths.extend(self.config.as_ref().map(|_| "/config"));
+        for page in &self.pages {
+            if !paths.contains(&page.path) {
+                paths.push(page.path);
+            }
         }
+        paths.iter().map(|path| format!("{path}\n")).collect()
     }
+}
+
+fn not_allowed(methods: &'static str) -> Reply {
+    let text = match methods {
+        READS_ONLY => "only GET and HEAD\n".to_owned(),
+        other => format!("only {other}\n"),
+    };
+    let mut response = reply(StatusCode::METHOD_NOT_ALLOWED, TEXT, text);
+    let allow = HeaderValue::from_static(methods);
+    response.headers_mut().insert(header::ALLOW, allow);
+    response
 }

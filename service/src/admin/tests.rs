@@ -99,3 +99,33 @@ async fn the_network_is_refused_unless_allowed() {
         .await;
     assert!(allowed.is_ok());
 }
+
+#[tokio::test]
+async fn a_program_adds_pages_with_parameters() {
+    let pages = [
+        Page::new(PageMethod::Get, "/things", async |query: Query| {
+            PageAnswer::json(format!("{:?}", query.get("key")))
+        }),
+        Page::new(PageMethod::Delete, "/things", async |_| {
+            PageAnswer::failure(http::StatusCode::CONFLICT, "not today")
+        }),
+        Page::new(PageMethod::Delete, "/more", async |_| {
+            PageAnswer::json("{}".to_owned())
+        }),
+    ];
+    let admin = Admin::new(Readiness::default(), Metrics::default()).pages(pages);
+    let (address, ..) = start(admin).await;
+    for (request, status, part) in [
+        ("GET /", "200", "/metrics\n/things\n/more\n"),
+        ("GET /things?key=a%26b", "200", "Some(\"a&b\")"),
+        ("DELETE /things", "409", "not today"),
+        ("GET /more", "405", "allow: DELETE"),
+        ("DELETE /healthz", "405", "allow: GET, HEAD"),
+    ] {
+        let answer = ask(&address, request).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(part),
+            "{request}: {answer}"
+        );
+    }
+}

@@ -12,7 +12,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{ChannelSettings, Target};
+use super::{ChannelSettings, OutageLog, Target};
 use crate::{address::Address, gather::gather, tls::ClientTls};
 
 /// What one call may have unread. Small beside [`CONNECTION_WINDOW`], so that calls whose reader
@@ -38,6 +38,7 @@ pub(super) struct Connector {
     tls: Option<ClientTls>,
     timeout: Duration,
     cluster: Arc<str>,
+    pub(super) outage_log: OutageLog,
 }
 
 /// A new connection on which the peer has spoken HTTP/2.
@@ -57,6 +58,7 @@ impl Connector {
             tls: settings.tls.clone(),
             timeout: settings.connect_timeout,
             cluster: settings.name.clone(),
+            outage_log: settings.outage_log,
         }
     }
 

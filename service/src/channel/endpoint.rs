@@ -9,7 +9,7 @@ use rand::Rng;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    ChannelSettings, Target,
+    ChannelSettings, OutageLog, Target,
     connect::{Connected, Connector},
     link::Link,
 };
@@ -117,7 +117,7 @@ async fn keep_connected(endpoint: Weak<Shared>) {
         };
         match attempt {
             Ok(connected) => {
-                if failures > 0 {
+                if failures > 0 && connector.outage_log == OutageLog::Channel {
                     tracing::info!("reached {connector} again");
                 }
                 let since = Instant::now();
@@ -132,7 +132,7 @@ async fn keep_connected(endpoint: Weak<Shared>) {
                 }
             }
             Err(why) => {
-                if failures == 0 {
+                if failures == 0 && connector.outage_log == OutageLog::Channel {
                     tracing::warn!("{why}");
                 }
                 failures = failures.saturating_add(1);

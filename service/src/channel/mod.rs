@@ -87,6 +87,18 @@ pub struct ChannelSettings {
     pub connect_timeout: Duration,
     /// Largest message accepted from the service, in bytes. Default 16 MiB.
     pub max_message_size: usize,
+    /// Who logs outages. Default [`OutageLog::Channel`].
+    pub outage_log: OutageLog,
+}
+
+/// Who logs that an endpoint cannot be reached, and that it is reached again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OutageLog {
+    /// The channel: each outage once.
+    #[default]
+    Channel,
+    /// The caller, who makes a channel for each attempt and gets the reason as the call's error.
+    Caller,
 }
 
 impl ChannelSettings {
@@ -98,6 +110,7 @@ impl ChannelSettings {
             tls: None,
             connect_timeout: Duration::from_secs(1),
             max_message_size: 16 << 20,
+            outage_log: OutageLog::default(),
         }
     }
 }

@@ -70,6 +70,18 @@ impl Span {
         Self::default()
     }
 
+    /// A whole line of a text, by its number from 1.
+    pub fn of_line(source: &Arc<Source>, line: u32) -> Self {
+        let text = source.line(line).unwrap_or_default();
+        let indented = text.chars().take_while(|c| *c == ' ').count();
+        let column = |chars: usize| u32::try_from(chars).unwrap_or(u32::MAX).saturating_add(1);
+        Self {
+            source: Some(source.clone()),
+            start: (line, column(indented)),
+            end: (line, column(text.chars().count())),
+        }
+    }
+
     /// Whether this is a real place.
     pub fn is_known(&self) -> bool {
         self.source.is_some()

@@ -1,12 +1,13 @@
 //! One server connection: TLS, HTTP/2, drain.
 
-use std::{pin::pin, sync::atomic::Ordering, time::Duration};
+use std::{future::pending, pin::pin, sync::atomic::Ordering, time::Duration};
 
 use hyper::server::conn::http2;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use rand::Rng as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::Routes;
 
@@ -35,11 +36,28 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// How old connections may grow (gRPC's `MaxConnectionAge` and `MaxConnectionAgeGrace`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionAge {
+    /// A connection is told to take no more calls at about this age: a tenth more or less, so
+    /// that those that began together do not end together.
+    pub max: Duration,
+    /// So much later it is closed, whatever calls still run.
+    pub grace: Duration,
+}
+
+impl ConnectionAge {
+    fn of_this_one(self) -> Duration {
+        self.max.mul_f64(rand::rng().random_range(0.9..=1.1))
+    }
+}
+
 /// What every connection of a host shares.
 #[derive(Clone)]
 pub(super) struct Server {
     pub(super) routes: Routes,
     pub(super) tls: Option<ServerTls>,
+    pub(super) age: Option<ConnectionAge>,
     pub(super) drain: Shutdown,
 }
 
@@ -80,8 +98,8 @@ impl Server {
         self.serve(io, move || spoken.load(Ordering::Relaxed)).await
     }
 
-    /// Speaks HTTP/2 on `io`. A drain sends GOAWAY and lets the calls in flight finish; when the
-    /// peer has not `spoken` yet, it just closes, for hyper would wait until it has.
+    /// Speaks HTTP/2 on `io`. A drain, and the connection's age, send GOAWAY and let the calls in
+    /// flight finish; when the peer has not `spoken` yet, it just closes, for hyper would wait until it has.
     pub(super) async fn serve<IO>(self, io: IO, spoken: impl Fn() -> bool) -> Result<(), BoxError>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -101,16 +119,31 @@ impl Server {
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
             .serve_connection(TokioIo::new(io), TowerToHyperService::new(self.routes));
         let mut connection = pin!(connection);
-        tokio::select! {
+        let old = async {
+            match self.age {
+                Some(age) => tokio::time::sleep(age.of_this_one()).await,
+                None => pending().await,
+            }
+        };
+        let grace = tokio::select! {
             ended = sender.drive(connection.as_mut()) => return Ok(ended?),
-            () = self.drain.recv() => match spoken() {
-                true => connection.as_mut().graceful_shutdown(),
-                false => return Ok(()),
-            },
+            () = self.drain.recv() => None,
+            () = old => self.age.map(|age| age.grace),
+        };
+        if !spoken() {
+            return Ok(());
         }
+        connection.as_mut().graceful_shutdown();
+        let too_old = async {
+            match grace {
+                Some(grace) => tokio::time::sleep(grace).await,
+                None => pending().await,
+            }
+        };
         tokio::select! {
             ended = sender.drive(connection.as_mut()) => Ok(ended?),
             () = self.drain.recv_immediate() => Ok(()),
+            () = too_old => Ok(()),
         }
     }
 }

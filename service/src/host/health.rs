@@ -12,7 +12,8 @@ use tonic_health::pb::{
 
 /// Reports and changes the readiness of a host's services. Cheap to clone.
 ///
-/// The empty name stands for the whole host: it serves when every service of it does.
+/// The empty name stands for the whole host: it serves when every service of it does, unless it
+/// is set by itself.
 #[derive(Debug, Clone)]
 pub struct Health {
     state: Arc<watch::Sender<State>>,
@@ -61,7 +62,10 @@ impl State {
     /// `None` when there is no such service.
     fn status(&self, service: &str) -> Option<ServingStatus> {
         let serving = match service {
-            "" => self.serving.values().all(|serving| *serving),
+            "" => match self.serving.get("") {
+                Some(serving) => *serving,
+                None => self.serving.values().all(|serving| *serving),
+            },
             name => *self.serving.get(name)?,
         };
         Some(match serving && !self.draining {
@@ -171,6 +175,17 @@ mod tests {
 
         health.set("b.B", true);
         assert_eq!(check(&health, "").await, Ok(ServingStatus::Serving));
+    }
+
+    #[tokio::test]
+    async fn the_host_can_be_set_by_itself() {
+        let health = Health::default();
+        health.set("a.A", false);
+        health.set("", true);
+        assert_eq!(check(&health, "").await, Ok(ServingStatus::Serving));
+        assert_eq!(check(&health, "a.A").await, Ok(ServingStatus::NotServing));
+        health.drain();
+        assert_eq!(check(&health, "").await, Ok(ServingStatus::NotServing));
     }
 
     #[tokio::test]

@@ -30,6 +30,7 @@ use tonic::{server::NamedService, service::Routes};
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service;
 
+pub use connection::ConnectionAge;
 pub use health::Health;
 
 use crate::{
@@ -75,6 +76,8 @@ pub struct Host {
     tls: Option<ServerTls>,
     drain_timeout: Duration,
     max_connections: usize,
+    age: Option<ConnectionAge>,
+    shared_port: bool,
     metrics: Metrics,
 }
 
@@ -93,6 +96,8 @@ impl Host {
             tls: None,
             drain_timeout: Duration::from_secs(10),
             max_connections: 10_000,
+            age: None,
+            shared_port: false,
             metrics: Metrics::default(),
         }
     }
@@ -161,6 +166,22 @@ impl Host {
         self
     }
 
+    /// Ends connections of a certain age, so that clients connect anew and find other instances.
+    /// Default: they live as long as the client wants.
+    #[must_use]
+    pub fn connection_age(mut self, age: ConnectionAge) -> Self {
+        self.age = Some(age);
+        self
+    }
+
+    /// Lets other processes of this user listen on the same TCP port (`SO_REUSEPORT`), so that a
+    /// successor can start before its predecessor stops. Default false: a port in use is an error.
+    #[must_use]
+    pub fn shared_port(mut self, shared: bool) -> Self {
+        self.shared_port = shared;
+        self
+    }
+
     /// Counts connections here: `attache_host_connections` (open now) and
     /// `attache_host_connections_refused` (over the cap), by `address` as it was configured.
     #[must_use]
@@ -185,9 +206,13 @@ impl Host {
         let server = Server {
             routes: routes.prepare(),
             tls: self.tls.clone(),
+            age: self.age,
             drain: Shutdown::new(),
         };
-        let listener = Listener::bind(address).await?;
+        let listener = match self.shared_port {
+            true => Listener::bind_shared(address).await?,
+            false => Listener::bind(address).await?,
+        };
         let labels = [("address", &*address.to_string())];
         let open = self.metrics.gauge(
             "attache_host_connections",
@@ -225,6 +250,7 @@ impl Host {
         let server = Server {
             routes: self.with_health().prepare(),
             tls: None,
+            age: None,
             drain: Shutdown::new(),
         };
         Arc::new(move || {

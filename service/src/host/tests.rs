@@ -393,3 +393,34 @@ async fn an_embedded_host_serves_every_connection_it_is_asked_for() {
         Ok(ServingStatus::Serving)
     );
 }
+
+#[tokio::test]
+async fn an_old_connection_ends_with_its_calls_when_their_grace_is_over() {
+    let age = ConnectionAge {
+        max: Duration::from_millis(50),
+        grace: Duration::from_millis(50),
+    };
+    let running = start(host().connection_age(age)).await;
+    let channel = running.channel();
+    let mut watch = channel.stream(
+        &Method::new("/grpc.health.v1.Health/Watch"),
+        HeaderMap::new(),
+    );
+    watch.send(encode_message(&HealthCheckRequest::default()));
+    watch.finish();
+    let mut next = async || std::future::poll_fn(|cx| watch.poll_message(cx)).await;
+    assert!(next().await.unwrap().is_ok());
+    let cut = tokio::time::timeout(Duration::from_secs(5), next()).await;
+    assert!(cut.expect("cut off").unwrap().is_err());
+    // The host goes on for those who connect anew.
+    assert_eq!(check(&channel, "").await, Ok(ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn a_port_is_shared_only_with_those_who_share_it() {
+    let first = host().shared_port(true);
+    let first = first.bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = first.address();
+    assert!(host().shared_port(true).bind(address).await.is_ok());
+    assert!(host().bind(address).await.is_err());
+}

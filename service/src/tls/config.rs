@@ -59,6 +59,7 @@ impl ListenerTls {
             certificate: resolve(&self.certificate),
             private_key: resolve(&self.private_key),
             client_ca: self.client_ca.as_ref().map(resolve),
+            client_name: None,
             min_version: self.min_version.unwrap_or_default(),
             alpn: own.unwrap_or_else(|| owned(alpn)),
         });

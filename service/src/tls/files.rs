@@ -54,6 +54,9 @@ pub enum TlsError {
     /// Neither a DNS name nor an IP address.
     #[error("`{0}` is not a server name; give one with `sni`")]
     ServerName(String),
+    /// What clients are to be called is no name that a certificate could have.
+    #[error("`{0}` is neither a DNS name nor an IP address nor a URI, so no client has it")]
+    ClientName(String),
     /// `ca` is absent and the system has nothing to offer.
     #[error("the system has no certificate authorities; name a file with `ca`")]
     NoSystemAuthorities,
@@ -70,7 +73,10 @@ impl TlsError {
             | Self::NotPem { path, .. }
             | Self::Authorities { path, .. } => Some(path),
             Self::Identity { certificate, .. } => Some(certificate),
-            Self::ServerName(_) | Self::NoSystemAuthorities | Self::Settings(_) => None,
+            Self::ServerName(_)
+            | Self::ClientName(_)
+            | Self::NoSystemAuthorities
+            | Self::Settings(_) => None,
         }
     }
 }

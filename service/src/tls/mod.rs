@@ -4,8 +4,10 @@
 //! ([`ServerTls::follow_files`], [`ClientTls::follow_files`]); what cannot be read leaves the
 //! last good ones in use. Connections that stand keep what they were made with.
 
+mod any_name;
 mod authorities;
 mod certificate;
+mod client_name;
 mod config;
 mod files;
 mod peer;
@@ -20,6 +22,7 @@ use rustls::{
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use any_name::AnyName;
 pub use authorities::{ClientAuthorities, Untrusted};
 pub use certificate::{AlternativeName, Certificate, CertificateError};
 pub use config::{ClusterTls, ListenerTls, TlsVersion};
@@ -41,6 +44,9 @@ pub struct ServerFiles {
     pub private_key: PathBuf,
     /// Authorities of client certificates, PEM; when given, clients must present one.
     pub client_ca: Option<PathBuf>,
+    /// A subject alternative name that the certificates of clients must have: a DNS name, an IP
+    /// address, or a URI. Only with `client_ca`.
+    pub client_name: Option<String>,
     /// Oldest version spoken. Default TLS 1.2.
     pub min_version: TlsVersion,
     /// Application protocols, most wanted first.
@@ -137,6 +143,19 @@ impl ClientTls {
     /// As [`ServerTls::load`]; also a server name that is none, and a system without any
     /// authority when `ca` is absent.
     pub fn load(files: ClientFiles) -> Result<Self, TlsError> {
+        Self::load_verifying(files, Verified::All)
+    }
+
+    /// Reads the files, for servers whose certificate may be for another name than the one that
+    /// they are reached by. Whoever holds a certificate of the same authority can pass for them.
+    ///
+    /// # Errors
+    /// As [`ClientTls::load`].
+    pub fn load_for_any_name(files: ClientFiles) -> Result<Self, TlsError> {
+        Self::load_verifying(files, Verified::AllButName)
+    }
+
+    fn load_verifying(files: ClientFiles, verified: Verified) -> Result<Self, TlsError> {
         let server_name = match &files.sni {
             Some(name) => Some(server_name(name)?),
             None => None,
@@ -145,7 +164,7 @@ impl ClientTls {
         if let Some((certificate, private_key)) = &files.identity {
             watched.extend([certificate.clone(), private_key.clone()]);
         }
-        let current = Reloading::load(watched, move || client_config(&files))?;
+        let current = Reloading::load(watched, move || client_config(&files, verified))?;
         Ok(Self {
             current: Arc::new(current),
             server_name,
@@ -209,7 +228,10 @@ fn server_config(files: &ServerFiles) -> Result<Serving, TlsError> {
                     path: path.clone(),
                     reason: error.to_string(),
                 })?;
-            builder.with_client_cert_verifier(verifier)
+            builder.with_client_cert_verifier(match &files.client_name {
+                None => verifier,
+                Some(name) => client_name::required(verifier, name)?,
+            })
         }
     };
     let mut config = builder
@@ -226,14 +248,26 @@ fn server_config(files: &ServerFiles) -> Result<Serving, TlsError> {
     })
 }
 
-fn client_config(files: &ClientFiles) -> Result<ClientConfig, TlsError> {
+/// What is verified of a server.
+#[derive(Debug, Clone, Copy)]
+enum Verified {
+    All,
+    AllButName,
+}
+
+fn client_config(files: &ClientFiles, verified: Verified) -> Result<ClientConfig, TlsError> {
     let roots = match &files.ca {
         Some(path) => files::authorities(path)?,
         None => system_authorities()?,
     };
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(TlsVersion::default().and_later())?
-        .with_root_certificates(roots);
+        .with_protocol_versions(TlsVersion::default().and_later())?;
+    let builder = match verified {
+        Verified::All => builder.with_root_certificates(roots),
+        Verified::AllButName => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(AnyName::new(roots)?)),
+    };
     let mut config = match &files.identity {
         None => builder.with_no_client_auth(),
         Some((certificate, private_key)) => builder

@@ -48,6 +48,7 @@ impl Authority {
             certificate: self.path(&format!("{name}.crt")),
             private_key: self.path(&format!("{name}.key")),
             client_ca: client_ca.then(|| self.path("ca.pem")),
+            client_name: None,
             min_version: TlsVersion::Tls12,
             alpn: vec!["h2".into()],
         }
@@ -306,4 +307,49 @@ fn half_an_identity_is_an_error_of_its_field() {
     let error = plan(&format!("ca: {}\nsni: 'a b'\n", ca.display()));
     assert!(error.contains("attache.yaml:2:6"), "{error}");
     assert!(Path::new(&ca).exists());
+}
+
+#[tokio::test]
+async fn a_client_needs_the_name_that_is_asked_for() {
+    let authority = Authority::new();
+    authority.issue("server", vec![dns("web.test")]);
+    authority.issue("envoy", vec![dns("envoy.test"), uri("spiffe://test/envoy")]);
+    authority.issue("other", vec![dns("other.test")]);
+    for (name, welcome) in [
+        ("envoy.test", true),
+        ("spiffe://test/envoy", true),
+        ("spiffe://test/env", false),
+        ("other", false),
+    ] {
+        let server = ServerTls::load(ServerFiles {
+            client_name: Some(name.to_owned()),
+            ..authority.server("server", true)
+        });
+        let server = server.unwrap();
+        let client = ClientTls::load(authority.client(Some("envoy"))).unwrap();
+        let talked = talk(&server, &client, "web.test").await;
+        assert_eq!(talked.is_ok(), welcome, "{name}: {talked:?}");
+        let client = ClientTls::load(authority.client(Some("other"))).unwrap();
+        assert!(talk(&server, &client, "web.test").await.is_err(), "{name}");
+    }
+    let refused = ServerTls::load(ServerFiles {
+        client_name: Some("no name".to_owned()),
+        ..authority.server("server", true)
+    });
+    assert!(refused.unwrap_err().to_string().contains("`no name`"));
+}
+
+#[tokio::test]
+async fn a_server_of_any_name_still_has_to_be_signed_by_the_authority() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    ours.issue("server", vec![dns("web.test")]);
+    theirs.issue("server", vec![dns("web.test")]);
+    let client = ClientTls::load_for_any_name(ours.client(None)).unwrap();
+
+    let server = ServerTls::load(ours.server("server", false)).unwrap();
+    assert!(talk(&server, &client, "other.test").await.is_ok());
+    assert!(talk(&server, &client, "127.0.0.1").await.is_ok());
+
+    let stranger = ServerTls::load(theirs.server("server", false)).unwrap();
+    assert!(talk(&stranger, &client, "web.test").await.is_err());
 }

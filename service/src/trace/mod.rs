@@ -18,7 +18,7 @@ pub use context::Trace;
 pub use exporter::Exporter;
 pub use sampler::Sampler;
 pub use settings::{TraceError, TraceSettings};
-pub use span::{Ended, Span, Value, Waits};
+pub use span::{Ended, Span, Value, Waits, code_name};
 pub use tracer::Tracer;
 
 #[cfg(test)]

@@ -348,7 +348,7 @@ impl Drop for Ended {
 }
 
 /// The name of a code, as gRPC writes it.
-fn code_name(code: Code) -> &'static str {
+pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -142,7 +142,7 @@ async fn callers_are_known_by_the_certificate_of_their_connection() {
                 identity: Some(identity.to_owned()),
                 sni: Some("server.test".to_owned()),
             };
-            let way = through(*address, &tls).await.unwrap();
+            let way = through(*address, &tls, "http/1.1").await.unwrap();
             ask(way, "GET", path, &[]).await
         };
         let named = get("named", "/").await;
@@ -195,7 +195,7 @@ upstream_headers: { x-user: { claim: sub } }
                 identity: Some("named".to_owned()),
                 sni: None,
             };
-            let way = through(*address, &tls).await.unwrap();
+            let way = through(*address, &tls, "http/1.1").await.unwrap();
             let answer = ask(way, "GET", "/", headers).await;
             // Ours writes no such header, and takes away what clients write.
             let (status, user) = match *proxy {

@@ -1,8 +1,10 @@
 //! May they: conditions and policies.
 
 use attache_tests::proxies::{ask, send};
+use aws_lc_rs::{digest, hmac};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD as BASE64};
 use flate2::{Compression, write::GzEncoder};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     stage::{Settings, Stage, eventually, upstream, witnessed},
@@ -194,16 +196,45 @@ rules:
 
 /// A bundle that opens one path.
 fn bundle(revision: &str, open: &str) -> Vec<u8> {
-    let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    pack(&contents(revision, open))
+}
+
+/// The same, signed as `opa sign` does.
+fn signed_bundle(revision: &str, open: &str, secret: &str) -> Vec<u8> {
+    let mut files = contents(revision, open);
+    let digest = |text: &str| {
+        let digest = digest::digest(&digest::SHA256, text.as_bytes());
+        let digits = digest.as_ref().iter().map(|byte| format!("{byte:02x}"));
+        digits.collect::<String>()
+    };
+    let digests: Vec<_> = files
+        .iter()
+        .map(|(path, text)| json!({ "name": path, "hash": digest(text), "algorithm": "SHA-256" }))
+        .collect();
+    let part = |value: Value| BASE64.encode(value.to_string());
+    let header = part(json!({ "alg": "HS256" }));
+    let token = format!("{header}.{}", part(json!({ "files": digests })));
+    let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
+    let tag = BASE64.encode(hmac::sign(&key, token.as_bytes()));
+    let signatures = json!({ "signatures": [format!("{token}.{tag}")] });
+    files.push((".signatures.json", signatures.to_string()));
+    pack(&files)
+}
+
+/// Files whose JSON is written as it is signed: sorted and without blanks.
+fn contents(revision: &str, open: &str) -> Vec<(&'static str, String)> {
     let policy = "package envoy.authz\nallow if input.parsed_path[0] in data.shop.open\n";
-    for (path, text) in [
-        (
-            ".manifest",
-            json!({ "revision": revision, "roots": ["envoy/authz", "shop"] }).to_string(),
-        ),
+    let manifest = format!(r#"{{"revision":"{revision}","roots":["envoy/authz","shop"]}}"#);
+    vec![
+        (".manifest", manifest),
         ("envoy/authz/policy.rego", policy.to_owned()),
-        ("shop/data.json", json!({ "open": [open] }).to_string()),
-    ] {
+        ("shop/data.json", format!(r#"{{"open":["{open}"]}}"#)),
+    ]
+}
+
+fn pack(files: &[(&str, String)]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    for (path, text) in files {
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
         header.set_mode(0o644);
@@ -214,18 +245,21 @@ fn bundle(revision: &str, open: &str) -> Vec<u8> {
     archive.into_inner().unwrap().finish().unwrap()
 }
 
+/// Has the service give this bundle from now on.
+fn publish(web: &Web, revision: &'static str, packed: Vec<u8>) {
+    web.answers(move |asked| match asked.path() {
+        "/shop.tar.gz" => {
+            let tag = ("etag", format!("\"{revision}\""));
+            (200, vec![tag], packed.clone())
+        }
+        _ => nothing(),
+    });
+}
+
 #[tokio::test]
 async fn policies_come_as_bundles_and_decisions_tell_their_revision() {
     let web = Web::start().await;
-    let publish = |revision: &'static str, packed: Vec<u8>| {
-        web.answers(move |asked| match asked.path() {
-            "/shop.tar.gz" => {
-                let tag = ("etag", format!("\"{revision}\""));
-                (200, vec![tag], packed.clone())
-            }
-            _ => nothing(),
-        });
-    };
+    let publish = |revision, packed| publish(&web, revision, packed);
     publish("r0", bundle("r0", "zero"));
     let stage = Stage::new(&format!(
         "
@@ -266,7 +300,100 @@ decision_log: {{ file: {{ path: decisions.log }} }}
             .flush(std::time::Duration::from_secs(10))
             .await;
         let log = std::fs::read_to_string(stage.folder.path().join("decisions.log")).unwrap();
-        let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+        let last: Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
         assert_eq!(last["policy_revision"], *revision, "{proxy}");
+    }
+}
+
+#[tokio::test]
+async fn only_a_bundle_with_a_good_signature_takes_the_place_of_the_last() {
+    let web = Web::start().await;
+    publish(&web, "r0", signed_bundle("r0", "zero", "secret"));
+    let auth = format!(
+        "
+identity: [{{ name: anyone, anonymous: {{}} }}]
+policies:
+- name: shop
+  time_limit: 5s
+  rego:
+    bundle:
+      url: {}/shop.tar.gz
+      refresh: 100ms
+      signature: {{ keys: [{{ algorithm: HS256, key_file: secret }}] }}
+",
+        web.origin
+    );
+    let settings = Settings {
+        files: &[("secret", "secret")],
+        ..Settings::default()
+    };
+    let stage = Stage::with(&auth, settings).await;
+    for ((proxy, address), revision) in stage.proxies().iter().zip(["r1", "r2"]) {
+        publish(&web, revision, signed_bundle(revision, revision, "secret"));
+        let path = format!("/{revision}");
+        eventually("the next bundle is in use", async || {
+            ask(*address, "GET", &path, &[]).await.status == 200
+        })
+        .await;
+
+        for (bad, packed) in [
+            ("forged", signed_bundle("forged", "stolen", "guessed")),
+            ("unsigned", bundle("unsigned", "stolen")),
+        ] {
+            let before = web.asked("/shop.tar.gz").len();
+            publish(&web, bad, packed);
+            eventually("the bad one was fetched", async || {
+                web.asked("/shop.tar.gz").len() > before + 1
+            })
+            .await;
+            let stolen = ask(*address, "GET", "/stolen", &[]).await;
+            assert_eq!(stolen.status, 403, "{bad} through {proxy}");
+            let kept = ask(*address, "GET", &path, &[]).await;
+            assert_eq!(kept.status, 200, "{bad} through {proxy}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_candidate_is_asked_beside_the_policy_and_differences_are_counted() {
+    let stage = Stage::new(
+        r#"
+identity: [{ name: anyone, anonymous: {} }]
+policies:
+- name: main
+  time_limit: 5s
+  rego:
+    inline: |
+      package envoy.authz
+      allow if input.attributes.request.http.method == "GET"
+  candidate:
+    rego:
+      inline: |
+        package envoy.authz
+        allow if input.parsed_path == ["next"]
+"#,
+    )
+    .await;
+    let counted = |result: &str| {
+        stage.counted(&format!(
+            "attache_auth_candidate_decisions_total{{policy=\"main\",result=\"{result}\"}}"
+        ))
+    };
+    for (proxy, address) in stage.proxies() {
+        let before = (counted("same"), counted("different"));
+        for (line, status) in [
+            ("GET /next", 200),
+            ("GET /now", 200),
+            ("POST /next", 403),
+            ("POST /now", 403),
+        ] {
+            let (method, path) = line.split_once(' ').unwrap();
+            let answer = ask(*address, method, path, &[]).await;
+            assert_eq!(answer.status, status, "{line} through {proxy}");
+        }
+        eventually("all four were compared", async || {
+            (counted("same"), counted("different")) == (before.0 + 2, before.1 + 2)
+        })
+        .await;
     }
 }

@@ -1,6 +1,6 @@
 //! What a response of the auth service means. Pure.
 //!
-//! Exactly 200 allows; a status of 500 or more is a failure of the service; everything else is
+//! Exactly 200 allows; a status from 500 to 599 is a failure of the service; everything else is
 //! the denial that the client gets.
 
 use attache_filter::matcher::{ListStringMatcher, TextMatchers};
@@ -49,7 +49,7 @@ impl Answers {
     /// Reads a response.
     pub fn read(&self, response: Response<Bytes>, reading: Reading) -> Answer {
         let (mut parts, body) = response.into_parts();
-        if parts.status.as_u16() >= 500 {
+        if parts.status.is_server_error() {
             return Answer {
                 verdict: Verdict::Error(None),
                 metadata: None,
@@ -195,13 +195,15 @@ mod tests {
             let body: &[u8] = if status == 204 { b"" } else { b"body" };
             assert_eq!(reply.body, body);
         }
-        for status in [500, 503, 599, 600, 999] {
+        for status in [500, 503, 599] {
             let verdict = read(&Answers::default(), status).verdict;
             assert_eq!(verdict, Verdict::Error(None), "{status}");
         }
-        // A client would go on waiting after it.
-        let verdict = read(&Answers::default(), 101).verdict;
-        assert_eq!(verdict, Verdict::Invalid(Invalid::Answer));
+        // A client would go on waiting after the first, and cannot know the others.
+        for status in [101, 600, 999] {
+            let verdict = read(&Answers::default(), status).verdict;
+            assert_eq!(verdict, Verdict::Invalid(Invalid::Answer), "{status}");
+        }
     }
 
     #[test]

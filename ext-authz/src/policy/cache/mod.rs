@@ -30,6 +30,7 @@ use super::{
     check::{Check, Read},
     config,
     explain::Step,
+    identity::SignedIn,
     pipeline::Ruling,
     planning::Revision,
 };
@@ -123,6 +124,8 @@ pub(super) struct KeptDecision {
     shape: Arc<Shape>,
     /// Holds by itself no longer.
     until: Option<SystemTime>,
+    /// The session that it rests on.
+    session: Option<SignedIn>,
     fresh: Instant,
     stale: Instant,
 }
@@ -137,6 +140,9 @@ enum Age {
 impl KeptDecision {
     fn age(&self) -> Age {
         if self.until.is_some_and(|until| until <= SystemTime::now()) {
+            return Age::Gone;
+        }
+        if self.session.as_ref().is_some_and(SignedIn::is_over) {
             return Age::Gone;
         }
         let now = Instant::now();
@@ -389,6 +395,7 @@ impl Asking<'_> {
                 steps: check.trail().steps(),
                 shape: shape.clone(),
                 until: holds.until,
+                session: holds.session.clone(),
                 fresh: now + ttl,
                 stale: now + ttl + stale,
             })

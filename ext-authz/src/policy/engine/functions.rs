@@ -1,4 +1,5 @@
-//! Built-in functions of which the engine's own give other answers than Open Policy Agent's.
+//! Built-in functions of which the engine's own give other answers than Open Policy Agent's, or
+//! take more memory than a request may cost.
 
 use std::{cell::RefCell, collections::HashMap, fmt::Write as _, net::IpAddr};
 
@@ -7,6 +8,8 @@ use ipnet::{IpNet, Ipv4Net};
 use regex::Regex;
 use regorus::{Engine, Value};
 
+use super::json;
+
 /// The value of a call; `None` when it has none. The error ends the evaluation.
 type Answer = Result<Option<Value>, String>;
 
@@ -14,13 +17,17 @@ type Function = fn(&[Value]) -> Answer;
 
 /// Name, number of arguments, function.
 const FUNCTIONS: &[(&str, u8, Function)] = &[
+    ("bits.lsh", 2, shift_left),
     ("glob.match", 3, glob),
     ("indexof", 2, indexof),
     ("internal.member_2", 2, member),
     ("internal.member_3", 3, member_at),
+    ("json.is_valid", 1, is_json),
     ("json.marshal", 1, marshal),
+    ("json.unmarshal", 1, unmarshal),
     ("lower", 1, lower),
     ("net.cidr_contains", 2, cidr_contains),
+    ("numbers.range", 2, range),
     ("object.subset", 2, subset),
     ("regex.find_all_string_submatch_n", 3, find_submatches),
     ("regex.find_n", 3, find),
@@ -31,6 +38,7 @@ const FUNCTIONS: &[(&str, u8, Function)] = &[
     ("strings.count", 2, count),
     ("strings.replace_n", 2, replace_n),
     ("time.parse_rfc3339_ns", 1, parse_time),
+    ("to_number", 1, to_number),
     ("upper", 1, upper),
 ];
 
@@ -245,6 +253,17 @@ fn marshal(arguments: &[Value]) -> Answer {
     Ok(Some(Value::from(text)))
 }
 
+fn unmarshal(arguments: &[Value]) -> Answer {
+    Ok(arguments.first().and_then(text).and_then(json::parse))
+}
+
+fn is_json(arguments: &[Value]) -> Answer {
+    if arguments.first().and_then(text).is_none() {
+        return Ok(None);
+    }
+    Ok(Some(Value::from(unmarshal(arguments)?.is_some())))
+}
+
 fn parse_time(arguments: &[Value]) -> Answer {
     let Some(text) = arguments.first().and_then(text) else {
         return Ok(None);
@@ -254,6 +273,64 @@ fn parse_time(arguments: &[Value]) -> Answer {
     let time = DateTime::parse_from_rfc3339(text).ok().filter(|_| strict);
     let nanos = time.and_then(|time| time.timestamp_nanos_opt());
     Ok(nanos.map(Value::from))
+}
+
+// Numbers
+
+/// Longest list of numbers.
+const MAX_RANGE: u64 = 100_000;
+
+fn to_number(arguments: &[Value]) -> Answer {
+    Ok(match arguments {
+        [Value::Null | Value::Bool(false)] => Some(number(0)),
+        [Value::Bool(true)] => Some(number(1)),
+        [given @ Value::Number(_)] => Some(given.clone()),
+        [Value::String(_)] => {
+            unmarshal(arguments)?.filter(|value| matches!(value, Value::Number(_)))
+        }
+        _ => None,
+    })
+}
+
+/// Both numbers, if they are whole. The error is for those that are too large.
+fn whole(arguments: &[Value]) -> Result<Option<(i64, i64)>, String> {
+    let [one @ Value::Number(_), other @ Value::Number(_)] = arguments else {
+        return Ok(None);
+    };
+    match (one.as_i64(), other.as_i64()) {
+        (Ok(one), Ok(other)) => Ok(Some((one, other))),
+        _ => Err("the numbers are too large, or not whole".to_owned()),
+    }
+}
+
+fn range(arguments: &[Value]) -> Answer {
+    let Some((from, to)) = whole(arguments)? else {
+        return Ok(None);
+    };
+    if from.abs_diff(to) >= MAX_RANGE {
+        return Err(format!("there are more than {MAX_RANGE} numbers"));
+    }
+    let numbers: Vec<Value> = match from <= to {
+        true => (from..=to).map(Value::from).collect(),
+        false => (to..=from).rev().map(Value::from).collect(),
+    };
+    Ok(Some(Value::from(numbers)))
+}
+
+fn shift_left(arguments: &[Value]) -> Answer {
+    let Some((value, by)) = whole(arguments)? else {
+        return Ok(None);
+    };
+    let Ok(by) = u32::try_from(by) else {
+        return Ok(None);
+    };
+    let factor = 1i64.checked_shl(by).filter(|factor| *factor > 0);
+    let shifted = factor.and_then(|factor| value.checked_mul(factor));
+    match shifted {
+        Some(shifted) => Ok(Some(Value::from(shifted))),
+        None if value == 0 => Ok(Some(number(0))),
+        None => Err("the result is too large".to_owned()),
+    }
 }
 
 // Networks

@@ -10,7 +10,7 @@ use prost_types::value::Kind;
 use regorus::Value;
 use serde_json::Value as Json;
 
-use super::wants::Wants;
+use super::{json, wants::Wants};
 use crate::{
     policy::{check::Check, facts::Facts},
     server::Body,
@@ -286,7 +286,7 @@ fn body(check: &Check<'_>) -> Result<Value, String> {
     let kind = kind.split(';').next().unwrap_or_default().trim();
     let text = || std::str::from_utf8(body).map_err(|_| "the body is not UTF-8".to_owned());
     if kind.eq_ignore_ascii_case("application/json") {
-        return Value::from_json_str(text()?).map_err(|_| "the body is not JSON".to_owned());
+        return json::parse(text()?).ok_or_else(|| "the body is not JSON".to_owned());
     }
     if kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Ok(query(text()?));
@@ -312,7 +312,7 @@ fn from_proto(value: &prost_types::Value) -> Value {
     match &value.kind {
         None | Some(Kind::NullValue(_)) => Value::Null,
         Some(Kind::BoolValue(value)) => Value::from(*value),
-        Some(Kind::NumberValue(value)) => number(*value),
+        Some(Kind::NumberValue(value)) => json::fraction(*value),
         Some(Kind::StringValue(value)) => Value::from(value.as_str()),
         Some(Kind::StructValue(fields)) => from_struct(fields),
         Some(Kind::ListValue(list)) => {
@@ -321,37 +321,14 @@ fn from_proto(value: &prost_types::Value) -> Value {
     }
 }
 
-fn number(value: f64) -> Value {
-    // JSON has no others.
-    if value.is_finite() {
-        Value::from(value)
-    } else {
-        Value::Null
-    }
-}
-
+/// Of an object, the fields that are wanted.
 fn from_json(value: &Json, wants: &Wants) -> Value {
-    match value {
-        Json::Null => Value::Null,
-        Json::Bool(value) => Value::from(*value),
-        Json::Number(value) => match (value.as_i64(), value.as_u64()) {
-            (Some(value), _) => Value::from(value),
-            (None, Some(value)) => Value::from(value),
-            (None, None) => number(value.as_f64().unwrap_or(f64::NAN)),
-        },
-        Json::String(value) => Value::from(value.as_str()),
-        Json::Array(items) => {
-            let items = items
-                .iter()
-                .map(|item| from_json(item, Wants::everything()));
-            Value::from(items.collect::<Vec<_>>())
-        }
-        Json::Object(fields) => {
-            let fields = fields.iter().filter_map(|(name, value)| {
-                let wants = wants.field(name)?;
-                Some((Value::from(name.as_str()), from_json(value, wants)))
-            });
-            Value::from(BTreeMap::from_iter(fields))
-        }
-    }
+    let Json::Object(fields) = value else {
+        return json::value(value);
+    };
+    let fields = fields.iter().filter_map(|(name, value)| {
+        let wants = wants.field(name)?;
+        Some((Value::from(name.as_str()), from_json(value, wants)))
+    });
+    Value::from(BTreeMap::from_iter(fields))
 }

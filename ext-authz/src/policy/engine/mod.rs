@@ -7,6 +7,7 @@ mod candidate;
 mod differential;
 mod functions;
 mod input;
+mod json;
 mod load;
 mod rego;
 mod rewrite;

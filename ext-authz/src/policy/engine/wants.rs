@@ -23,6 +23,7 @@ static WHOLE: Wants = Wants {
 
 impl Wants {
     /// All that there is.
+    #[cfg(feature = "opa-wasm")]
     pub(super) fn everything() -> &'static Self {
         &WHOLE
     }

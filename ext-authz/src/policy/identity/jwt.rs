@@ -143,7 +143,7 @@ impl Tokens {
         let mut found = Found::Nothing;
         for token in self.spots.iter().filter_map(|spot| spot.find(check)) {
             let mut verified = self.verify(&token);
-            if verified == Err(Refusal::UnknownKey) && self.keys.renewed().await {
+            if verified == Err(Refusal::UnknownKey) && Box::pin(self.keys.renewed()).await {
                 verified = self.verify(&token);
             }
             found = match verified {

@@ -31,7 +31,7 @@ use crate::server::{Decision, Deny};
 pub(super) use claims::{claim, header_text, says};
 pub(super) use credential::Spot;
 pub(super) use keys::sha256;
-pub(super) use login::is_session_cookie;
+pub(super) use login::{SignedIn, is_session_cookie};
 
 /// An identity: which source vouches for it, and what it says.
 #[derive(Debug, Clone, PartialEq)]
@@ -189,15 +189,16 @@ impl Source {
         })
     }
 
+    /// What may have to ask others is boxed, so that checks need no room for what they do not do.
     async fn identify(&self, check: &Check<'_>) -> Found {
         match &self.kind {
             Kind::Keys(keys) => keys.identify(check),
             Kind::Tokens(tokens) => tokens.identify(check).await,
-            Kind::Introspection(asked) => asked.identify(check).await,
+            Kind::Introspection(asked) => Box::pin(asked.identify(check)).await,
             Kind::Certificates(certificates) => certificates.identify(check),
-            Kind::Passwords(passwords) => passwords.identify(check).await,
+            Kind::Passwords(passwords) => Box::pin(passwords.identify(check)).await,
             Kind::Signatures(signatures) => signatures.identify(check),
-            Kind::Login(login) => login.identify(check).await,
+            Kind::Login(login) => Box::pin(login.identify(check)).await,
             Kind::Anonymous => Found::Nothing,
         }
     }

@@ -104,10 +104,14 @@ impl Shown {
         if !self.all && !self.names.iter().any(|shown| shown == name) {
             return None;
         }
-        Some(match self.masked.contains(name) {
-            true => Cow::Borrowed(masked()),
-            false => cut(value()),
-        })
+        // However it is written: not every proxy has names in lower case.
+        let mut secrets = self.masked.iter();
+        Some(
+            match secrets.any(|secret| secret.eq_ignore_ascii_case(name)) {
+                true => Cow::Borrowed(masked()),
+                false => cut(value()),
+            },
+        )
     }
 }
 
@@ -317,7 +321,8 @@ impl Drop for Pending<'_> {
 
 /// Queries are shown by parameter, not within headers.
 fn without_query<'a>(name: &str, value: Cow<'a, str>) -> Cow<'a, str> {
-    if !URL_HEADERS.contains(&name) {
+    let mut urls = URL_HEADERS.iter();
+    if !urls.any(|url| url.eq_ignore_ascii_case(name)) {
         return value;
     }
     match value {

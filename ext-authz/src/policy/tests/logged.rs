@@ -118,7 +118,7 @@ decision_log:
 decision_metadata: { id: true, explain: 4KiB }
 ",
     );
-    let request = get("/?pass=hushed&private=hushed&token=hushed&page=1")
+    let request = get("/?pass=hushed&private=hushed&token=hushed&Token=hushed&page=1")
         .header("x-token", "secret")
         .header("authorization", "Bearer hushed")
         .header("cookie", "session=hushed")
@@ -151,7 +151,7 @@ decision_metadata: { id: true, explain: 4KiB }
     let masked = json!(["(masked)"]);
     assert_eq!(
         record["request"]["query"],
-        json!({ "pass": masked, "private": masked, "token": masked, "page": ["1"] })
+        json!({ "pass": masked, "private": masked, "token": masked, "Token": masked, "page": ["1"] })
     );
     assert_eq!(
         record["explain"],

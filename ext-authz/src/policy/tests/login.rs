@@ -2,7 +2,12 @@
 
 use std::fs;
 
-use super::{AuthService, Metrics, errors_of};
+use aws_lc_rs::aead::{AES_256_GCM, Aad, RandomizedNonceKey};
+use base64::Engine as _;
+use http::HeaderValue;
+
+use super::{AuthService, B64, Builder, Fixture, Metrics, errors_of, get, json, now};
+use crate::testing::{Harness, Outcome};
 
 #[test]
 fn mistakes_of_a_sign_in_are_told_with_their_place() {
@@ -74,4 +79,119 @@ fn the_example_of_the_book_loads() {
     let service = AuthService::load(&file, &Metrics::default());
     let service = service.unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(service.waits_for().len(), 1);
+}
+
+const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+/// Signs people in at a provider that nobody needs to reach, and knows partners below `/api`.
+fn signing_in(more: &str) -> Fixture {
+    let config = format!(
+        "
+identity:
+- name: people
+  oidc_login:
+    issuer: http://127.0.0.1:1
+    client_id: shop
+    session: {{ keys_file: session.keys }}
+    forward_access_token: true
+- name: partners
+  api_key:
+    keys: [{{ id: acme, hash: '{}' }}]
+rules: [{{ action: allow }}]
+pipelines:
+- name: api
+  paths: [{{ prefix: /api }}]
+  identity: [partners]
+  rules: [{{ action: allow }}]
+upstream_headers: {{ x-user: {{ claim: sub }} }}
+{more}",
+        super::SECRET
+    );
+    Fixture::with_files(&config, &[("session.keys", KEY)])
+}
+
+/// A request with the cookie of Alice's session, made without the code that reads it.
+fn as_alice(path: &str, access_token: Option<&str>) -> Builder {
+    let mut sealed = json!({
+        "id": "s1", "began": now(), "seen": now(), "claims": { "sub": "alice" },
+        "access_token": access_token,
+    })
+    .to_string()
+    .into_bytes();
+    let key: Vec<u8> = (0..32).collect();
+    let nonce = RandomizedNonceKey::new(&AES_256_GCM, &key)
+        .unwrap()
+        .seal_in_place_append_tag(
+            Aad::from("session attache_session http://127.0.0.1:1 shop"),
+            &mut sealed,
+        )
+        .unwrap();
+    let sealed = B64.encode([&nonce.as_ref()[..], &sealed].concat());
+    get(path).header("cookie", format!("a=1; attache_session=1.{sealed}; b=2"))
+}
+
+#[tokio::test]
+async fn no_upstream_of_any_pipeline_sees_a_session() {
+    let fixture = signing_in("");
+    let at_home = fixture.allowed(as_alice("/", None)).await;
+    assert_eq!(at_home.request.headers()["x-user"], "alice");
+    assert_eq!(at_home.request.headers()["cookie"], "a=1; b=2");
+
+    let partner = as_alice("/api", None).header("x-api-key", "secret");
+    let elsewhere = fixture.allowed(partner).await;
+    assert_eq!(elsewhere.request.headers()["cookie"], "a=1; b=2");
+}
+
+#[tokio::test]
+async fn a_cookie_that_is_no_text_neither_ends_nor_shows_a_session() {
+    let fixture = signing_in("");
+    let mut request = as_alice("/", None).body("").unwrap();
+    // What any page of the host can make a browser send.
+    let cookies = [request.headers()["cookie"].as_bytes(), b"; c=\xff"].concat();
+    let cookies = HeaderValue::from_bytes(&cookies).unwrap();
+    request.headers_mut().insert("cookie", cookies);
+    let harness = Harness::new(fixture.service.clone()).raw_headers();
+    let Outcome::Allowed(allowed) = harness.check(request).await else {
+        panic!()
+    };
+    assert_eq!(allowed.request.headers()["x-user"], "alice");
+    assert!(!allowed.request.headers().contains_key("cookie"));
+}
+
+#[tokio::test]
+async fn no_access_token_but_that_of_the_session_is_forwarded() {
+    let fixture = signing_in("");
+    for (token, expected) in [(Some("t1"), Some("Bearer t1")), (None, None)] {
+        let request = as_alice("/", token).header("authorization", "Bearer made-up");
+        let allowed = fixture.allowed(request).await;
+        let forwarded = allowed.request.headers().get("authorization");
+        assert_eq!(forwarded.map(|value| value.to_str().unwrap()), expected);
+    }
+}
+
+#[tokio::test]
+async fn a_kept_decision_ends_when_its_user_signs_out() {
+    let fixture = signing_in("decision_cache: { ttl: 1h }");
+    let alice = as_alice("/", Some("t1"));
+    let cookie = alice.headers_ref().unwrap()["cookie"].clone();
+    let with_it = |path: &str| get(path).header("cookie", cookie.clone());
+    for _ in 0..2 {
+        assert_eq!(fixture.status(with_it("/")).await, 200);
+    }
+    let text = fixture.metrics.render();
+    let hit = r#"attache_auth_decision_cache_total{pipeline="default",result="hit"} 1"#;
+    assert!(text.contains(hit), "{text}");
+
+    fixture.status(with_it("/oauth2/logout")).await;
+    assert_eq!(fixture.status(with_it("/")).await, 401);
+}
+
+#[tokio::test]
+async fn no_other_site_signs_anybody_out() {
+    let fixture = signing_in("");
+    let signs_out = |from: &str| as_alice("/oauth2/logout", None).header("sec-fetch-site", from);
+    assert_eq!(fixture.status(signs_out("cross-site")).await, 403);
+    assert_eq!(fixture.status(as_alice("/", None)).await, 200);
+    assert_eq!(fixture.status(signs_out("same-origin")).await, 200);
+    assert_eq!(fixture.status(as_alice("/", None)).await, 401);
 }

@@ -200,6 +200,50 @@ async fn a_policy_that_thinks_too_long_is_stopped() {
 }
 
 #[tokio::test]
+async fn letters_beyond_ascii_change_nothing_in_how_a_policy_is_read() {
+    for letters in ["a", "é", "日本", "😀"] {
+        let fixture = Fixture::new(&asking(&format!(
+            r#"# {letters}
+allow if {{ "{letters}" != "-"; not startswith(input.attributes.request.http.headers["x-a"], "b") }}"#
+        )));
+        assert_eq!(fixture.status(get("/")).await, 403, "{letters}");
+        let with = |value: &str| get("/").header("x-a", value);
+        assert_eq!(fixture.status(with("bc")).await, 403, "{letters}");
+        assert_eq!(fixture.status(with("c")).await, 200, "{letters}");
+    }
+}
+
+#[tokio::test]
+async fn no_number_of_a_request_costs_more_than_its_text() {
+    // One of a billion digits would take the engine minutes and gigabytes.
+    let body = "input.attributes.request.http.body";
+    let disguised = r#"{"$serde_json::private::Number":"1e1000000000"}"#;
+    for (policy, sent) in [
+        ("is_number(input.parsed_body)".to_owned(), disguised),
+        (format!("is_number(json.unmarshal({body}))"), disguised),
+        (format!("not json.is_valid({body})"), disguised),
+        (format!("to_number({body})"), disguised),
+        (format!("to_number({body})"), "1e1000000000"),
+        (format!("numbers.range(1, to_number({body}))"), "100001"),
+        (format!("numbers.range(1, to_number({body}))"), "4e18"),
+        (format!("bits.lsh(1, to_number({body}))"), "4000000000"),
+    ] {
+        let fixture = Fixture::new(&asking(&format!("allow if {policy}")));
+        let request = Request::post("http://h/").header("content-type", "application/json");
+        let outcome = Harness::new(fixture.service.clone())
+            .check(request.body(sent).unwrap())
+            .await;
+        let allowed = matches!(outcome, Outcome::Allowed(_));
+        assert!(!allowed, "{policy}: {outcome:?}");
+    }
+    // Functions that read numbers by themselves are not there.
+    for function in ["units.parse", "units.parse_bytes", "yaml.unmarshal"] {
+        let config = asking(&format!("allow if {function}({body})"));
+        assert!(refused(&config).contains("is not available"), "{function}");
+    }
+}
+
+#[tokio::test]
 async fn bodies_are_parsed_by_their_type() {
     let fixture = Fixture::new(&asking(
         r#"allow if input.parsed_body.user == "alice"

@@ -1,6 +1,6 @@
 use std::{net::SocketAddr, sync::Arc};
 
-use attache_filter::ConnectionInfo;
+use attache_filter::{ConnectionInfo, attributes::Facts, metadata::RouteMetadata};
 use attache_service::config::Document;
 use http::Request;
 
@@ -34,6 +34,16 @@ fn context(peer: &str) -> RequestContext {
     RequestContext::new(Arc::new(connection), http::Version::HTTP_11)
 }
 
+/// A route with metadata.
+fn route() -> Route {
+    let text = "filter_metadata: { ns: { user: ann, empty: '', number: 7, deep: { in: side } } }";
+    let document = Document::parse("metadata.yaml", text).unwrap();
+    Route {
+        metadata: RouteMetadata::plan(&document.decode().unwrap()),
+        ..Route::default()
+    }
+}
+
 /// `key=value`, `skip` or `drop`.
 fn outcome(text: &str, peer: &str, cluster: Option<&str>) -> String {
     let (head, ()) = Request::builder()
@@ -46,7 +56,25 @@ fn outcome(text: &str, peer: &str, cluster: Option<&str>) -> String {
         .body(())
         .unwrap()
         .into_parts();
-    match action(text).apply(&head, &context(peer), cluster) {
+    let context = context(peer);
+    let route = Route {
+        cluster: cluster.map(Into::into),
+        ..route()
+    };
+    context.merge_metadata("ns", route.metadata.untyped["ns"].clone());
+    let facts = Facts {
+        context: &context,
+        request: Some(&head),
+        response: None,
+    };
+    let subject = Subject {
+        head: &head,
+        context: &context,
+        exchange: facts.into(),
+        route: Some(&route),
+        source_cluster: "front",
+    };
+    match action(text).apply(&subject) {
         Outcome::Entry(entry) => format!("{}={}", entry.key, entry.value),
         Outcome::Skip => "skip".to_owned(),
         Outcome::Drop => "drop".to_owned(),
@@ -147,6 +175,75 @@ fn actions_make_entries_as_envoy_does() {
             "query_parameter_value_match: { descriptor_value: v, query_parameters: [{ name: a, string_match: { exact: '2' } }] }",
             "drop",
         ),
+        ("source_cluster: {}", "source_cluster=front"),
+        (
+            "metadata: { descriptor_key: k, metadata_key: { key: ns, path: [{ key: user }] } }",
+            "k=ann",
+        ),
+        (
+            "metadata: { descriptor_key: k, source: ROUTE_ENTRY, metadata_key: { key: ns, path: [{ key: deep }, { key: in }] } }",
+            "k=side",
+        ),
+        (
+            "metadata: { descriptor_key: k, metadata_key: { key: ns, path: [{ key: number }] } }",
+            "drop",
+        ),
+        (
+            "metadata: { descriptor_key: k, skip_if_absent: true, metadata_key: { key: ns, path: [{ key: empty }] } }",
+            "skip",
+        ),
+        (
+            "metadata: { descriptor_key: k, default_value: d, skip_if_absent: true, metadata_key: { key: none, path: [{ key: user }] } }",
+            "k=d",
+        ),
+        (
+            "metadata: { descriptor_key: k, source: CLUSTER_LOCALITY_ENTRY, metadata_key: { key: ns, path: [{ key: user }] } }",
+            "drop",
+        ),
+        (
+            "remote_address_match: { descriptor_value: '<%REQ(x-user)%>', address_matcher: { ranges: [{ address_prefix: 192.168.0.0, prefix_len: 16 }] } }",
+            "remote_address_match=<alice>",
+        ),
+        (
+            "remote_address_match: { descriptor_value: v, address_matcher: { ranges: [{ address_prefix: 10.0.0.0, prefix_len: 8 }] } }",
+            "drop",
+        ),
+        (
+            "remote_address_match: { descriptor_value: v, descriptor_key: k, address_matcher: { invert_match: true, ranges: [{ address_prefix: 10.0.0.0, prefix_len: 8 }] } }",
+            "k=v",
+        ),
+        (
+            "remote_address_match: { descriptor_value: '%REQ(x-no)%', address_matcher: { invert_match: true } }",
+            "drop",
+        ),
+        (
+            "remote_address_match: { descriptor_value: '%REQ(x-no)%', default_value: d, address_matcher: { invert_match: true } }",
+            "remote_address_match=d",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/envoy.extensions.rate_limit_descriptors.expr.v3.Descriptor, descriptor_key: k, text: \"request.method == 'POST'\" } }",
+            "k=true",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/envoy.extensions.rate_limit_descriptors.expr.v3.Descriptor, descriptor_key: k, text: response.code } }",
+            "drop",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/envoy.extensions.rate_limit_descriptors.expr.v3.Descriptor, descriptor_key: k, text: response.code, skip_if_error: true } }",
+            "skip",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: x-user } }",
+            "e=alice,bob",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: x-empty } }",
+            "skip",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.ServerNameInput } }",
+            "drop",
+        ),
     ];
     for (text, expected) in table {
         assert_eq!(
@@ -205,8 +302,27 @@ fn faults_are_named() {
             "header_value_match: { descriptor_value: v, headers: [] }",
             "at least one matcher",
         ),
-        ("source_cluster: {}", "generic_key"),
-        ("metadata: {}", "not supported yet"),
+        ("dynamic_metadata: {}", "write `metadata`"),
+        (
+            "metadata: { descriptor_key: k, metadata_key: { key: ns, path: [] } }",
+            "`path` needs at least one",
+        ),
+        (
+            "remote_address_match: { descriptor_value: '%NOPE%', address_matcher: {} }",
+            "`%NOPE%` is not known here",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/envoy.extensions.rate_limit_descriptors.expr.v3.Descriptor, descriptor_key: k, text: request.pth } }",
+            "no attribute `request.pth`",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/google.protobuf.Empty } }",
+            "makes no entries here",
+        ),
+        (
+            "extension: { name: e, typed_config: { '@type': type.googleapis.com/envoy.extensions.rate_limit_descriptors.jwt_claim.v3.Descriptor } }",
+            "nobody has verified",
+        ),
         ("generic_keys: {}", "generic_key"),
     ] {
         let faults = faults(text);

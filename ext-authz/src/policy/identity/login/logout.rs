@@ -10,6 +10,11 @@ impl Login {
         if !matches!(check.method(), Some("GET" | "POST")) {
             return message(405, "Open this page to sign out.\n").header("allow", "GET, POST");
         }
+        // No other site may sign anybody out; browsers say where a request comes from.
+        if check.header("sec-fetch-site").as_deref() == Some("cross-site") {
+            return message(403, "Sign out on the site itself.\n")
+                .reason("sign-out by another site");
+        }
         let names = self.names(check);
         let session = names
             .read(check)

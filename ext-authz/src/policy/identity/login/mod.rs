@@ -16,6 +16,7 @@ mod provider;
 mod refresh;
 mod seal;
 mod session;
+mod signed_in;
 
 use std::sync::Arc;
 
@@ -39,6 +40,7 @@ use crate::{
 };
 
 pub(in crate::policy) use cookie::is_session_cookie;
+pub(in crate::policy) use signed_in::SignedIn;
 
 /// How long a session whose access token could not be replaced is used before that is tried again.
 const RETRY_AFTER: u64 = 5;
@@ -127,12 +129,14 @@ impl Login {
     fn known(&self, check: &Check<'_>, session: Session, until: u64) -> Found {
         check.holds_until(time(until));
         let end = self.lifetime.end(&session);
-        if self.forward_access_token
-            && let Some(token) = session.access_token
-        {
-            check
-                .effects()
-                .set("authorization", format!("Bearer {token}"));
+        check.holds_while(|| SignedIn::new(&self.ended, &session.id));
+        if self.forward_access_token {
+            let mut effects = check.effects();
+            match session.access_token {
+                Some(token) => effects.set("authorization", format!("Bearer {token}")),
+                // One that the client made up is not that of the session.
+                None => effects.remove("authorization"),
+            }
         }
         Found::Good(Arc::new(Identity {
             source: self.source,

@@ -44,7 +44,12 @@ impl Facts {
     pub(super) fn of_principal(principal: &str) -> Self {
         let mut facts = Self::default();
         let principal = principal.to_owned();
-        if principal.contains("://") || principal.starts_with("urn:") {
+        // Before the colon of a URI there is its scheme; a subject may have all that is in a URI.
+        let of_scheme = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+        let scheme = principal.split_once("://");
+        if scheme.is_some_and(|(scheme, _)| scheme.chars().all(of_scheme))
+            || principal.starts_with("urn:")
+        {
             facts.uris.push(principal);
         } else if principal.contains('=') {
             facts.subject = Some(principal);
@@ -155,6 +160,12 @@ mod tests {
             ("urn:x:y", &["urn:x:y"], &[], None),
             ("a.example", &[], &["a.example"], None),
             ("CN=a,O=b", &[], &[], Some("CN=a,O=b")),
+            (
+                "CN=x spiffe://a.example/b",
+                &[],
+                &[],
+                Some("CN=x spiffe://a.example/b"),
+            ),
         ] {
             let facts = Facts::of_principal(principal);
             assert_eq!(facts.uris, uris, "{principal}");

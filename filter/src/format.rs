@@ -1,0 +1,445 @@
+//! Texts with facts of the exchange in them: Envoy's access log formatters, as far as policies
+//! use them.
+//!
+//! `%%` is a percent sign. What is absent is empty.
+//!
+//! | formatter | value |
+//! |---|---|
+//! | `%REQ(X?Y):Z%` | header `X` of the request, else `Y`; at most `Z` bytes |
+//! | `%RESP(X?Y):Z%` | the same of the response |
+//! | `%PROTOCOL%` | `HTTP/1.1`, `HTTP/2`, ... |
+//! | `%DOWNSTREAM_REMOTE_ADDRESS%` | the client's address and port; `_WITHOUT_PORT` without |
+//! | `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%` | the same of who is connected, be it a proxy |
+//! | `%DOWNSTREAM_LOCAL_ADDRESS%` | our side of that connection |
+//! | `%REQUESTED_SERVER_NAME%` | the server name that the client asked for |
+//! | `%ROUTE_NAME%`, `%UPSTREAM_CLUSTER%`, `%UPSTREAM_HOST%` | where the request goes |
+//! | `%DYNAMIC_METADATA(namespace:key:key)%` | what filters have left; what is no text is JSON |
+//! | `%CEL(expression)%` | the value of an expression over [`crate::attributes`] |
+//! | `%RESPONSE_CODE%` | the status; 0 while there is none |
+//! | `%RESPONSE_CODE_DETAILS%` | why it is so |
+//! | `%RESPONSE_FLAGS%` | what went wrong, with commas between; `-` for nothing |
+//! | `%BYTES_RECEIVED%`, `%BYTES_SENT%` | bytes of the bodies of request and response, so far |
+//! | `%DURATION%` | milliseconds since the request came |
+
+use std::net::SocketAddr;
+
+use http::{HeaderName, HeaderValue, request, response};
+use prost_types::{Struct, value::Kind};
+
+use crate::{
+    MessageHead,
+    attributes::{Expression, Facts, Value, protocol},
+    context::ResponseFlag,
+    metadata::{find, to_json},
+};
+
+/// What formatters are filled in from.
+#[derive(Debug, Clone, Copy)]
+pub struct Exchange<'a> {
+    /// Heads of the messages, connection, route, metadata.
+    pub facts: Facts<'a>,
+    /// Bytes of the body of the request, so far.
+    pub bytes_received: u64,
+    /// Bytes of the body of the response, so far.
+    pub bytes_sent: u64,
+}
+
+impl<'a> From<Facts<'a>> for Exchange<'a> {
+    /// Before any body.
+    fn from(facts: Facts<'a>) -> Self {
+        Self {
+            facts,
+            bytes_received: 0,
+            bytes_sent: 0,
+        }
+    }
+}
+
+/// A text with formatters in it.
+#[derive(Debug, Clone)]
+pub struct Format(Vec<Part>);
+
+/// A formatter on its own, for its value as a number.
+#[derive(Debug, Clone)]
+pub struct Formatter(Part);
+
+#[derive(Debug, Clone)]
+enum Part {
+    Text(String),
+    Request(Header),
+    Response(Header),
+    Protocol,
+    Address {
+        of: Peer,
+        port: bool,
+    },
+    ServerName,
+    RouteName,
+    Cluster,
+    Upstream,
+    Metadata {
+        namespace: String,
+        path: Vec<String>,
+    },
+    Expression(Box<Expression>),
+    Status,
+    Details,
+    Flags,
+    BytesReceived,
+    BytesSent,
+    Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Peer {
+    Client,
+    Direct,
+    Local,
+}
+
+#[derive(Debug, Clone)]
+struct Header {
+    name: String,
+    instead: Option<String>,
+    max: Option<usize>,
+}
+
+const KNOWN: &str = "`%REQ(name)%`, `%RESP(name)%`, `%PROTOCOL%`, `%DOWNSTREAM_REMOTE_ADDRESS%`, \
+    `%DOWNSTREAM_DIRECT_REMOTE_ADDRESS%` and `%DOWNSTREAM_LOCAL_ADDRESS%` (with `_WITHOUT_PORT` \
+    too), `%REQUESTED_SERVER_NAME%`, `%ROUTE_NAME%`, `%UPSTREAM_CLUSTER%`, `%UPSTREAM_HOST%`, \
+    `%DYNAMIC_METADATA(namespace:key)%`, `%CEL(expression)%`, `%RESPONSE_CODE%`, \
+    `%RESPONSE_CODE_DETAILS%`, `%RESPONSE_FLAGS%`, `%BYTES_RECEIVED%`, `%BYTES_SENT%` and \
+    `%DURATION%`";
+
+impl Format {
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once('%') {
+            literal.push_str(before);
+            let (command, after) =
+                split_command(after).ok_or("a `%` without its second; a percent sign is `%%`")?;
+            if command.is_empty() {
+                literal.push('%');
+            } else {
+                if !literal.is_empty() {
+                    parts.push(Part::Text(std::mem::take(&mut literal)));
+                }
+                parts.push(Part::parse(command)?);
+            }
+            rest = after;
+        }
+        literal.push_str(rest);
+        if !literal.is_empty() {
+            parts.push(Part::Text(literal));
+        }
+        Ok(Self(parts))
+    }
+
+    /// The value, if it is the same for all requests.
+    pub fn fixed(&self) -> Option<&str> {
+        match self.0.as_slice() {
+            [] => Some(""),
+            [Part::Text(text)] => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Whether something in it is known only when the response is there.
+    pub fn reads_response(&self) -> bool {
+        self.0.iter().any(Part::reads_response)
+    }
+
+    /// The value.
+    pub fn value(&self, exchange: &Exchange<'_>) -> Vec<u8> {
+        let mut value = Vec::new();
+        for part in &self.0 {
+            part.write(exchange, &mut value);
+        }
+        value
+    }
+}
+
+impl Formatter {
+    /// Reads a text that is one formatter and nothing else.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match <[Part; 1]>::try_from(Format::parse(text)?.0) {
+            Ok([Part::Text(_)]) | Err(_) => {
+                Err("exactly one formatter is needed, such as `%REQ(x-hits)%`".to_owned())
+            }
+            Ok([part]) => Ok(Self(part)),
+        }
+    }
+
+    /// The value as a number; texts are read as one. `None` where it is absent or none.
+    pub fn number(&self, exchange: &Exchange<'_>) -> Option<f64> {
+        let facts = &exchange.facts;
+        match &self.0 {
+            Part::Metadata { namespace, path } => {
+                facts
+                    .context
+                    .with_metadata(namespace, |fields| match &find(fields?, path)?.kind {
+                        Some(Kind::NumberValue(number)) => Some(*number),
+                        Some(Kind::StringValue(text)) => text.trim().parse().ok(),
+                        _ => None,
+                    })
+            }
+            Part::Expression(expression) => match expression.evaluate(facts)? {
+                // As metadata, which knows no whole numbers.
+                Value::Int(number) => Some(number as f64),
+                Value::Uint(number) => Some(number as f64),
+                Value::Double(number) => Some(number),
+                Value::Text(text) => text.trim().parse().ok(),
+                _ => None,
+            },
+            part => {
+                let mut text = Vec::new();
+                part.write(exchange, &mut text);
+                str::from_utf8(&text).ok()?.trim().parse().ok()
+            }
+        }
+    }
+}
+
+/// The command up to its closing `%`, which may stand in the expression of a `%CEL(...)%` too.
+fn split_command(text: &str) -> Option<(&str, &str)> {
+    if text.starts_with("CEL(") {
+        let (command, rest) = text.split_once(")%")?;
+        return text
+            .get(..command.len().saturating_add(1))
+            .map(|command| (command, rest));
+    }
+    text.split_once('%')
+}
+
+impl Part {
+    fn parse(command: &str) -> Result<Self, String> {
+        let unknown = || format!("`%{command}%` is not known here; there are {KNOWN}");
+        Ok(match command {
+            "PROTOCOL" => Self::Protocol,
+            "REQUESTED_SERVER_NAME" => Self::ServerName,
+            "ROUTE_NAME" => Self::RouteName,
+            "UPSTREAM_CLUSTER" => Self::Cluster,
+            "UPSTREAM_HOST" => Self::Upstream,
+            "RESPONSE_CODE" => Self::Status,
+            "RESPONSE_CODE_DETAILS" => Self::Details,
+            "RESPONSE_FLAGS" => Self::Flags,
+            "BYTES_RECEIVED" => Self::BytesReceived,
+            "BYTES_SENT" => Self::BytesSent,
+            "DURATION" => Self::Duration,
+            _ => {
+                if let Some(address) = Self::address(command) {
+                    return Ok(address);
+                }
+                let (name, rest) = command.split_once('(').ok_or_else(unknown)?;
+                let (argument, after) = rest.rsplit_once(')').ok_or_else(unknown)?;
+                match (name, after) {
+                    ("REQ", max) => Self::Request(Header::parse(argument, max, &unknown)?),
+                    ("RESP", max) => Self::Response(Header::parse(argument, max, &unknown)?),
+                    ("DYNAMIC_METADATA", "") => {
+                        let mut names = argument.split(':').map(str::to_owned);
+                        Self::Metadata {
+                            namespace: names.next().unwrap_or_default(),
+                            path: names.collect(),
+                        }
+                    }
+                    ("CEL", "") => Self::Expression(Box::new(Expression::compile(argument)?)),
+                    _ => return Err(unknown()),
+                }
+            }
+        })
+    }
+
+    fn address(command: &str) -> Option<Self> {
+        let (of, rest) = [
+            (Peer::Client, "DOWNSTREAM_REMOTE_ADDRESS"),
+            (Peer::Direct, "DOWNSTREAM_DIRECT_REMOTE_ADDRESS"),
+            (Peer::Local, "DOWNSTREAM_LOCAL_ADDRESS"),
+        ]
+        .into_iter()
+        .find_map(|(of, name)| Some((of, command.strip_prefix(name)?)))?;
+        match rest {
+            "" => Some(Self::Address { of, port: true }),
+            "_WITHOUT_PORT" => Some(Self::Address { of, port: false }),
+            _ => None,
+        }
+    }
+
+    fn reads_response(&self) -> bool {
+        matches!(
+            self,
+            Self::Response(_)
+                | Self::Status
+                | Self::Details
+                | Self::Flags
+                | Self::BytesReceived
+                | Self::BytesSent
+                | Self::Duration
+                | Self::Upstream
+        )
+    }
+
+    fn write(&self, exchange: &Exchange<'_>, to: &mut Vec<u8>) {
+        let facts = &exchange.facts;
+        let context = facts.context;
+        let mut text = |text: &str| to.extend_from_slice(text.as_bytes());
+        match self {
+            Self::Text(literal) => text(literal),
+            Self::Protocol => text(protocol(context.protocol)),
+            Self::Address { of, port } => {
+                let address = match of {
+                    Peer::Client => facts.source(),
+                    Peer::Direct => context.connection.peer,
+                    Peer::Local => context.connection.local,
+                };
+                if let Some(address) = address {
+                    text(&shown(address, *port));
+                }
+            }
+            Self::ServerName => {
+                let tls = context.connection.tls.as_ref();
+                text(tls.and_then(|tls| tls.sni.as_deref()).unwrap_or_default());
+            }
+            Self::RouteName => {
+                if let Some(route) = context.route() {
+                    text(&route.name);
+                }
+            }
+            Self::Cluster => {
+                if let Some(cluster) = context.route().and_then(|route| route.cluster.clone()) {
+                    text(&cluster);
+                }
+            }
+            Self::Upstream => {
+                if let Some(upstream) = context.upstream() {
+                    text(&upstream.to_string());
+                }
+            }
+            Self::Metadata { namespace, path } => context.with_metadata(namespace, |fields| {
+                if let Some(value) = fields.and_then(|fields| metadata_text(fields, path)) {
+                    text(&value);
+                }
+            }),
+            Self::Expression(expression) => {
+                if let Some(value) = expression.evaluate(facts) {
+                    text(&value.text());
+                }
+            }
+            Self::Status => {
+                let status = facts
+                    .response
+                    .map_or(0, |response| response.status.as_u16());
+                text(&status.to_string());
+            }
+            Self::Details => {
+                if let Some(details) = facts.response.and_then(|_| context.details()) {
+                    text(&details);
+                }
+            }
+            Self::Flags => {
+                let flags = context.flags();
+                let flags: Vec<_> = flags.into_iter().map(ResponseFlag::short).collect();
+                text(if flags.is_empty() { "-" } else { "" });
+                text(&flags.join(","));
+            }
+            Self::BytesReceived => text(&exchange.bytes_received.to_string()),
+            Self::BytesSent => text(&exchange.bytes_sent.to_string()),
+            Self::Duration => text(&context.started.elapsed().as_millis().to_string()),
+            Self::Request(header) => header.write(facts.request, request_value, to),
+            Self::Response(header) => header.write(facts.response, response_value, to),
+        }
+    }
+}
+
+fn shown(address: SocketAddr, port: bool) -> String {
+    match port {
+        true => address.to_string(),
+        false => address.ip().to_string(),
+    }
+}
+
+fn metadata_text(fields: &Struct, path: &[String]) -> Option<String> {
+    let value = match path {
+        [] => crate::metadata::struct_to_json(fields),
+        path => match &find(fields, path)?.kind {
+            Some(Kind::StringValue(text)) => return Some(text.clone()),
+            _ => to_json(find(fields, path)?),
+        },
+    };
+    Some(value.to_string())
+}
+
+impl Header {
+    fn parse(names: &str, max: &str, unknown: &dyn Fn() -> String) -> Result<Self, String> {
+        let max = match max.strip_prefix(':') {
+            Some(max) => Some(max.parse().map_err(|_| unknown())?),
+            None if max.is_empty() => None,
+            None => return Err(unknown()),
+        };
+        let names = names.to_ascii_lowercase();
+        let (name, instead) = match names.split_once('?') {
+            Some((name, instead)) => (name, Some(instead)),
+            None => (names.as_str(), None),
+        };
+        let valid = |name: &str| {
+            HeaderName::from_bytes(name.strip_prefix(':').unwrap_or(name).as_bytes()).is_ok()
+        };
+        if !valid(name) || !instead.is_none_or(valid) {
+            return Err(format!("`{names}` is not the name of a header"));
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            instead: instead.map(str::to_owned),
+            max,
+        })
+    }
+
+    fn write<H>(
+        &self,
+        head: Option<&H>,
+        write: fn(&H, &str, &mut Vec<u8>) -> bool,
+        to: &mut Vec<u8>,
+    ) {
+        let Some(head) = head else { return };
+        let start = to.len();
+        let found = write(head, &self.name, to);
+        if let Some(instead) = self.instead.as_deref().filter(|_| !found) {
+            write(head, instead, to);
+        }
+        if let Some(max) = self.max {
+            to.truncate(start.saturating_add(max));
+        }
+    }
+}
+
+/// Writes the first value of a header, or a pseudo-header. False when there is none.
+fn request_value(head: &request::Parts, name: &str, to: &mut Vec<u8>) -> bool {
+    first_value(head, name == "host", name, to)
+}
+
+fn response_value(head: &response::Parts, name: &str, to: &mut Vec<u8>) -> bool {
+    first_value(head, false, name, to)
+}
+
+fn first_value(head: &dyn MessageHead, pseudo: bool, name: &str, to: &mut Vec<u8>) -> bool {
+    if pseudo || name.starts_with(':') {
+        let value = head.pseudo(name);
+        to.extend_from_slice(value.as_deref().unwrap_or_default().as_bytes());
+        value.is_some()
+    } else {
+        let value = head.headers().get(name);
+        to.extend_from_slice(value.map_or(b"", HeaderValue::as_bytes));
+        value.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests;

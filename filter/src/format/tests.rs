@@ -1,0 +1,160 @@
+use std::sync::Arc;
+
+use http::{Request, Response, Version};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{ConnectionInfo, RequestContext, Route};
+
+fn struct_of(fields: &[(&str, Kind)]) -> Struct {
+    let value = |kind: &Kind| prost_types::Value {
+        kind: Some(kind.clone()),
+    };
+    Struct {
+        fields: fields
+            .iter()
+            .map(|(name, kind)| ((*name).to_owned(), value(kind)))
+            .collect(),
+    }
+}
+
+/// Calls `show` with an exchange that is over.
+fn with_exchange<T>(show: impl FnOnce(&Exchange<'_>) -> T) -> T {
+    let request = Request::get("/path")
+        .header("x-a", "abc")
+        .header("host", "h");
+    let (request, ()) = request.body(()).unwrap().into_parts();
+    let response = Response::builder().status(201).header("x-cost", "9");
+    let (response, ()) = response.body(()).unwrap().into_parts();
+    let connection = ConnectionInfo {
+        peer: Some("10.0.0.1:4000".parse().unwrap()),
+        local: Some("10.0.0.2:80".parse().unwrap()),
+        ..ConnectionInfo::default()
+    };
+    let context = RequestContext::new(Arc::new(connection), Version::HTTP_11);
+    context.set_route(Some(Arc::new(Route {
+        name: "here".to_owned(),
+        cluster: Some("web".into()),
+        ..Route::default()
+    })));
+    context.merge_metadata(
+        "ns",
+        struct_of(&[
+            ("text", Kind::StringValue("12".to_owned())),
+            ("number", Kind::NumberValue(7.0)),
+            ("flag", Kind::BoolValue(true)),
+        ]),
+    );
+    context.set_details("via_upstream");
+    show(&Exchange {
+        facts: Facts {
+            context: &context,
+            request: Some(&request),
+            response: Some(&response),
+        },
+        bytes_received: 5,
+        bytes_sent: 6,
+    })
+}
+
+fn value(format: &str) -> String {
+    let format = Format::parse(format).unwrap();
+    let value = with_exchange(|exchange| format.value(exchange));
+    String::from_utf8(value).unwrap()
+}
+
+#[test]
+fn facts_are_filled_in() {
+    for (format, expected) in [
+        ("plain", "plain"),
+        ("100%%", "100%"),
+        ("<%REQ(x-none)%>", "<>"),
+        ("<%REQ(X-A)%>", "<abc>"),
+        ("%REQ(x-none?x-a)%", "abc"),
+        ("%REQ(x-a?x-none)%", "abc"),
+        ("%REQ(x-a):2%", "ab"),
+        ("%REQ(:path)%", "/path"),
+        ("%REQ(:authority)%", "h"),
+        ("%RESP(x-cost)%", "9"),
+        ("%RESP(:status)%", "201"),
+        ("%PROTOCOL%", "HTTP/1.1"),
+        ("%DOWNSTREAM_REMOTE_ADDRESS%", "10.0.0.1:4000"),
+        (
+            "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+            "10.0.0.1",
+        ),
+        ("%DOWNSTREAM_LOCAL_ADDRESS%", "10.0.0.2:80"),
+        ("%ROUTE_NAME%@%UPSTREAM_CLUSTER%", "here@web"),
+        ("%UPSTREAM_HOST%", ""),
+        ("%DYNAMIC_METADATA(ns:text)%", "12"),
+        ("%DYNAMIC_METADATA(ns:number)%", "7"),
+        ("%DYNAMIC_METADATA(ns:none)%", ""),
+        ("%CEL(request.method)%", "GET"),
+        ("%CEL(5 % 3)%!", "2!"),
+        ("%RESPONSE_CODE%-%RESPONSE_FLAGS%", "201--"),
+        ("%RESPONSE_CODE_DETAILS%", "via_upstream"),
+        ("%BYTES_RECEIVED%/%BYTES_SENT%", "5/6"),
+    ] {
+        assert_eq!(value(format), expected, "{format}");
+    }
+}
+
+#[test]
+fn one_formatter_may_be_a_number() {
+    for (format, expected) in [
+        ("%DYNAMIC_METADATA(ns:number)%", Some(7.0)),
+        ("%DYNAMIC_METADATA(ns:text)%", Some(12.0)),
+        ("%DYNAMIC_METADATA(ns:flag)%", None),
+        ("%DYNAMIC_METADATA(ns)%", None),
+        ("%RESP(x-cost)%", Some(9.0)),
+        ("%RESPONSE_CODE%", Some(201.0)),
+        ("%CEL(response.code)%", Some(201.0)),
+        ("%CEL(request.method)%", None),
+        ("%REQ(x-none)%", None),
+        ("%BYTES_SENT%", Some(6.0)),
+    ] {
+        let formatter = Formatter::parse(format).unwrap();
+        let number = with_exchange(|exchange| formatter.number(exchange));
+        assert_eq!(number, expected, "{format}");
+    }
+    for format in ["5", "", "%BYTES_SENT%%BYTES_SENT%", "a%BYTES_SENT%"] {
+        assert!(Formatter::parse(format).is_err(), "{format}");
+    }
+}
+
+#[test]
+fn what_is_no_formatter_is_refused() {
+    for (format, reason) in [
+        ("%NOPE%", "is not known here"),
+        ("%START_TIME%", "is not known here"),
+        ("%REQ(x-a%", "is not known here"),
+        ("%REQ(x-a):z%", "is not known here"),
+        ("%BYTES_SENT(x)%", "is not known here"),
+        ("%REQ(x a)%", "not the name of a header"),
+        ("%CEL(request.)%", "not a CEL expression"),
+        ("50%", "without its second"),
+    ] {
+        let error = Format::parse(format).unwrap_err();
+        assert!(error.contains(reason), "{format}: {error}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn literal_text_stays_what_it_is(text in ".{0,60}") {
+        let format = Format::parse(&text.replace('%', "%%")).unwrap();
+        prop_assert_eq!(format.fixed(), Some(text.as_str()));
+    }
+
+    #[test]
+    fn any_text_is_a_format_or_refused(
+        text in r"(%|%%|[a-z(): ?]|REQ|RESP|CEL\(|\)%|DYNAMIC_METADATA|:[0-9]{1,30}){0,12}",
+    ) {
+        if let Ok(format) = Format::parse(&text) {
+            with_exchange(|exchange| format.value(exchange));
+        }
+        if let Ok(formatter) = Formatter::parse(&text) {
+            with_exchange(|exchange| formatter.number(exchange));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The call when an exchange is over (`apply_on_stream_done`): its answer changes nothing.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use attache_filter::{Body, BoxError, RequestContext, Route, attributes::Facts, format::Exchange};
+use bytes::Bytes;
+use http::{HeaderMap, Response, request, response};
+use http_body::{Frame, SizeHint};
+use tokio::runtime::Handle;
+
+use super::{action::Subject, layer::Inner};
+
+/// Calls of one filter and worker at the end of exchanges that may be on their way at a time; more
+/// are left out.
+pub(super) const MAX_ENDING: usize = 1024;
+
+/// Bound on such a call where the filter has none.
+const MAX_ENDING_TIME: Duration = Duration::from_secs(10);
+
+/// An exchange that is going on. When this is dropped, it is over, and the service is asked.
+pub(super) struct Ending {
+    filter: Arc<Inner>,
+    context: Arc<RequestContext>,
+    route: Option<Arc<Route>>,
+    head: request::Parts,
+    response: Option<response::Parts>,
+    received: Arc<AtomicU64>,
+    sent: u64,
+}
+
+impl Ending {
+    pub(super) fn new(
+        filter: Arc<Inner>,
+        context: Arc<RequestContext>,
+        route: Option<Arc<Route>>,
+        head: request::Parts,
+    ) -> Self {
+        Self {
+            filter,
+            context,
+            route,
+            head,
+            response: None,
+            received: Arc::default(),
+            sent: 0,
+        }
+    }
+
+    /// Counts the bytes of the request's body.
+    pub(super) fn count(&self, body: Body) -> Body {
+        Body::new(Counted {
+            body,
+            bytes: self.received.clone(),
+        })
+    }
+
+    /// Lets the exchange end with the body of its response.
+    pub(super) fn with_response(mut self, response: Response<Body>) -> Response<Body> {
+        let (parts, body) = response.into_parts();
+        self.response = Some(parts.clone());
+        Response::from_parts(parts, Body::new(Ended { body, ending: self }))
+    }
+
+    fn ask(&self) {
+        let exchange = |response| Exchange {
+            facts: Facts {
+                context: &self.context,
+                request: Some(&self.head),
+                response,
+            },
+            bytes_received: self.received.load(Ordering::Relaxed),
+            bytes_sent: self.sent,
+        };
+        // As in Envoy: headers of the response count for hits only.
+        let bare = self.response.clone().map(|mut parts| {
+            parts.headers = HeaderMap::new();
+            parts
+        });
+        let subject = Subject {
+            head: &self.head,
+            context: &self.context,
+            exchange: exchange(bare.as_ref()),
+            route: self.route.as_deref(),
+            source_cluster: self.filter.source_cluster(),
+        };
+        let settings = self.filter.settings(self.route.as_deref());
+        let hits = exchange(self.response.as_ref());
+        let question = self
+            .filter
+            .question(&settings.domain, &settings.at_end, &subject, &hits);
+        let Some(question) = question else { return };
+        let slot = self.filter.ending.clone().try_acquire_owned();
+        let (Ok(slot), Ok(runtime)) = (slot, Handle::try_current()) else {
+            self.filter.stats.stream_done_dropped.inc();
+            return;
+        };
+        let filter = self.filter.clone();
+        runtime.spawn(async move {
+            let timeout = filter.timeout().unwrap_or(MAX_ENDING_TIME);
+            let result = filter.call(question, Some(timeout)).await;
+            filter.stats.stream_done.inc();
+            if let Err(status) = result {
+                filter.stats.stream_done_error.inc();
+                tracing::debug!(
+                    filter = %filter.name,
+                    %status,
+                    "the rate limit service failed at the end of an exchange"
+                );
+            }
+            drop(slot);
+        });
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.ask();
+    }
+}
+
+/// The body of a request, with its bytes counted.
+struct Counted {
+    body: Body,
+    bytes: Arc<AtomicU64>,
+}
+
+/// The body of a response, with which the exchange ends.
+struct Ended {
+    body: Body,
+    ending: Ending,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.bytes.fetch_add(length(&polled), Ordering::Relaxed);
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl http_body::Body for Ended {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.ending.sent = self.ending.sent.saturating_add(length(&polled));
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn length(polled: &Poll<Option<Result<Frame<Bytes>, BoxError>>>) -> u64 {
+    match polled {
+        Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, |data| data.len() as u64),
+        _ => 0,
+    }
+}
