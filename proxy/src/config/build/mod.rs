@@ -1,0 +1,220 @@
+//! From what was written to what runs: names resolved, values checked, defaults filled in.
+
+mod cluster;
+mod listener;
+mod route;
+
+use std::{collections::HashMap, sync::Arc};
+
+use attache_filter::metadata::{RouteMetadata, StructValue};
+use attache_service::{
+    Address,
+    admin::{AdminError, is_local},
+    config::{Document, Errors, Located},
+};
+
+use super::{Cluster, Config, EmbeddedServices, Listener, Target};
+use crate::{
+    Plan,
+    filters::{FilterPlans, OnRoutes},
+    plan::DEFAULT_DRAIN_TIMEOUT,
+    policies::{self, Planned},
+};
+
+/// Builds the plan. `None` only after an error was added.
+pub(super) fn plan(
+    config: &Config,
+    document: &Document,
+    embedded: &dyn EmbeddedServices,
+    errors: &mut Errors,
+) -> Option<Plan> {
+    let builder = Builder { document, embedded };
+    let clusters: Vec<_> = config
+        .clusters
+        .iter()
+        .map(|cluster| builder.cluster(cluster, errors))
+        .collect();
+    let names = cluster_names(&config.clusters, errors);
+    let policies = builder.policies(config, &names, errors);
+    let listeners: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|l| builder.listener(l, &policies, errors))
+        .collect();
+    if config.listeners.is_empty() {
+        errors.push(document.root(), "`listeners` needs at least one listener");
+    }
+    listener_names(&config.listeners, errors);
+    if let Some(address) = &config.admin
+        && !is_local(&address.value)
+    {
+        errors.push(
+            address,
+            AdminError::NotLoopback(address.value.clone()).to_string(),
+        );
+    }
+    let scope = Scope {
+        clusters: &names,
+        policies: &policies,
+    };
+    let routes = builder.routes(config, &scope, errors);
+    let workers = match &config.workers {
+        Some(workers) if workers.value == 0 || workers.value > 1024 => {
+            errors.push(
+                workers,
+                "`workers` is between 1 and 1024; leave it out for one per core",
+            );
+            0
+        }
+        Some(workers) => workers.value,
+        None => 0,
+    };
+    let mut filters = FilterPlans::default();
+    for (name, policy) in policies {
+        if let Some(policy) = policy {
+            let disabled = config.filters.get(&name).is_some_and(|raw| raw.disabled);
+            let policy = match disabled {
+                true => Arc::new(OnRoutes::new(&name, policy.as_policy())),
+                false => policy.as_policy(),
+            };
+            filters.insert(name.as_str(), policy);
+        }
+    }
+    Some(Plan {
+        listeners: listeners
+            .into_iter()
+            .collect::<Option<Vec<_>>>()?
+            .into_iter()
+            .map(Arc::new)
+            .collect(),
+        routes: Arc::new(routes),
+        clusters: clusters
+            .into_iter()
+            .collect::<Option<Vec<_>>>()?
+            .into_iter()
+            .map(Arc::new)
+            .collect(),
+        filters,
+        workers,
+        drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+    })
+}
+
+/// The policies by name; `None` for those with mistakes, so that their names still count.
+type Policies = HashMap<String, Option<Planned>>;
+/// Index and kind of each cluster.
+type ClusterNames<'c> = HashMap<&'c str, (usize, &'c Cluster)>;
+
+struct Builder<'d> {
+    document: &'d Document,
+    embedded: &'d dyn EmbeddedServices,
+}
+
+/// What routes may refer to.
+struct Scope<'s> {
+    clusters: &'s ClusterNames<'s>,
+    policies: &'s Policies,
+}
+
+impl Scope<'_> {
+    fn cluster_metadata(&self, name: &str) -> Arc<RouteMetadata> {
+        let cluster = self.clusters.get(name);
+        let metadata = cluster.and_then(|(_, cluster)| cluster.metadata.as_ref());
+        metadata.map(RouteMetadata::plan).unwrap_or_default().into()
+    }
+}
+
+fn cluster_names<'c>(clusters: &'c [Cluster], errors: &mut Errors) -> ClusterNames<'c> {
+    let mut names = HashMap::new();
+    for (index, cluster) in clusters.iter().enumerate() {
+        if names
+            .insert(cluster.name.as_str(), (index, cluster))
+            .is_some()
+        {
+            errors.push(
+                &cluster.name,
+                format!("there are two clusters `{}`", cluster.name.value),
+            );
+        }
+    }
+    names
+}
+
+fn listener_names(listeners: &[Listener], errors: &mut Errors) {
+    for (index, listener) in listeners.iter().enumerate() {
+        let earlier = || listeners.iter().take(index);
+        if earlier().any(|other| other.name == listener.name) {
+            let message = format!("there are two listeners `{}`", listener.name.value);
+            errors.push(&listener.name, message);
+        }
+        let system_chooses = matches!(listener.address.value, Address::Tcp { port: 0, .. });
+        if !system_chooses && earlier().any(|other| other.address == listener.address) {
+            let message = format!(
+                "another listener has the address `{}`",
+                listener.address.value
+            );
+            errors.push(&listener.address, message);
+        }
+    }
+}
+
+impl Builder<'_> {
+    fn policies(
+        &self,
+        config: &Config,
+        clusters: &ClusterNames<'_>,
+        errors: &mut Errors,
+    ) -> Policies {
+        let mut policies = Policies::new();
+        let node = config.node.as_ref();
+        let metadata = node.and_then(|node| node.metadata.as_ref());
+        let node = policies::Node {
+            metadata: metadata.map(StructValue::value).unwrap_or_default(),
+            cluster: node
+                .and_then(|node| node.cluster.clone())
+                .unwrap_or_default(),
+        };
+        for (name, filter) in &config.filters {
+            let planned = Planned::new(name, &filter.value.policy, &node, errors);
+            for cluster in planned.iter().flat_map(Planned::clusters) {
+                self.policy_cluster(&cluster, clusters, errors);
+            }
+            for cluster in planned.iter().flat_map(Planned::http_clusters) {
+                known_cluster(&cluster, clusters, errors);
+            }
+            policies.insert(name.clone(), planned);
+        }
+        policies
+    }
+
+    /// A cluster that is called over gRPC must exist and speak HTTP/2.
+    fn policy_cluster(
+        &self,
+        name: &Located<String>,
+        clusters: &ClusterNames<'_>,
+        errors: &mut Errors,
+    ) {
+        match clusters.get(name.as_str()) {
+            None => errors.unknown_name(name, "cluster", clusters.keys().copied()),
+            Some((_, cluster)) => {
+                let embedded = matches!(cluster.target.value, Target::Embedded(_));
+                if cluster.http2.is_none() && !embedded {
+                    errors.push(
+                        name,
+                        format!(
+                            "cluster `{}` is called over gRPC and needs `http2: {{}}`",
+                            name.value
+                        ),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A cluster that is called over plain HTTP must exist.
+fn known_cluster(name: &Located<String>, clusters: &ClusterNames<'_>, errors: &mut Errors) {
+    if !clusters.contains_key(name.as_str()) {
+        errors.unknown_name(name, "cluster", clusters.keys().copied());
+    }
+}
