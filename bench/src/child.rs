@@ -27,9 +27,18 @@ pub(crate) struct Child {
 impl Child {
     /// Starts a server of this very program; gives its address.
     pub(crate) fn server(subcommand: &str) -> anyhow::Result<(Child, SocketAddr)> {
+        Child::server_with(subcommand, &[])
+    }
+
+    /// The same, with further arguments.
+    pub(crate) fn server_with(
+        subcommand: &str,
+        arguments: &[&str],
+    ) -> anyhow::Result<(Child, SocketAddr)> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut process = Command::new(program)
             .arg(subcommand)
+            .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -19,6 +19,8 @@ pub(crate) enum Part {
     Services,
     /// Decisions on rate limits, beside other services that decide
     Limits,
+    /// Balancing policies, with one slow origin among four
+    Balance,
 }
 
 /// One of the two proxies.

@@ -144,7 +144,7 @@ mod tests {
     async fn load(row: Row) -> anyhow::Result<Measured> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         let target = listener.local_addr()?;
-        tokio::spawn(crate::origin::accept(listener));
+        tokio::spawn(crate::origin::accept(listener, Duration::ZERO));
         let window = Window {
             warm_up: Duration::ZERO,
             seconds: STALLED,

@@ -2,6 +2,7 @@
 //! and the same policy services; our policy services beside one that does
 //! nothing. `bench/README.md` says what is measured and how.
 
+mod balance;
 mod calls;
 mod child;
 mod config;
@@ -50,7 +51,7 @@ enum Command {
     /// Load one HTTP/1.1 server, as `run` does, and print what it and we cost.
     Load(config::Load),
     /// Serve as the origin: `/small`, `/large` and `/huge`.
-    Origin(Listen),
+    Origin(Origin),
     /// Serve ext_authz: always OK, sets one request header.
     SvcAuthz(Listen),
     /// The same on as many threads as tonic takes by default.
@@ -71,6 +72,16 @@ struct Listen {
     /// Address to listen on; port 0 takes any free one.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+}
+
+/// How the origin serves.
+#[derive(clap::Args)]
+struct Origin {
+    #[command(flatten)]
+    at: Listen,
+    /// Milliseconds to wait before each answer.
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
 }
 
 fn main() -> ExitCode {
@@ -101,7 +112,10 @@ fn run(command: Command) -> anyhow::Result<()> {
                 stopped = stopped() => stopped,
             },
             Command::Load(target) => load_one(&target).await,
-            Command::Origin(at) => origin::serve(at.listen).await,
+            Command::Origin(origin) => {
+                let delay = Duration::from_millis(origin.delay_ms);
+                origin::serve(origin.at.listen, delay).await
+            }
             Command::SvcAuthz(at) | Command::SvcAuthzThreads(at) => {
                 services::authz::serve(at.listen).await
             }
@@ -120,6 +134,9 @@ async fn run_all(run: &config::Run) -> anyhow::Result<()> {
     println!("{}", machine());
     if run.measures(config::Part::Proxies) {
         table::print_proxies(&proxies::measure(run).await?);
+    }
+    if run.measures(config::Part::Balance) {
+        table::print_balance(&balance::measure(run).await?);
     }
     if run.measures(config::Part::Limits) {
         table::print_limits(&limits::measure(run).await?);

@@ -2,6 +2,7 @@
 //! tells in a header which policies had touched the request.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -13,24 +14,24 @@ use crate::{row, serve};
 /// The longest request head that is taken.
 const HEAD: usize = 16 * 1024;
 
-/// Serves until standard input ends.
-pub(crate) async fn serve(address: SocketAddr) -> anyhow::Result<()> {
+/// Serves until standard input ends; waits for `delay` before each answer.
+pub(crate) async fn serve(address: SocketAddr, delay: Duration) -> anyhow::Result<()> {
     let listener = serve::listen(address).await?;
     tokio::select! {
-        done = accept(listener) => done,
+        done = accept(listener, delay) => done,
         () = serve::parent_gone() => Ok(()),
     }
 }
 
 /// Serves all connections of `listener`.
-pub(crate) async fn accept(listener: TcpListener) -> anyhow::Result<()> {
+pub(crate) async fn accept(listener: TcpListener, delay: Duration) -> anyhow::Result<()> {
     let answers = Answers::prepare();
     loop {
         let (stream, _) = listener.accept().await.context("cannot accept")?;
         stream.set_nodelay(true)?;
         let answers = answers.clone();
         tokio::spawn(async move {
-            if let Err(why) = connection(stream, &answers).await {
+            if let Err(why) = connection(stream, &answers, delay).await {
                 eprintln!("origin: {why:#}");
             }
         });
@@ -73,7 +74,11 @@ fn answer(saw: &str, body: &[u8]) -> Bytes {
     [head.as_bytes(), body].concat().into()
 }
 
-async fn connection(mut stream: TcpStream, answers: &Answers) -> anyhow::Result<()> {
+async fn connection(
+    mut stream: TcpStream,
+    answers: &Answers,
+    delay: Duration,
+) -> anyhow::Result<()> {
     let mut buffer = vec![0; HEAD];
     let mut filled = 0;
     loop {
@@ -87,6 +92,9 @@ async fn connection(mut stream: TcpStream, answers: &Answers) -> anyhow::Result<
         }
         while let Some((head, answer)) = request(buffer.get(..filled).unwrap_or_default(), answers)?
         {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             if stream.write_all(answer).await.is_err() {
                 return Ok(());
             }

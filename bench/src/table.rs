@@ -1,5 +1,6 @@
 //! The tables, as text that reads well in a terminal and in a document.
 
+use crate::balance::{PolicyResult, SLOW};
 use crate::calls::{CallResult, PACE};
 use crate::config::Proxy;
 use crate::library::Library;
@@ -95,6 +96,30 @@ pub(crate) fn print_proxies(results: &[RowResult]) {
          the policies, each byte of the body.\nThe load itself cost {:.1} µs per request.",
         median(own)
     );
+}
+
+/// Prints the balancing policies, with their latencies beside those of the first.
+pub(crate) fn print_balance(results: &[PolicyResult]) {
+    println!(
+        "\nBalancing over four origins, one of which waits {SLOW} ms (medians of the rounds):\n"
+    );
+    println!(
+        "{:<15} {:>10} {:>8} {:>8} {:>10} {:>10}",
+        "policy", "requests/s", "p50 µs", "p99 µs", "p99 ratio", "CPU µs/req"
+    );
+    let first = results.first().map(|result| Line::of(&result.rounds).p99);
+    for result in results {
+        let line = Line::of(&result.rounds);
+        println!(
+            "{:<15} {:>10.0} {:>8.0} {:>8.0} {:>9.2}× {:>10.1}",
+            result.policy,
+            line.rate,
+            line.p50,
+            line.p99,
+            line.p99 / first.unwrap_or(f64::NAN),
+            line.cpu
+        );
+    }
 }
 
 /// Prints what calls and exchanges cost our services.

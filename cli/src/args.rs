@@ -1,5 +1,6 @@
 //! The command line.
 
+mod parse;
 pub(crate) mod ratelimit;
 
 use std::{num::NonZeroU32, path::PathBuf, time::Duration};
@@ -67,7 +68,8 @@ pub(crate) enum Command {
     ///
     /// The file is read again when it changes or on SIGHUP. A new configuration takes over only
     /// if all of it is valid; otherwise the old one goes on and the log says why. SIGTERM and
-    /// Ctrl-C drain: no new connections, requests in flight finish, then exit 0.
+    /// Ctrl-C drain: readiness fails, no new connections (after `drain.min`), requests in flight
+    /// finish, then exit 0; a second one ends at once.
     Run(RunArgs),
     /// Validate configuration files and print every mistake with its place.
     ///
@@ -94,6 +96,8 @@ pub(crate) enum Command {
     Ratelimit(Box<RatelimitArgs>),
     /// Print a proxy configuration in another proxy's language.
     Export(ExportArgs),
+    /// Turn another proxy's configuration into one of this proxy.
+    Import(ImportArgs),
     /// Print the JSON Schema of a configuration file, for editors.
     Schema(SchemaArgs),
     /// Play the proxy against a policy service, in whatever language it is written, and say what
@@ -123,8 +127,14 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) trace: TraceArgs,
     /// How long requests in flight may take to finish after a stop is asked for, in seconds.
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
-    pub(crate) drain_seconds: u64,
+    /// Default: `drain.max` of the file, else 30.
+    #[arg(long, value_name = "SECONDS")]
+    pub(crate) drain_seconds: Option<u64>,
+    /// Take over the listening sockets of the process that runs with the same path, and give ours
+    /// to the one that comes next: a restart that loses no connection. The process before us ends
+    /// once we listen.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) handover: Option<PathBuf>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -169,7 +179,7 @@ pub(crate) struct ServiceArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true)]
 pub(crate) struct ExtAuthzArgs {
     #[command(subcommand)]
     pub(crate) command: Option<ExtAuthzCommand>,
@@ -240,7 +250,6 @@ pub(crate) struct ExplainArgs {
 }
 
 #[derive(Debug, ClapArgs)]
-#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct RatelimitArgs {
     #[command(subcommand)]
     pub(crate) command: Option<RatelimitCommand>,
@@ -304,6 +313,35 @@ pub(crate) enum ExportTarget {
         /// Where an embedded cluster can be reached instead: `CLUSTER=ADDRESS`. May be repeated.
         #[arg(long, value_name = "CLUSTER=ADDRESS")]
         embedded: Vec<String>,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ImportArgs {
+    #[command(subcommand)]
+    pub(crate) source: ImportSource,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImportSource {
+    /// Read an Envoy bootstrap (YAML or JSON) and print the configuration that behaves as it does.
+    ///
+    /// What has no counterpart is left out, and each such thing is listed on standard error with
+    /// its place, why, and what that means: `without effect`, `behaves otherwise`, or
+    /// `PROTECTION LOST` for a policy or a check that is gone. Look at those before you use the
+    /// result, and run `attache check` on it.
+    ///
+    /// Exit codes: 0 when nothing was left out that has an effect, 1 when something was, 2 when
+    /// the file cannot be read.
+    Envoy {
+        /// The bootstrap.
+        file: PathBuf,
+        /// Where to write the configuration. Default: standard output.
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// List also what is left out without an effect.
+        #[arg(long)]
+        all: bool,
     },
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn run(log: &LogArgs) -> Result<(), Failure> {
         let document = Document::load(files.proxy())?;
         let (config, plan) = Config::read(&document, &embedded)?;
         let source = Source::new(files.proxy(), embedded);
-        let proxy = start(config, plan, &document, metrics, readiness)
+        let proxy = start(config, plan, &document, metrics, readiness, &[])
             .await
             .map_err(|failure| match failure {
                 Failure::Run(why) => Failure::Run(format!(

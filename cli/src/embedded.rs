@@ -108,7 +108,7 @@ impl Embedded {
         }
         let service = report(AuthService::load(&path.value, &self.metrics), errors)?;
         let server = ext_authz_server::Server::new(service.clone()).tracer(&self.tracer);
-        let connector = Host::new(server.into_routes()).embedded();
+        let connector = server.into_host().embedded();
         let auth = Auth {
             _ready: self.announce_when_ready(&path.value, &service),
             connector: connector.clone(),
@@ -145,7 +145,7 @@ impl Embedded {
             errors,
         )?
         .tracer(&self.tracer);
-        let connector = Host::new(service.routes()).embedded();
+        let connector = Host::default().service(service.service()).embedded();
         services
             .limits
             .insert(path.value.clone(), (service, connector.clone()));
@@ -193,7 +193,7 @@ impl EmbeddedServices for Embedded {
             EmbeddedService::Ratelimit(path) => self.limits(path, errors),
             EmbeddedService::ExtProc(name) if name.value == "demo" => {
                 let server = Server::new(DemoProcessor::default()).tracer(&self.tracer);
-                Some(Host::new(server.into_routes()).embedded())
+                Some(server.into_host().embedded())
             }
             EmbeddedService::ExtProc(name) => {
                 errors.push(

@@ -5,7 +5,7 @@ mod authz;
 mod demo;
 mod embedded;
 mod export;
-mod limits;
+mod import;
 mod origin;
 mod probe;
 mod ratelimit;
@@ -21,8 +21,6 @@ use std::{
     process::ExitCode,
 };
 
-use clap::Parser;
-
 use args::{Args, Command, ProbeTarget, RecordTarget};
 
 #[global_allocator]
@@ -32,7 +30,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const EXIT_WRONG: u8 = 2;
 
 fn main() -> ExitCode {
-    let args = Args::parse_from(command_line());
+    let args = Args::of(command_line());
     // Libraries that bring their own TLS use the process default; ours name it.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let outcome = match args.command {
@@ -40,9 +38,10 @@ fn main() -> ExitCode {
         Some(Command::Run(run)) => run::run(&run, &args.log),
         Some(Command::Check(check)) => run::check(&check),
         Some(Command::Export(export)) => export::run(&export),
+        Some(Command::Import(import)) => import::run(&import),
         Some(Command::Schema(schema)) => export::schema(&schema),
         Some(Command::ExtAuthz(service)) => services::ext_authz(&service, &args.log),
-        Some(Command::Ratelimit(service)) => limits::run(&service, &args.log),
+        Some(Command::Ratelimit(service)) => ratelimit::run(&service, &args.log),
         Some(Command::Probe(probe)) => match probe.target {
             ProbeTarget::ExtProc(probe) => probe::ext_proc(&probe, &args.log),
             ProbeTarget::ExtAuthz(probe) => probe::ext_authz::run(&probe, &args.log),
@@ -71,8 +70,8 @@ fn main() -> ExitCode {
 /// The command line; under the reference's name it is that of `attache ratelimit`.
 fn command_line() -> Vec<OsString> {
     let mut arguments: Vec<_> = std::env::args_os().collect();
-    if limits::called_as_the_reference() {
-        arguments.insert(1.min(arguments.len()), limits::REFERENCE.into());
+    if ratelimit::called_as_the_reference() {
+        arguments.insert(1.min(arguments.len()), ratelimit::REFERENCE.into());
     }
     arguments
 }

@@ -1,25 +1,34 @@
-//! `attache ratelimit check`, `explain` and `load`: tools around a rate limit service.
+//! `attache ratelimit`: the rate limit service, and the commands around it.
+//!
+//! - `service`: the service by flags; `drop_in`: in the place of envoyproxy/ratelimit
+//! - `check`: rule files; `explain`: which rule applies, and why
+//! - `load`: requests to a service, and how long its answers take
 
 mod answer;
 mod check;
+mod drop_in;
 mod explain;
 mod histogram;
 mod load;
 mod question;
 mod report;
+mod service;
 mod tally;
 mod target;
 
 use crate::{
     Failure,
-    args::{LogArgs, ratelimit::RatelimitCommand},
+    args::{LogArgs, RatelimitArgs, ratelimit::RatelimitCommand},
 };
 
-/// Runs one of them.
-pub(crate) fn run(command: &RatelimitCommand, log: &LogArgs) -> Result<(), Failure> {
-    match command {
-        RatelimitCommand::Check(args) => check::run(args),
-        RatelimitCommand::Explain(args) => explain::run(args),
-        RatelimitCommand::Load(args) => load::run(args, log),
+pub(crate) use service::{REFERENCE, called_as_the_reference};
+
+/// Runs the service, or one of the commands around it.
+pub(crate) fn run(args: &RatelimitArgs, log: &LogArgs) -> Result<(), Failure> {
+    match &args.command {
+        None => service::run(args, log),
+        Some(RatelimitCommand::Check(args)) => check::run(args),
+        Some(RatelimitCommand::Explain(args)) => explain::run(args),
+        Some(RatelimitCommand::Load(args)) => load::run(args, log),
     }
 }

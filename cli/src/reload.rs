@@ -5,6 +5,26 @@ use std::{future::Future, path::PathBuf};
 use attache_service::config::reload::Watch;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+/// SIGUSR1, which says that log files were moved away.
+pub(crate) struct MovedLogs(Option<Signal>);
+
+impl MovedLogs {
+    /// From here on SIGUSR1 no longer ends the process.
+    pub(crate) fn new() -> Self {
+        Self(signal(SignalKind::user_defined1()).ok())
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        match &mut self.0 {
+            Some(signal) => {
+                signal.recv().await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Changes of watched files, and SIGHUP.
 pub(crate) struct Changes {
     paths: Vec<PathBuf>,

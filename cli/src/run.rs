@@ -2,6 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -14,7 +15,10 @@ use attache_service::{
     Metrics, Shutdown,
     admin::{Admin, BoundAdmin, ConfigDump, Readiness},
     config::{Document, Errors},
+    handover::{self, Handover, Predecessor},
+    listen::Bound,
     metrics::Counter,
+    notify::{State, notify},
     telemetry,
 };
 use tokio::runtime::Runtime;
@@ -24,7 +28,7 @@ use crate::{
     args::{CheckArgs, LogArgs, LogFormat, RunArgs},
     embedded::{Embedded, OnTrial},
     output,
-    reload::{Changes, abort_on_drop},
+    reload::{Changes, MovedLogs, abort_on_drop},
     traces::Traces,
 };
 
@@ -61,7 +65,20 @@ pub(crate) fn run(args: &RunArgs, log: &LogArgs) -> Result<(), Failure> {
         let (config, mut plan) = Config::read(&document, &embedded)?;
         adjust(&mut plan, args);
         let source = Source::new(args.file.clone(), embedded);
-        let proxy = start(config, plan, &document, metrics, readiness).await?;
+        let predecessor = match &args.handover {
+            Some(path) => Predecessor::meet(path).map_err(Failure::run)?,
+            None => None,
+        };
+        let inherited = predecessor.as_ref().map_or(&[][..], Predecessor::sockets);
+        let mut proxy = start(config, plan, &document, metrics, readiness, inherited).await?;
+        if let Some(path) = &args.handover {
+            proxy.handover = Some(Handover::listen(path).map_err(Failure::run)?);
+        }
+        if let Some(predecessor) = predecessor
+            && let Err(error) = predecessor.ready()
+        {
+            tracing::warn!(%error, "the process before us is gone");
+        }
         proxy.serve(source, Some(args), shutdown.clone()).await?;
         traces.finish(&shutdown).await;
         Ok(())
@@ -72,7 +89,10 @@ fn adjust(plan: &mut Plan, args: &RunArgs) {
     if let Some(workers) = args.workers {
         plan.workers = workers.get();
     }
-    plan.drain_timeout = Duration::from_secs(args.drain_seconds);
+    if let Some(seconds) = args.drain_seconds {
+        plan.drain_timeout = Duration::from_secs(seconds);
+        plan.drain_min = plan.drain_min.min(plan.drain_timeout);
+    }
 }
 
 /// A proxy that runs, with its admin page.
@@ -82,6 +102,8 @@ pub(crate) struct RunningProxy {
     readiness: Readiness,
     refused: Counter,
     text: Arc<ArcSwap<String>>,
+    /// Where a successor finds us.
+    handover: Option<Handover>,
 }
 
 /// Where the configuration comes from, to read it again.
@@ -91,13 +113,14 @@ pub(crate) struct Source {
     changes: Changes,
 }
 
-/// Starts the workers and binds the admin page.
+/// Starts the workers and binds the admin page, on the sockets of a predecessor where they fit.
 pub(crate) async fn start(
     config: Config,
     plan: Plan,
     document: &Document,
     metrics: Metrics,
     readiness: Readiness,
+    inherited: &[Bound],
 ) -> Result<RunningProxy, Failure> {
     let text = Arc::new(ArcSwap::from_pointee(document.source().text().to_owned()));
     let admin = match &config.admin {
@@ -108,7 +131,12 @@ pub(crate) async fn start(
                 content_type: "text/plain; charset=utf-8",
                 text: shown.load().to_string(),
             });
-            Some(admin.bind(&address.value).await.map_err(Failure::run)?)
+            let inherited = handover::at(inherited, &address.value).await;
+            let bound = match inherited.into_iter().next() {
+                Some(socket) => admin.on(socket),
+                None => admin.bind(&address.value).await,
+            };
+            Some(bound.map_err(Failure::run)?)
         }
     };
     let refused = metrics.counter(
@@ -116,7 +144,8 @@ pub(crate) async fn start(
         "Configurations taken over while running.",
         &[("result", "failed")],
     );
-    let running = Proxy::start(plan, metrics).await.map_err(Failure::run)?;
+    let running = Proxy::start_on(plan, metrics, inherited).await;
+    let running = running.map_err(Failure::run)?;
     for (listener, address) in config.listeners.iter().zip(running.addresses()) {
         tracing::info!(listener = %listener.name.value, %address, "listening");
     }
@@ -126,6 +155,7 @@ pub(crate) async fn start(
         admin,
         readiness,
         text,
+        handover: None,
     })
 }
 
@@ -135,7 +165,7 @@ impl RunningProxy {
         self.admin.as_ref().map(|admin| admin.address().to_string())
     }
 
-    /// Serves until `shutdown`, then drains.
+    /// Serves until `shutdown`, or until a successor has taken over; then drains.
     pub(crate) async fn serve(
         self,
         mut source: Source,
@@ -143,30 +173,59 @@ impl RunningProxy {
         shutdown: Shutdown,
     ) -> Result<(), Failure> {
         let admin_shutdown = Shutdown::new();
+        let admin_socket = self.admin.as_ref().map(BoundAdmin::socket);
         let _admin = self.admin.map(|admin| {
             tracing::info!(address = %admin.address(), "admin page");
             abort_on_drop(admin.serve(admin_shutdown.clone()))
         });
-        loop {
-            tokio::select! {
-                () = shutdown.recv() => break,
-                () = source.changes.next() => {
-                    match reload(&source, args, &self.running).await {
-                        Ok(document) => {
-                            self.text.store(Arc::new(document.source().text().to_owned()));
-                            source.watch_again();
-                            tracing::info!("configuration reloaded");
-                        }
-                        Err(failure) => {
-                            // The proxy counts what only it can find out.
-                            if matches!(failure, Failure::Config(_)) {
-                                self.refused.inc();
+        let mut moved_logs = MovedLogs::new();
+        notify(State::Ready);
+        // What waits for a successor looks at what runs, which is drained then.
+        let handed_over = {
+            let sockets = || {
+                let mut sockets = self.running.sockets();
+                sockets.extend(admin_socket.clone());
+                sockets
+            };
+            let mut succeeded = pin!(async {
+                match &self.handover {
+                    Some(handover) => handover.succeeded(sockets).await,
+                    None => std::future::pending().await,
+                }
+            });
+            loop {
+                tokio::select! {
+                    () = shutdown.recv() => break false,
+                    () = &mut succeeded => break true,
+                    () = moved_logs.next() => {
+                        self.running.reopen_logs();
+                        tracing::info!("access logs are opened anew");
+                    }
+                    () = source.changes.next() => {
+                        notify(State::Reloading);
+                        match reload(&source, args, &self.running).await {
+                            Ok(document) => {
+                                self.text.store(Arc::new(document.source().text().to_owned()));
+                                source.watch_again();
+                                tracing::info!("configuration reloaded");
                             }
-                            tracing::error!("the new configuration is refused, the old one goes on:\n{failure}");
+                            Err(failure) => {
+                                // The proxy counts what only it can find out.
+                                if matches!(failure, Failure::Config(_)) {
+                                    self.refused.inc();
+                                }
+                                tracing::error!("the new configuration is refused, the old one goes on:\n{failure}");
+                            }
                         }
+                        notify(State::Ready);
                     }
                 }
             }
+        };
+        match handed_over {
+            // systemd knows the successor from now on.
+            true => tracing::info!("a successor has taken over: draining"),
+            false => notify(State::Stopping),
         }
         // Load balancers see it first, so that nothing new comes while the rest finishes.
         let draining = self.readiness.condition("drain", "draining");
@@ -176,7 +235,16 @@ impl RunningProxy {
             shutdown.recv_immediate().await;
             stopper.trigger_immediate();
         });
-        self.running.shutdown().await;
+        match handed_over {
+            true => {
+                if let Some(socket) = &admin_socket {
+                    socket.leave_file();
+                }
+                admin_shutdown.trigger();
+                self.running.hand_over().await;
+            }
+            false => self.running.shutdown().await,
+        }
         source.embedded.flush().await;
         drop(immediate);
         tracing::info!("stopped");
@@ -238,7 +306,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Failure> {
 }
 
 /// What a file that is meant for `attache run` may begin with, by mistake too.
-const PROXY_KEYS: [&str; 9] = [
+const PROXY_KEYS: [&str; 11] = [
     "listeners",
     "filters",
     "routes",
@@ -246,6 +314,8 @@ const PROXY_KEYS: [&str; 9] = [
     "clusters",
     "admin",
     "workers",
+    "drain",
+    "max_active_downstream_connections",
     "static_resources",
     "dynamic_resources",
 ];

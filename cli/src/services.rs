@@ -2,6 +2,14 @@
 
 use std::{future::Future, num::NonZeroUsize, path::PathBuf, time::Duration};
 
+use crate::{
+    Failure,
+    args::{ExtAuthzArgs, ExtAuthzCommand, LogArgs, ServiceArgs},
+    authz,
+    reload::{Changes, Task, abort_on_drop},
+    run::{runtime, start_logging},
+    traces::Traces,
+};
 use attache_ext_authz::{
     policy::{AuthService, Reload},
     server::Server,
@@ -18,16 +26,6 @@ use attache_service::{
     tls::{ServerFiles, ServerTls, TlsVersion},
     trace::Tracer,
 };
-use tonic::service::Routes;
-
-use crate::{
-    Failure,
-    args::{ExtAuthzArgs, ExtAuthzCommand, LogArgs, ServiceArgs},
-    authz,
-    reload::{Changes, Task, abort_on_drop},
-    run::{runtime, start_logging},
-    traces::Traces,
-};
 
 /// How long the last records of the decision log may take to get out.
 pub(crate) const FLUSH: Duration = Duration::from_secs(5);
@@ -36,9 +34,8 @@ pub(crate) const FLUSH: Duration = Duration::from_secs(5);
 pub(crate) trait Served: Clone + Send + 'static {
     /// Its gRPC name.
     const NAME: &'static str;
-    /// The names of services beside it.
-    const BESIDE: &'static [&'static str] = &[];
-    fn routes(&self, metrics: &Metrics, tracer: &Tracer) -> Routes;
+    /// A host of it, with the services beside it.
+    fn host(&self, metrics: &Metrics, tracer: &Tracer) -> Host;
     fn reload(&self) -> Result<Reload, Errors>;
     /// What it still waits for before it can answer.
     fn waits_for(&self) -> Vec<String> {
@@ -59,9 +56,9 @@ pub(crate) trait Served: Clone + Send + 'static {
 impl Served for AuthService {
     const NAME: &'static str = "envoy.service.auth.v3.Authorization";
 
-    fn routes(&self, metrics: &Metrics, tracer: &Tracer) -> Routes {
+    fn host(&self, metrics: &Metrics, tracer: &Tracer) -> Host {
         let server = Server::new(self.clone()).metrics(metrics);
-        server.tracer(tracer).into_routes()
+        server.tracer(tracer).into_host()
     }
 
     fn reload(&self) -> Result<Reload, Errors> {
@@ -84,13 +81,12 @@ impl Served for AuthService {
 impl Served for RateLimitServer {
     const NAME: &'static str = "envoy.service.ratelimit.v3.RateLimitService";
 
-    const BESIDE: &'static [&'static str] =
-        &["envoy.service.rate_limit_quota.v3.RateLimitQuotaService"];
-
-    fn routes(&self, metrics: &Metrics, tracer: &Tracer) -> Routes {
+    fn host(&self, metrics: &Metrics, tracer: &Tracer) -> Host {
         let quotas = QuotaServer::new(self.clone(), QuotaSettings::default(), metrics);
-        let limits = self.clone().tracer(tracer).routes();
-        limits.add_service(quotas.service())
+        Host::default()
+            .service(self.clone().tracer(tracer).service())
+            .service(quotas.service())
+            .metrics(metrics)
     }
 
     fn reload(&self) -> Result<Reload, Errors> {
@@ -135,13 +131,7 @@ pub(crate) async fn serve<S: Served>(
     let traces = Traces::start(&args.trace, &metrics)?;
     let changes = Changes::of(service.watched());
     let workers = args.workers.map_or_else(cores, NonZeroUsize::get);
-    let mut host = Host::new(service.routes(&metrics, traces.tracer()))
-        .named(S::NAME)
-        .workers(workers)
-        .metrics(&metrics);
-    for name in S::BESIDE {
-        host = host.named(*name);
-    }
+    let mut host = service.host(&metrics, traces.tracer()).workers(workers);
     if let Some(tls) = tls_by_flags(args)? {
         host = host.tls(tls);
     }

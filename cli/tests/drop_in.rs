@@ -11,6 +11,7 @@ use std::{
     process::Command,
 };
 
+use attache_proto::ratelimit::rate_limit_response::Code;
 use support::{
     PATIENCE, Process, attache,
     drop_in::{Service, command},
@@ -277,6 +278,77 @@ async fn nothing_listens_before_the_store_is_there() {
         "{}",
         given_up.text()
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prometheus_reads_counters_as_they_are_and_not_as_of_the_last_flush() {
+    let root = root(&[("shop.yaml", RULES)]);
+    let files = files_of(root.path());
+    let mut variables = borrowed(&files);
+    variables.extend([
+        ("USE_PROMETHEUS", "true"),
+        ("PROMETHEUS_ADDR", "127.0.0.1:0"),
+        ("STATS_FLUSH_INTERVAL", "24h"),
+    ]);
+    let service = Service::with(&variables);
+    let line = service.process.wait_for("Starting prometheus sink on", 1);
+    let place = line.rsplit(' ').next().unwrap();
+    let at: SocketAddr = place.strip_suffix("/metrics").unwrap().parse().unwrap();
+    let connection = grpc::connect(&service.grpc).await.unwrap();
+    for count in 1..=3 {
+        let asked = grpc::limit(&connection, "shop", &[("user", "ada")]).await;
+        asked.unwrap();
+        let (_, page) = service.page(at, "/metrics").await;
+        let line = format!(
+            "ratelimit_service_rate_limit_total_hits{{domain=\"shop\",key1=\"user\"}} {count}"
+        );
+        assert!(page.lines().any(|found| found == line), "{line}\n{page}");
+    }
+}
+
+/// 64 clients with so many hits each, in turn at these services; how many passed.
+async fn rush(services: &[Service], user: &'static str, hits: u32) -> u32 {
+    let mut clients = Vec::new();
+    for client in 0..64 {
+        let service = &services[client % services.len()];
+        let connection = grpc::connect(&service.grpc).await.unwrap();
+        clients.push(tokio::spawn(async move {
+            let mut passed = 0;
+            for _ in 0..hits {
+                let code = grpc::limit(&connection, "shop", &[("rush", user)]).await;
+                passed += u32::from(code.unwrap() == Code::Ok);
+            }
+            passed
+        }));
+    }
+    let mut passed = 0;
+    for client in clients {
+        passed += client.await.unwrap();
+    }
+    passed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_services_over_one_redis_let_exactly_the_limit_pass_as_one_does() {
+    let Some(redis) = Redis::start() else {
+        return skip("four_services_over_one_redis: no redis-server");
+    };
+    let rules = "domain: shop\ndescriptors:\n- key: rush\n  rate_limit: { unit: year, requests_per_unit: 500 }\n";
+    let root = root(&[("shop.yaml", rules)]);
+    let mut variables = files_of(root.path()).to_vec();
+    let url = redis.url().trim_start_matches("redis://").to_owned();
+    variables.extend([
+        ("BACKEND_TYPE", "redis".to_owned()),
+        ("REDIS_SOCKET_TYPE", "tcp".to_owned()),
+        ("REDIS_URL", url),
+        // A busy machine is no outage.
+        ("REDIS_OPERATION_TIMEOUT", "10s".to_owned()),
+    ]);
+    let services: Vec<_> = (0..4)
+        .map(|_| Service::with(&borrowed(&variables)))
+        .collect();
+    assert_eq!(rush(&services[..1], "one", 100).await, 500);
+    assert_eq!(rush(&services, "four", 1000).await, 500);
 }
 
 #[test]

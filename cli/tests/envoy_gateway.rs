@@ -9,9 +9,9 @@ use attache_proto::{
     ratelimit::rate_limit_response::Code,
     ratelimit_config::{RateLimitConfig, RateLimitDescriptor, RateLimitPolicy, RateLimitUnit},
 };
+use attache_tests::discovery::{ControlPlane, RULES};
 use support::{
-    Process, attache,
-    discovery::{ControlPlane, RULES},
+    Process, attache, discovery,
     drop_in::{Service, command},
     folder,
     grpc::{self, Certificates, Connection},
@@ -130,7 +130,7 @@ async fn rules_come_change_and_stay_while_the_control_plane_is_away() {
     };
     let certificates = Certificates::new();
     let anywhere = "127.0.0.1:0".parse().unwrap();
-    let mut control_plane = ControlPlane::start(&certificates, &anywhere).await;
+    let mut control_plane = discovery::start(&certificates, &anywhere).await;
     let files = folder(&[("conf.yaml", MAPPER)]);
     let variables = variables(
         &certificates,
@@ -181,7 +181,7 @@ async fn rules_come_change_and_stay_while_the_control_plane_is_away() {
     assert!(service.healthy().await);
     assert_eq!(ask(&connection, "ada").await.unwrap(), Code::OverLimit);
 
-    let mut control_plane = ControlPlane::start(&certificates, &at).await;
+    let mut control_plane = discovery::start(&certificates, &at).await;
     let mut stream = control_plane.stream().await;
     let again = stream.request().await;
     assert_eq!((&*again.version_info, &*again.response_nonce), ("2", ""));
@@ -215,7 +215,7 @@ async fn a_control_plane_of_another_name_is_not_followed() {
     };
     let certificates = Certificates::new();
     let anywhere = "127.0.0.1:0".parse().unwrap();
-    let control_plane = ControlPlane::start(&certificates, &anywhere).await;
+    let control_plane = discovery::start(&certificates, &anywhere).await;
     let files = folder(&[("conf.yaml", MAPPER)]);
     let url = redis.url();
     let mapper = path(&files, "conf.yaml");

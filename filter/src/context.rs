@@ -16,9 +16,16 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{Response, StatusCode};
+use http::{Response, StatusCode, request};
 
-use crate::{Body, metadata::RouteMetadata};
+use attache_service::trace::{RequestTrace, SpanId};
+
+use crate::{
+    Body,
+    calls::{FilterKind, PolicyCall, Recording},
+    changes::HeaderChange,
+    metadata::RouteMetadata,
+};
 
 /// The downstream connection that a request came in on.
 #[derive(Debug, Clone, Default)]
@@ -167,6 +174,8 @@ pub enum ResponseFlag {
     RateLimitServiceError,
     /// `NR`: no route.
     NoRouteFound,
+    /// `NC`: the route names no cluster that there is.
+    NoClusterFound,
     /// `UH`: no healthy upstream.
     NoHealthyUpstream,
     /// `UF`: the upstream could not be reached.
@@ -177,17 +186,44 @@ pub enum ResponseFlag {
     UpstreamRequestTimeout,
     /// `URX`: the request was sent again as often as allowed.
     UpstreamRetryLimitExceeded,
-    /// `UO`: the request was not sent again, as too many others were.
+    /// `UO`: too much of the cluster was in use for the request, or for sending it again.
     UpstreamOverflow,
+    /// `DT`: the stream lasted as long as its route or listener lets it.
+    DurationTimeout,
+    /// `UMSDR`: the stream lasted as long as its cluster lets it.
+    UpstreamMaxStreamDurationReached,
     /// `SI`: the stream was idle for too long.
     StreamIdleTimeout,
     /// `DC`: the client went away.
     DownstreamConnectionTermination,
     /// `DPE`: the request was malformed.
     DownstreamProtocolError,
+    /// `OM`: the proxy was overloaded.
+    Overload,
 }
 
 impl ResponseFlag {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::UnauthorizedExternalService,
+        Self::RateLimited,
+        Self::RateLimitServiceError,
+        Self::NoRouteFound,
+        Self::NoHealthyUpstream,
+        Self::UpstreamConnectionFailure,
+        Self::UpstreamConnectionTermination,
+        Self::UpstreamRequestTimeout,
+        Self::UpstreamRetryLimitExceeded,
+        Self::UpstreamOverflow,
+        Self::DurationTimeout,
+        Self::UpstreamMaxStreamDurationReached,
+        Self::StreamIdleTimeout,
+        Self::DownstreamConnectionTermination,
+        Self::DownstreamProtocolError,
+        Self::NoClusterFound,
+        Self::Overload,
+    ];
+
     /// The short name that the access log shows.
     pub fn short(self) -> &'static str {
         match self {
@@ -195,55 +231,66 @@ impl ResponseFlag {
             Self::RateLimited => "RL",
             Self::RateLimitServiceError => "RLSE",
             Self::NoRouteFound => "NR",
+            Self::NoClusterFound => "NC",
             Self::NoHealthyUpstream => "UH",
             Self::UpstreamConnectionFailure => "UF",
             Self::UpstreamConnectionTermination => "UC",
             Self::UpstreamRequestTimeout => "UT",
             Self::UpstreamRetryLimitExceeded => "URX",
             Self::UpstreamOverflow => "UO",
+            Self::DurationTimeout => "DT",
+            Self::UpstreamMaxStreamDurationReached => "UMSDR",
             Self::StreamIdleTimeout => "SI",
             Self::DownstreamConnectionTermination => "DC",
             Self::DownstreamProtocolError => "DPE",
+            Self::Overload => "OM",
+        }
+    }
+
+    /// The flag of this short name.
+    pub fn named(short: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|flag| flag.short() == short)
+    }
+
+    /// The long name.
+    pub fn long(self) -> &'static str {
+        match self {
+            Self::UnauthorizedExternalService => "UnauthorizedExternalService",
+            Self::RateLimited => "RateLimited",
+            Self::RateLimitServiceError => "RateLimitServiceError",
+            Self::NoRouteFound => "NoRouteFound",
+            Self::NoHealthyUpstream => "NoHealthyUpstream",
+            Self::UpstreamConnectionFailure => "UpstreamConnectionFailure",
+            Self::UpstreamConnectionTermination => "UpstreamConnectionTermination",
+            Self::UpstreamRequestTimeout => "UpstreamRequestTimeout",
+            Self::UpstreamRetryLimitExceeded => "UpstreamRetryLimitExceeded",
+            Self::UpstreamOverflow => "UpstreamOverflow",
+            Self::DurationTimeout => "DurationTimeout",
+            Self::UpstreamMaxStreamDurationReached => "UpstreamMaxStreamDurationReached",
+            Self::StreamIdleTimeout => "StreamIdleTimeout",
+            Self::DownstreamConnectionTermination => "DownstreamConnectionTermination",
+            Self::DownstreamProtocolError => "DownstreamProtocolError",
+            Self::NoClusterFound => "NoClusterFound",
+            Self::Overload => "OverloadManagerTerminated",
         }
     }
 }
 
-/// The calls of one kind to a policy service, for the access log. Most kinds have one call; the
-/// pieces of a streamed body are summed up.
+/// One time that a request was sent to an upstream.
 #[derive(Debug, Clone)]
-pub struct PolicyCall {
-    /// The filter's configured name.
-    pub filter: Arc<str>,
-    /// What was asked, e.g. `check`, `request_headers`.
-    pub phase: &'static str,
-    /// How many calls these are.
-    pub count: u32,
-    /// How long the answers took, all together.
-    pub latency: Duration,
-    /// How long the slowest answer took.
-    pub max_latency: Duration,
-    /// gRPC status of the last call as a number; 0 is OK.
-    pub status: i32,
-    /// Bytes of the messages sent, gRPC framing included; 0 where nobody counts.
-    pub sent_bytes: u64,
-    /// Bytes of the messages received, gRPC framing included; 0 where nobody counts.
-    pub received_bytes: u64,
-}
-
-impl PolicyCall {
-    /// One call that took `latency`, of unknown size.
-    pub fn one(filter: Arc<str>, phase: &'static str, latency: Duration, status: i32) -> Self {
-        Self {
-            filter,
-            phase,
-            count: 1,
-            latency,
-            max_latency: latency,
-            status,
-            sent_bytes: 0,
-            received_bytes: 0,
-        }
-    }
+pub struct UpstreamAttempt {
+    /// The endpoint.
+    pub endpoint: String,
+    /// When it was sent, since the request began.
+    pub begun: Duration,
+    /// When the head of the answer came, if it did.
+    pub answered: Option<Duration>,
+    /// When this was over or the answer's body began.
+    pub ended: Duration,
+    /// The answer's status.
+    pub status: Option<StatusCode>,
+    /// The span that the upstream was told of.
+    pub span: Option<SpanId>,
 }
 
 /// What is known of one request. Shared by all its layers, request and response side.
@@ -259,6 +306,12 @@ pub struct RequestContext {
     pub protocol: http::Version,
     /// When the request head had arrived, for durations.
     pub started: Instant,
+    /// What is noted of the calls that policies make.
+    pub recording: Recording,
+    /// Keep the head of the request as it went on, for the access log.
+    pub keeps_head: bool,
+    /// Where the request stands in a trace; nothing where there are no traces.
+    pub trace: Option<Box<RequestTrace>>,
     start_time: OnceLock<SystemTime>,
     upstream: OnceLock<SocketAddr>,
     marks: AtomicU8,
@@ -290,7 +343,13 @@ struct State {
     details: Option<Cow<'static, str>>,
     flags: Vec<ResponseFlag>,
     calls: Vec<PolicyCall>,
+    attempts: Vec<UpstreamAttempt>,
+    head: Option<Arc<request::Parts>>,
 }
+
+/// Most calls to policy services that are noted of one request. A filter makes six about one
+/// message at most.
+pub const MAX_CALLS: usize = 128;
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
@@ -303,6 +362,9 @@ impl RequestContext {
             connection,
             protocol,
             started: Instant::now(),
+            recording: Recording::default(),
+            keeps_head: false,
+            trace: None,
             start_time: OnceLock::new(),
             upstream: OnceLock::new(),
             marks: AtomicU8::new(0),
@@ -432,6 +494,7 @@ impl RequestContext {
         *state = State {
             filter_state: std::mem::take(&mut state.filter_state),
             calls: std::mem::take(&mut state.calls),
+            attempts: std::mem::take(&mut state.attempts),
             ..State::default()
         };
         drop(state);
@@ -562,9 +625,71 @@ impl RequestContext {
         self.state().flags.clone()
     }
 
-    /// Notes a call to a policy service.
+    /// Whether anybody wants to know of the calls to policy services.
+    pub fn records_calls(&self) -> bool {
+        self.recording >= Recording::Calls
+    }
+
+    /// Whether anybody wants to know what those calls change in headers.
+    pub fn records_changes(&self) -> bool {
+        self.recording >= Recording::Changes
+    }
+
+    /// Notes a call to a policy service, if anybody wants to know. Those beyond [`MAX_CALLS`] are
+    /// left out.
     pub fn record_call(&self, call: PolicyCall) {
-        self.state().calls.push(call);
+        if self.records_calls() {
+            let mut state = self.state();
+            if state.calls.len() < MAX_CALLS {
+                state.calls.push(call);
+            }
+        }
+    }
+
+    /// Adds to the last call of the filter what its answer has changed in the response.
+    pub fn record_response_changes(
+        &self,
+        filter: &str,
+        kind: FilterKind,
+        changes: Vec<HeaderChange>,
+    ) {
+        let mut state = self.state();
+        let mut calls = state.calls.iter_mut().rev();
+        let call = calls.find(|call| call.kind == kind && *call.filter == *filter);
+        if let Some(call) = call.filter(|_| !changes.is_empty()) {
+            call.changes
+                .get_or_insert_default()
+                .response
+                .extend(changes);
+        }
+    }
+
+    /// Notes that the request was sent to an upstream, if anybody wants to know.
+    pub fn record_attempt(&self, attempt: UpstreamAttempt) {
+        if self.records_calls() {
+            let mut state = self.state();
+            if state.attempts.len() < MAX_CALLS {
+                state.attempts.push(attempt);
+            }
+        }
+    }
+
+    /// The times that the request was sent to an upstream.
+    pub fn attempts(&self) -> Vec<UpstreamAttempt> {
+        self.state().attempts.clone()
+    }
+
+    /// Keeps the head of the request as it is, if anybody wants to know.
+    pub fn keep_head(&self, head: &request::Parts) {
+        if self.keeps_head {
+            let copy = crate::head::copy(head);
+            self.state().head = Some(Arc::new(copy));
+        }
+    }
+
+    /// The head of the request as it went on last.
+    pub fn take_head(&self) -> Option<Arc<request::Parts>> {
+        self.state().head.take()
     }
 
     /// The calls made to policy services so far.

@@ -1,7 +1,7 @@
 //! Texts with facts of the exchange in them: Envoy's access log formatters, as far as policies
 //! use them.
 //!
-//! `%%` is a percent sign. What is absent is empty.
+//! `%%` is a percent sign. What is absent is empty; in a line of the access log it is `-`.
 //!
 //! | formatter | value |
 //! |---|---|
@@ -20,10 +20,14 @@
 //! | `%RESPONSE_FLAGS%` | what went wrong, with commas between; `-` for nothing |
 //! | `%BYTES_RECEIVED%`, `%BYTES_SENT%` | bytes of the bodies of request and response, so far |
 //! | `%DURATION%` | milliseconds since the request came |
+//!
+//! In the access log there are those of [`log`] too.
+
+pub mod log;
 
 use std::net::SocketAddr;
 
-use http::{HeaderName, HeaderValue, request, response};
+use http::{HeaderMap, HeaderName, HeaderValue, request, response};
 use prost_types::{Struct, value::Kind};
 
 use crate::{
@@ -32,6 +36,9 @@ use crate::{
     context::ResponseFlag,
     metadata::{find, to_json},
 };
+
+pub use log::Finished;
+use log::LogPart;
 
 /// What formatters are filled in from.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +49,8 @@ pub struct Exchange<'a> {
     pub bytes_received: u64,
     /// Bytes of the body of the response, so far.
     pub bytes_sent: u64,
+    /// What is known once it is over.
+    pub finished: Option<&'a Finished>,
 }
 
 impl<'a> From<Facts<'a>> for Exchange<'a> {
@@ -51,6 +60,7 @@ impl<'a> From<Facts<'a>> for Exchange<'a> {
             facts,
             bytes_received: 0,
             bytes_sent: 0,
+            finished: None,
         }
     }
 }
@@ -88,6 +98,7 @@ enum Part {
     BytesReceived,
     BytesSent,
     Duration,
+    Log(LogPart),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -117,6 +128,24 @@ impl Format {
     /// # Errors
     /// Says what is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
+        Self::parse_with(text, Part::parse)
+    }
+
+    /// Reads a text for the access log, where more is known.
+    ///
+    /// # Errors
+    /// Says what is wrong with it.
+    pub fn parse_log(text: &str) -> Result<Self, String> {
+        Self::parse_with(text, |command| match LogPart::parse(command)? {
+            Some(part) => Ok(Part::Log(part)),
+            None => Part::parse(command).map_err(|fault| log::suggest(command, fault)),
+        })
+    }
+
+    fn parse_with(
+        text: &str,
+        parse: impl Fn(&str) -> Result<Part, String>,
+    ) -> Result<Self, String> {
         let mut parts = Vec::new();
         let mut literal = String::new();
         let mut rest = text;
@@ -130,7 +159,7 @@ impl Format {
                 if !literal.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut literal)));
                 }
-                parts.push(Part::parse(command)?);
+                parts.push(parse(command)?);
             }
             rest = after;
         }
@@ -153,6 +182,52 @@ impl Format {
     /// Whether something in it is known only when the response is there.
     pub fn reads_response(&self) -> bool {
         self.0.iter().any(Part::reads_response)
+    }
+
+    /// Whether it says something of the request's head.
+    pub fn reads_request(&self) -> bool {
+        self.0.iter().any(|part| {
+            let log = matches!(part, Part::Log(log) if log.reads_request());
+            log || matches!(part, Part::Request(_) | Part::Expression(_))
+        })
+    }
+
+    /// Writes a line of the access log, or a part of one: what is absent is `-`, or nothing where
+    /// empty values are to be left out.
+    pub fn write_line(&self, exchange: &Exchange<'_>, omit_empty: bool, to: &mut Vec<u8>) {
+        for part in &self.0 {
+            if !part.write(exchange, to) && !omit_empty {
+                to.push(b'-');
+            }
+        }
+    }
+
+    /// The value in a JSON access log: a number where the text is one formatter that gives a
+    /// number, `null` where it is one whose value is absent.
+    pub fn json(&self, exchange: &Exchange<'_>, omit_empty: bool) -> serde_json::Value {
+        let mut text = Vec::new();
+        if let [part] = self.0.as_slice() {
+            if let Part::Log(log) = part
+                && let Some(value) = log.json(exchange)
+            {
+                return value;
+            }
+            if !part.write(exchange, &mut text) {
+                return serde_json::Value::Null;
+            }
+            let text = String::from_utf8_lossy(&text);
+            return match part.is_number().then(|| text.parse::<u64>()) {
+                Some(Ok(number)) => number.into(),
+                _ => text.into(),
+            };
+        }
+        self.write_line(exchange, omit_empty, &mut text);
+        String::from_utf8_lossy(&text).into()
+    }
+
+    /// Whether it is one formatter and nothing else.
+    pub fn is_single(&self) -> bool {
+        !matches!(self.0.as_slice(), [] | [Part::Text(_)] | [_, _, ..])
     }
 
     /// The value.
@@ -209,9 +284,10 @@ impl Formatter {
     }
 }
 
-/// The command up to its closing `%`, which may stand in the expression of a `%CEL(...)%` too.
+/// The command up to its closing `%`, which may stand in the expression of a `%CEL(...)%` or the
+/// form of a time too.
 fn split_command(text: &str) -> Option<(&str, &str)> {
-    if text.starts_with("CEL(") {
+    if text.starts_with("CEL(") || text.starts_with("START_TIME(") {
         let (command, rest) = text.split_once(")%")?;
         return text
             .get(..command.len().saturating_add(1))
@@ -284,77 +360,94 @@ impl Part {
                 | Self::BytesSent
                 | Self::Duration
                 | Self::Upstream
+                | Self::Log(_)
         )
     }
 
-    fn write(&self, exchange: &Exchange<'_>, to: &mut Vec<u8>) {
+    /// Whether its value is a number.
+    fn is_number(&self) -> bool {
+        match self {
+            Self::Status | Self::BytesReceived | Self::BytesSent | Self::Duration => true,
+            Self::Log(log) => log.is_number(),
+            _ => false,
+        }
+    }
+
+    /// Writes the value; false when there is none.
+    fn write(&self, exchange: &Exchange<'_>, to: &mut Vec<u8>) -> bool {
         let facts = &exchange.facts;
         let context = facts.context;
-        let mut text = |text: &str| to.extend_from_slice(text.as_bytes());
+        let mut text = |text: Option<&str>| {
+            to.extend_from_slice(text.unwrap_or_default().as_bytes());
+            text.is_some()
+        };
         match self {
-            Self::Text(literal) => text(literal),
-            Self::Protocol => text(protocol(context.protocol)),
+            Self::Text(literal) => text(Some(literal)),
+            Self::Protocol => text(Some(protocol(context.protocol))),
             Self::Address { of, port } => {
                 let address = match of {
                     Peer::Client => facts.source(),
                     Peer::Direct => context.connection.peer,
                     Peer::Local => context.connection.local,
                 };
-                if let Some(address) = address {
-                    text(&shown(address, *port));
-                }
+                text(address.map(|address| shown(address, *port)).as_deref())
             }
             Self::ServerName => {
                 let tls = context.connection.tls.as_ref();
-                text(tls.and_then(|tls| tls.sni.as_deref()).unwrap_or_default());
+                text(tls.and_then(|tls| tls.sni.as_deref()))
             }
             Self::RouteName => {
-                if let Some(route) = context.route() {
-                    text(&route.name);
-                }
+                let route = context.route();
+                let name = route.as_ref().map(|route| route.name.as_str());
+                text(name.filter(|name| !name.is_empty()))
             }
-            Self::Cluster => {
-                if let Some(cluster) = context.route().and_then(|route| route.cluster.clone()) {
-                    text(&cluster);
-                }
-            }
-            Self::Upstream => {
-                if let Some(upstream) = context.upstream() {
-                    text(&upstream.to_string());
-                }
-            }
+            Self::Cluster => text(
+                context
+                    .route()
+                    .and_then(|route| route.cluster.clone())
+                    .as_deref(),
+            ),
+            Self::Upstream => text(
+                context
+                    .upstream()
+                    .map(|upstream| upstream.to_string())
+                    .as_deref(),
+            ),
             Self::Metadata { namespace, path } => context.with_metadata(namespace, |fields| {
-                if let Some(value) = fields.and_then(|fields| metadata_text(fields, path)) {
-                    text(&value);
-                }
+                let value = fields.and_then(|fields| metadata_text(fields, path));
+                text(value.as_deref())
             }),
             Self::Expression(expression) => {
-                if let Some(value) = expression.evaluate(facts) {
-                    text(&value.text());
-                }
+                let value = expression.evaluate(facts);
+                text(value.as_ref().map(Value::text).as_deref())
             }
             Self::Status => {
                 let status = facts
                     .response
                     .map_or(0, |response| response.status.as_u16());
-                text(&status.to_string());
+                text(Some(&status.to_string()))
             }
             Self::Details => {
-                if let Some(details) = facts.response.and_then(|_| context.details()) {
-                    text(&details);
-                }
+                let known = facts.response.is_some() || exchange.finished.is_some();
+                let details = context.details().filter(|_| known);
+                text(details.as_deref())
             }
             Self::Flags => {
                 let flags = context.flags();
                 let flags: Vec<_> = flags.into_iter().map(ResponseFlag::short).collect();
-                text(if flags.is_empty() { "-" } else { "" });
-                text(&flags.join(","));
+                text(Some(if flags.is_empty() { "-" } else { "" }));
+                text(Some(&flags.join(",")))
             }
-            Self::BytesReceived => text(&exchange.bytes_received.to_string()),
-            Self::BytesSent => text(&exchange.bytes_sent.to_string()),
-            Self::Duration => text(&context.started.elapsed().as_millis().to_string()),
+            Self::BytesReceived => text(Some(&exchange.bytes_received.to_string())),
+            Self::BytesSent => text(Some(&exchange.bytes_sent.to_string())),
+            Self::Duration => {
+                let finished = exchange.finished;
+                let took = finished.map_or_else(|| context.started.elapsed(), |f| f.duration);
+                text(Some(&took.as_millis().to_string()))
+            }
             Self::Request(header) => header.write(facts.request, request_value, to),
             Self::Response(header) => header.write(facts.response, response_value, to),
+            Self::Log(log) => log.write(exchange, to),
         }
     }
 }
@@ -407,22 +500,29 @@ impl Header {
         head: Option<&H>,
         write: fn(&H, &str, &mut Vec<u8>) -> bool,
         to: &mut Vec<u8>,
-    ) {
-        let Some(head) = head else { return };
+    ) -> bool {
+        let Some(head) = head else { return false };
         let start = to.len();
-        let found = write(head, &self.name, to);
+        let mut found = write(head, &self.name, to);
         if let Some(instead) = self.instead.as_deref().filter(|_| !found) {
-            write(head, instead, to);
+            found = write(head, instead, to);
         }
         if let Some(max) = self.max {
             to.truncate(start.saturating_add(max));
         }
+        found
     }
 }
 
 /// Writes the first value of a header, or a pseudo-header. False when there is none.
 fn request_value(head: &request::Parts, name: &str, to: &mut Vec<u8>) -> bool {
     first_value(head, name == "host", name, to)
+}
+
+fn trailer_value(trailers: &HeaderMap, name: &str, to: &mut Vec<u8>) -> bool {
+    let value = trailers.get(name);
+    to.extend_from_slice(value.map_or(b"", HeaderValue::as_bytes));
+    value.is_some()
 }
 
 fn response_value(head: &response::Parts, name: &str, to: &mut Vec<u8>) -> bool {

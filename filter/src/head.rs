@@ -41,6 +41,19 @@ fn invalid(name: &str, value: &[u8]) -> InvalidPseudo {
     }
 }
 
+/// A copy of a request's head, without what only this process knows of it but the scheme.
+pub fn copy(head: &request::Parts) -> request::Parts {
+    let (mut copy, ()) = http::Request::new(()).into_parts();
+    copy.method = head.method.clone();
+    copy.uri = head.uri.clone();
+    copy.version = head.version;
+    copy.headers = head.headers.clone();
+    if let Some(scheme) = head.extensions.get::<Scheme>() {
+        copy.extensions.insert(*scheme);
+    }
+    copy
+}
+
 /// `:authority` of a request: from the URI, else the `host` header.
 pub fn authority(parts: &request::Parts) -> Option<&str> {
     match parts.uri.authority() {

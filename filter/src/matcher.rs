@@ -109,6 +109,40 @@ config_struct! {
 }
 
 config_struct! {
+    /// Envoy's `config.route.v3.QueryParameterMatcher`.
+    pub struct QueryParameterMatcher {
+        /// The parameter's name.
+        pub name: String,
+    }
+    oneof {
+        /// What its value must be; present when left out.
+        pub matches: Option<QueryParameterMatch>,
+    }
+}
+
+config_oneof! {
+    /// How a [`QueryParameterMatcher`] compares the parameter's value.
+    pub enum QueryParameterMatch {
+        /// The value matches.
+        StringMatch(StringMatcher) = "string_match",
+        /// The parameter is present (true) or absent (false).
+        PresentMatch(bool) = "present_match",
+    }
+}
+
+config_struct! {
+    /// Envoy's `config.route.v3.CookieMatcher`.
+    pub struct CookieMatcher {
+        /// The cookie's name.
+        pub name: Located<String>,
+        /// What its value must be.
+        pub string_match: StringMatcher,
+        /// Turn the result round. Default false.
+        pub invert_match: Option<bool>,
+    }
+}
+
+config_struct! {
     /// Envoy's `config.core.v3.CidrRange`.
     pub struct CidrRange {
         /// An IPv4 or IPv6 address.

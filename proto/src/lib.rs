@@ -232,3 +232,11 @@ pub use ratelimit_service::config::ratelimit::v3 as ratelimit_config;
 /// `google.protobuf.FileDescriptorSet`, as gRPC reflection wants it.
 pub const FILE_DESCRIPTOR_SET: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb"));
+
+/// The descriptors of the resources that a control plane sends (clusters, endpoints, routes,
+/// listeners and what stands in them), in the same form.
+///
+/// Every field that Envoy 1.40 knows has its name and number. Of those that are never read, a
+/// message is declared as `bytes` and an enum as `int32`, which is the same on the wire.
+pub const RESOURCE_DESCRIPTOR_SET: &[u8] =
+    include_bytes!(concat!(env!("OUT_DIR"), "/resources.binpb"));

@@ -46,6 +46,94 @@ fn ours_agree_with_the_envoy_binary() {
     );
 }
 
+/// Of the resources of discovery only the fields are compared, and a stand-in counts: `bytes` for
+/// a message, `int32` for an enum. None may be left out, or a refusal could not name it.
+#[test]
+fn every_field_of_a_resource_can_be_named() {
+    let Some(path) = envoy_binary().unwrap() else {
+        println!("skipped: no Envoy binary to compare with (run cargo xtask test)");
+        return;
+    };
+    let upstream = fields_by_message(&embedded_files(&fs::read(&path).unwrap()));
+    let ours = FileDescriptorSet::decode(attache_proto::RESOURCE_DESCRIPTOR_SET).unwrap();
+    let shared: BTreeSet<_> = our_files()
+        .unwrap()
+        .iter()
+        .map(|f| f.name().to_owned())
+        .collect();
+    let ours = ours
+        .file
+        .into_iter()
+        .filter(|file| !file.package().starts_with("google.") && !shared.contains(file.name()));
+
+    let problems: Vec<String> = fields_by_message(&ours.collect::<Vec<_>>())
+        .into_iter()
+        .flat_map(|(message, fields)| match upstream.get(&message) {
+            None => vec![format!("{message}: Envoy has no such message")],
+            Some(theirs) => stand_in_differences(&message, &fields, theirs),
+        })
+        .collect();
+
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+/// A field by its name: number, whether it is repeated, and type.
+type Fields = BTreeMap<String, (i32, bool, Type)>;
+
+fn fields_by_message(files: &[FileDescriptorProto]) -> BTreeMap<String, Fields> {
+    fn walk(scope: &str, message: &DescriptorProto, found: &mut BTreeMap<String, Fields>) {
+        if message.options.as_ref().is_some_and(|o| o.map_entry()) {
+            return;
+        }
+        let name = format!("{scope}.{}", message.name());
+        let fields = message.field.iter().map(|field| {
+            let repeated = field.label() == Label::Repeated;
+            (
+                field.name().to_owned(),
+                (field.number(), repeated, field.r#type()),
+            )
+        });
+        found.insert(name.clone(), fields.collect());
+        for nested in &message.nested_type {
+            walk(&name, nested, found);
+        }
+    }
+    let mut found = BTreeMap::new();
+    for file in files {
+        for message in &file.message_type {
+            walk(file.package(), message, &mut found);
+        }
+    }
+    found
+}
+
+fn stand_in_differences(message: &str, ours: &Fields, theirs: &Fields) -> Vec<String> {
+    let stands_in = |ours: Type, theirs: Type| {
+        ours == theirs
+            || matches!(
+                (ours, theirs),
+                (Type::Bytes, Type::Message) | (Type::Int32, Type::Enum)
+            )
+    };
+    let mut problems = Vec::new();
+    for (name, theirs) in theirs {
+        match ours.get(name) {
+            Some(ours)
+                if ours.0 == theirs.0 && ours.1 == theirs.1 && stands_in(ours.2, theirs.2) => {}
+            Some(ours) => problems.push(format!(
+                "{message}.{name}: we have {ours:?}, Envoy has {theirs:?}"
+            )),
+            None => problems.push(format!(
+                "{message}.{name}: Envoy has {theirs:?}, we have nothing"
+            )),
+        }
+    }
+    for name in ours.keys().filter(|name| !theirs.contains_key(*name)) {
+        problems.push(format!("{message}.{name}: Envoy has no such field"));
+    }
+    problems
+}
+
 /// The binary to read, if there is one. A binary that was asked for by name has
 /// to be there.
 fn envoy_binary() -> Result<Option<PathBuf>, Box<dyn Error>> {

@@ -1,4 +1,7 @@
 //! What a connection is doing, told by its parts to its watchdog without reading a clock.
+//!
+//! Connections that do nothing wrong pay for it with a few counters and a timer a few times per
+//! timeout.
 
 use std::{
     sync::{
@@ -21,8 +24,49 @@ pub(crate) struct Activity {
     pub(crate) moves: AtomicU32,
     /// A request head has begun and not ended.
     pub(crate) in_head: AtomicBool,
+    /// What the client sends is followed no more: no request may come behind it.
+    pub(crate) opaque: AtomicBool,
     /// The last write found the socket full.
     pub(crate) blocked: AtomicBool,
+    /// The next response tells the client to come by another connection.
+    pub(crate) closing: AtomicBool,
+    /// HTTP/2 response bodies of which the client has yet to take a piece.
+    pub(crate) untaken: AtomicU32,
+    /// Counts the pieces that it took.
+    pub(crate) taken: AtomicU32,
+    /// HTTP/2 requests that the client gave up, in this interval.
+    pub(crate) resets: AtomicU32,
+    /// Requests that had begun when the interval did.
+    before: AtomicU32,
+    /// A tunnel goes through the connection: its bytes are no requests.
+    pub(crate) tunnelled: AtomicBool,
+}
+
+impl Activity {
+    /// Whether the client gives up too many of its requests.
+    pub(crate) fn is_resetting(&self, limits: &Limits) -> bool {
+        let resets = self.resets.load(Ordering::Relaxed);
+        if resets < limits.max_resets {
+            return false;
+        }
+        let served = self.served.load(Ordering::Relaxed);
+        let begun = served.wrapping_sub(self.before.load(Ordering::Relaxed));
+        resets.saturating_mul(2) > begun
+    }
+
+    /// Whether the connection has had all the requests that it may have.
+    pub(crate) fn is_used_up(&self, limits: &Limits) -> bool {
+        let served = || self.served.load(Ordering::Relaxed);
+        limits
+            .max_requests_per_connection
+            .is_some_and(|max| served() >= max)
+    }
+
+    fn begin_interval(&self) {
+        self.resets.store(0, Ordering::Relaxed);
+        let served = self.served.load(Ordering::Relaxed);
+        self.before.store(served, Ordering::Relaxed);
+    }
 }
 
 /// Why the watchdog ends a connection.
@@ -34,21 +78,42 @@ pub(crate) enum Verdict {
     SlowHead,
     /// The client takes no bytes: drop.
     SlowReader,
+    /// It is as old as it may get: close politely.
+    Old,
+    /// The client gives up what it began, again and again: drop.
+    Resets,
+}
+
+/// What a connection may still do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Anything.
+    Open,
+    /// Finish: it was told to close.
+    Closing,
 }
 
 /// The watchdog looks this many times per timeout, so it is late by at most a part of it.
 const LOOKS: u32 = 4;
 
-/// How long a client may refuse to take response bytes.
-const WRITE_TIMEOUT: Duration = crate::route::DEFAULT_IDLE_TIMEOUT;
+/// How long resets are counted together.
+const RESET_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Resolves when the connection has to end. Timers are set a few times per timeout, never per
 /// request.
-pub(crate) async fn watch(activity: Arc<Activity>, limits: Limits) -> Verdict {
+///
+/// One that is closing has the header timeout to do so once it has no requests: nobody keeps it
+/// by not answering.
+pub(crate) async fn watch(activity: Arc<Activity>, limits: Limits, stage: Stage) -> Verdict {
+    let (idle, duration) = match stage {
+        Stage::Open => (limits.idle_timeout, limits.max_connection_duration),
+        Stage::Closing => (limits.header_timeout, None),
+    };
     let shortest = limits
         .header_timeout
-        .min(limits.idle_timeout)
-        .min(WRITE_TIMEOUT);
+        .min(idle)
+        .min(limits.write_timeout)
+        .min(duration.unwrap_or(Duration::MAX));
     let tick = (shortest / LOOKS).max(Duration::from_millis(1));
     let ticks = |timeout: Duration| {
         let ticks = timeout.as_nanos().div_ceil(tick.as_nanos());
@@ -56,12 +121,20 @@ pub(crate) async fn watch(activity: Arc<Activity>, limits: Limits) -> Verdict {
     };
     let (head, idle, write) = (
         ticks(limits.header_timeout),
-        ticks(limits.idle_timeout),
-        ticks(WRITE_TIMEOUT),
+        ticks(idle),
+        ticks(limits.write_timeout),
     );
-    let (mut in_head, mut quiet, mut moves, mut served) = (0u32, 0u32, 0u32, 0u32);
+    let duration = duration.map(ticks);
+    let interval = ticks(RESET_INTERVAL);
+    let mut age = 0u32;
+    let (mut in_head, mut quiet, mut unused, mut stuck) = (0u32, 0u32, 0u32, 0u32);
+    let (mut moves, mut served, mut taken) = (0u32, 0u32, 0u32);
     loop {
         tokio::time::sleep(tick).await;
+        age = age.saturating_add(1);
+        if age.is_multiple_of(interval) {
+            activity.begin_interval();
+        }
         let now = activity.moves.load(Ordering::Relaxed);
         let moved = std::mem::replace(&mut moves, now) != now;
         let requests = activity.requests.load(Ordering::Relaxed);
@@ -76,11 +149,28 @@ pub(crate) async fn watch(activity: Arc<Activity>, limits: Limits) -> Verdict {
         if in_head > head {
             return Verdict::SlowHead;
         }
-        if requests == 0 && quiet > idle {
+        // Bytes that are no request, such as an HTTP/2 client's PING, are no use of it.
+        let used = requests > 0
+            || !same_head
+            || activity.tunnelled.load(Ordering::Relaxed) && (stage == Stage::Closing || moved);
+        unused = if used { 0 } else { unused.saturating_add(1) };
+        if unused > idle {
             return Verdict::Idle;
         }
         if activity.blocked.load(Ordering::Relaxed) && quiet > write {
             return Verdict::SlowReader;
+        }
+        let now = activity.taken.load(Ordering::Relaxed);
+        let takes = std::mem::replace(&mut taken, now) != now;
+        stuck = match activity.untaken.load(Ordering::Relaxed) {
+            1.. if !takes => stuck.saturating_add(1),
+            _ => 0,
+        };
+        if stuck > write {
+            return Verdict::SlowReader;
+        }
+        if duration.is_some_and(|duration| age >= duration) {
+            return Verdict::Old;
         }
     }
 }
@@ -102,7 +192,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_quiet_connection_is_idle_after_its_timeout() {
         let start = Instant::now();
-        assert_eq!(watch(Arc::default(), limits()).await, Verdict::Idle);
+        assert_eq!(
+            watch(Arc::default(), limits(), Stage::Open).await,
+            Verdict::Idle
+        );
         let took = start.elapsed().as_secs();
         assert!((60..=65).contains(&took), "{took}");
     }
@@ -119,7 +212,10 @@ mod tests {
             }
         });
         let start = Instant::now();
-        assert_eq!(watch(activity, limits()).await, Verdict::SlowHead);
+        assert_eq!(
+            watch(activity, limits(), Stage::Open).await,
+            Verdict::SlowHead
+        );
         let took = start.elapsed().as_secs();
         assert!((10..=13).contains(&took), "{took}");
         task.abort();
@@ -129,7 +225,10 @@ mod tests {
     async fn a_request_in_flight_is_never_idle() {
         let activity = Arc::<Activity>::default();
         activity.requests.store(1, Ordering::Relaxed);
-        let watched = tokio::time::timeout(Duration::from_secs(9000), watch(activity, limits()));
+        let watched = tokio::time::timeout(
+            Duration::from_secs(9000),
+            watch(activity, limits(), Stage::Open),
+        );
         assert!(watched.await.is_err());
     }
 
@@ -138,6 +237,9 @@ mod tests {
         let activity = Arc::<Activity>::default();
         activity.requests.store(1, Ordering::Relaxed);
         activity.blocked.store(true, Ordering::Relaxed);
-        assert_eq!(watch(activity, limits()).await, Verdict::SlowReader);
+        assert_eq!(
+            watch(activity, limits(), Stage::Open).await,
+            Verdict::SlowReader
+        );
     }
 }

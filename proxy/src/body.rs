@@ -4,13 +4,19 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use attache_filter::{Body, BoxError};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use crate::{access_log::Record, activity::Activity, upstream::UpstreamBody};
+use crate::{
+    access_log::{Incoming, Record},
+    activity::Activity,
+    overload::Place,
+    upstream::UpstreamBody,
+};
 
 /// Where a response body comes from. An upstream's needs no box.
 pub(crate) enum ReplyBody {
@@ -48,19 +54,59 @@ impl HttpBody for ReplyBody {
 }
 
 /// Counts a request as active until dropped.
-pub(crate) struct Active(Arc<Activity>);
+pub(crate) struct Active {
+    activity: Arc<Activity>,
+    /// Where the listener bounds them: a place among the requests in flight.
+    place: Option<Place>,
+    http2: bool,
+    /// The response has been given to the connection in full.
+    answered: bool,
+    /// A piece of the response has been given to the connection, and none asked for since.
+    untaken: bool,
+}
 
 impl Active {
-    pub(crate) fn new(activity: &Arc<Activity>) -> Self {
+    pub(crate) fn new(activity: &Arc<Activity>, http2: bool) -> Self {
         activity.served.fetch_add(1, Ordering::Relaxed);
         activity.requests.fetch_add(1, Ordering::Relaxed);
-        Self(activity.clone())
+        Self {
+            activity: activity.clone(),
+            place: None,
+            http2,
+            answered: false,
+            untaken: false,
+        }
+    }
+
+    /// Keeps a place among the requests in flight as long as the request is active.
+    pub(crate) fn keep(&mut self, place: Option<Place>) {
+        self.place = place;
+    }
+
+    /// The connection asks for the next piece: it got rid of the last.
+    fn asked(&mut self) {
+        if std::mem::take(&mut self.untaken) {
+            self.activity.untaken.fetch_sub(1, Ordering::Relaxed);
+            self.activity.taken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// It gets a piece. Only in HTTP/2 can it keep one without a write that waits.
+    fn gave(&mut self) {
+        if self.http2 && !self.untaken {
+            self.untaken = true;
+            self.activity.untaken.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Active {
     fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        self.asked();
+        if self.http2 && !self.answered {
+            self.activity.resets.fetch_add(1, Ordering::Relaxed);
+        }
+        self.activity.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -69,19 +115,22 @@ pub(crate) struct ClientBody {
     body: ReplyBody,
     record: Option<Box<Record>>,
     /// Absent where the response has no body of its own to end with.
-    _active: Option<Active>,
+    active: Option<Active>,
 }
 
 impl ClientBody {
-    pub(crate) fn new(body: ReplyBody, record: Option<Box<Record>>, active: Active) -> Self {
+    pub(crate) fn new(body: ReplyBody, record: Option<Box<Record>>, mut active: Active) -> Self {
+        active.answered = body.is_end_stream();
         let record = record.map(|mut record| {
-            record.complete = body.is_end_stream();
+            if body.is_end_stream() {
+                record.completes();
+            }
             record
         });
         Self {
             body,
             record,
-            _active: Some(active),
+            active: Some(active),
         }
     }
 
@@ -90,7 +139,7 @@ impl ClientBody {
         Self {
             body: ReplyBody::Local(Body::empty()),
             record: None,
-            _active: None,
+            active: None,
         }
     }
 }
@@ -104,18 +153,31 @@ impl HttpBody for ClientBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = &mut *self;
+        if let Some(active) = &mut this.active {
+            active.asked();
+        }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(active) = &mut this.active {
+            // An upstream that breaks off is not the client's doing.
+            active.answered |= !matches!(frame, Some(Ok(_))) || this.body.is_end_stream();
+            if frame.is_some() {
+                active.gave();
+            }
+        }
         if let Some(record) = &mut this.record {
             match &frame {
                 Some(Ok(frame)) => {
-                    record.bytes_out += frame.data_ref().map_or(0, |data| data.len() as u64);
+                    record.sends(frame.data_ref().map_or(0, Bytes::len));
+                    if let Some(trailers) = frame.trailers_ref() {
+                        record.trails(trailers);
+                    }
                 }
-                Some(Err(_)) => record.cut_off = true,
+                Some(Err(_)) => record.breaks(),
                 None => {}
             }
-            record.complete |= frame.is_none()
-                || this.body.is_end_stream()
-                || record.length == Some(record.bytes_out);
+            if frame.is_none() || this.body.is_end_stream() {
+                record.completes();
+            }
         }
         Poll::Ready(frame)
     }
@@ -132,7 +194,9 @@ impl HttpBody for ClientBody {
 /// A request body whose bytes are counted for the access log.
 pub(crate) struct Counted {
     pub(crate) body: Body,
-    pub(crate) bytes: Arc<std::sync::atomic::AtomicU64>,
+    pub(crate) incoming: Arc<Incoming>,
+    /// When the request began.
+    pub(crate) since: Instant,
 }
 
 impl HttpBody for Counted {
@@ -147,7 +211,10 @@ impl HttpBody for Counted {
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {
-            self.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+            self.incoming.add(data.len());
+        }
+        if frame.is_none() || self.body.is_end_stream() {
+            self.incoming.end(self.since.elapsed());
         }
         Poll::Ready(frame)
     }

@@ -1,19 +1,19 @@
-//! One downstream connection: TLS, protocol detection, HTTP, drain.
+//! One downstream connection: PROXY protocol, TLS, protocol detection, HTTP, drain.
 
 use std::{
     io,
-    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use attache_filter::{ConnectionInfo, context::TlsInfo};
-use attache_service::{Shutdown, listen, tls};
+use attache_service::{listen, tls};
 use bytes::Bytes;
 use http::Request;
 use hyper::{
@@ -25,11 +25,17 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
-    activity::{self, Activity, Verdict},
+    activity::{self, Activity, Stage, Verdict},
+    ahead::Ahead,
+    client_hello,
+    drain::Drain,
     edge::{Downstream, Edge},
     hygiene::Peer,
-    plan::Limits,
+    plan::{Codec, Limits},
+    proxy_protocol::{self, Header},
     socket::{Socket, detect},
+    tcp::{self, TcpPlan},
+    tunnel::Io,
 };
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -38,6 +44,8 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 const BUFFER: usize = 256 << 10;
 /// hyper takes no smaller buffer.
 const MIN_BUFFER: usize = 8192;
+/// How often a draining HTTP/2 connection looks whether it has had a request.
+const LOOK_FOR_REQUEST: Duration = Duration::from_millis(20);
 
 /// A listener in one worker. What it does with requests can be replaced at any time.
 pub(crate) struct Listening {
@@ -45,7 +53,7 @@ pub(crate) struct Listening {
     /// Connections of this listener in all workers.
     pub(crate) connections: Arc<AtomicUsize>,
     /// Ends this listener: the proxy stops, or a reload removed it.
-    pub(crate) drain: Shutdown,
+    pub(crate) drain: Drain,
 }
 
 /// A connection that counts; dropped at its end.
@@ -59,6 +67,11 @@ impl<'l> Counted<'l> {
             edge.stats.refused.inc();
             return None;
         }
+        if !edge.everywhere.enter(edge.max_everywhere) {
+            listening.connections.fetch_sub(1, Ordering::Relaxed);
+            edge.stats.refused.inc();
+            return None;
+        }
         edge.stats.connections.inc();
         Some(Self(listening, edge.clone()))
     }
@@ -67,6 +80,7 @@ impl<'l> Counted<'l> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.1.everywhere.leave();
         self.1.stats.connections.dec();
     }
 }
@@ -80,8 +94,14 @@ enum Broken {
     Http(#[from] hyper::Error),
     #[error("no request within the header timeout")]
     SlowStart,
+    #[error("{0}")]
+    ProxyProtocol(#[from] proxy_protocol::Refused),
+    #[error("nothing is served for the server name {0:?}")]
+    ServerName(Option<String>),
     #[error("{0:?}")]
     Watchdog(Verdict),
+    #[error("not the version of HTTP that the listener speaks")]
+    OtherVersion,
 }
 
 /// Serves one accepted connection until its end.
@@ -92,10 +112,14 @@ pub(crate) async fn serve(listening: Arc<Listening>, socket: listen::Socket) {
     };
     let ended = match socket {
         listen::Socket::Tcp(io) => {
-            let addresses = (io.peer_addr().ok(), io.local_addr().ok());
-            start(&listening, &edge, io, addresses).await
+            let info = ConnectionInfo {
+                peer: io.peer_addr().ok(),
+                local: io.local_addr().ok(),
+                tls: None,
+            };
+            begin(&listening, &edge, io, info).await
         }
-        listen::Socket::Unix(io) => start(&listening, &edge, io, (None, None)).await,
+        listen::Socket::Unix(io) => begin(&listening, &edge, io, ConnectionInfo::default()).await,
     };
     if let Err(error) = ended {
         edge.stats.broken.inc();
@@ -104,43 +128,134 @@ pub(crate) async fn serve(listening: Arc<Listening>, socket: listen::Socket) {
     drop(counted);
 }
 
+/// Looks at what comes before everything else, where a listener has that.
+async fn begin<IO>(
+    listening: &Arc<Listening>,
+    edge: &Arc<Edge>,
+    io: IO,
+    mut info: ConnectionInfo,
+) -> Result<(), Broken>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if edge.plan.proxy_protocol.is_none() && edge.plan.tls_passthrough.is_none() {
+        return start(listening, edge, io, info).await;
+    }
+    // Boxed: other connections need not carry its state, nor the program its code twice.
+    Box::pin(async move {
+        let limit = edge.plan.limits.header_timeout;
+        let looked = tokio::time::timeout(limit, look_ahead(edge, Box::new(io), &mut info)).await;
+        let (io, passed_on) = looked.map_err(|_| Broken::SlowStart)??;
+        match passed_on {
+            Some(plan) => pass_on(edge, &plan, io).await,
+            None => start(listening, edge, io, info).await,
+        }
+    })
+    .await
+}
+
+/// Reads what stands before TLS and HTTP, and decides whether the connection is passed on.
+async fn look_ahead(
+    edge: &Edge,
+    mut io: Box<dyn Io>,
+    info: &mut ConnectionInfo,
+) -> Result<(Ahead<Box<dyn Io>>, Option<TcpPlan>), Broken> {
+    let mut ahead = Bytes::new();
+    if let Some(settings) = &edge.plan.proxy_protocol {
+        if !settings.lets(info.peer.map(|peer| peer.ip())) {
+            return Err(proxy_protocol::Refused::Stranger.into());
+        }
+        let header;
+        (header, ahead) = proxy_protocol::read(&mut io, settings).await?;
+        if let Header::Proxied {
+            source,
+            destination,
+        } = header
+        {
+            info.peer = Some(source);
+            info.local = Some(destination);
+        }
+    }
+    let mut io = Ahead { ahead, io };
+    let Some(names) = &edge.plan.tls_passthrough else {
+        return Ok((io, None));
+    };
+    let beginning = client_hello::read(&mut io).await?;
+    let name = beginning.server_name;
+    let plan = name.as_deref().and_then(|name| names.get(name)).cloned();
+    if plan.is_none() && !edge.plan.opens() {
+        return Err(Broken::ServerName(name));
+    }
+    let io = Ahead {
+        ahead: beginning.ahead,
+        io: match io.ahead.is_empty() {
+            true => io.io,
+            false => Box::new(io),
+        },
+    };
+    Ok((io, plan))
+}
+
+/// Passes a connection on as it is.
+async fn pass_on<IO>(edge: &Edge, plan: &TcpPlan, io: IO) -> Result<(), Broken>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send,
+{
+    let Some(stats) = &edge.tcp_stats else {
+        return Ok(());
+    };
+    let ended = tcp::pass_on(&edge.router, plan, stats, io).await;
+    tracing::debug!(listener = %edge.plan.name, ?ended, "connection passed on");
+    Ok(())
+}
+
 async fn start<IO>(
     listening: &Arc<Listening>,
     edge: &Arc<Edge>,
     io: IO,
-    addresses: (Option<SocketAddr>, Option<SocketAddr>),
+    mut info: ConnectionInfo,
 ) -> Result<(), Broken>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let limit = edge.plan.limits.header_timeout;
-    let mut info = ConnectionInfo {
-        peer: addresses.0,
-        local: addresses.1,
-        tls: None,
-    };
-    match &edge.plan.tls {
-        None => {
+    match (&edge.plan.tls, &edge.plan.tcp) {
+        (None, None) => {
             let mut io = io;
             let detected = tokio::select! {
                 detected = tokio::time::timeout(limit, detect(&mut io)) => detected,
                 // Nothing has begun that could be finished.
-                () = listening.drain.recv() => return Ok(()),
+                () = listening.drain.ending() => return Ok(()),
             };
             let (http2, ahead) = detected.map_err(|_| Broken::SlowStart)??;
+            let http2 = match edge.plan.codec {
+                Codec::Auto => http2,
+                Codec::Http1 => false,
+                Codec::Http2 if http2 => true,
+                Codec::Http2 => return Err(Broken::OtherVersion),
+            };
             run(listening, edge, io, info, http2, ahead).await
         }
-        Some(tls) => {
+        (None, Some(tcp)) => Box::pin(pass_on(edge, tcp, io)).await,
+        (Some(tls), tcp) => {
             let accepted = tokio::time::timeout(limit, tls.accept(io)).await;
             let io = accepted.map_err(|_| Broken::SlowStart)??;
+            if let Some(tcp) = tcp {
+                return Box::pin(pass_on(edge, tcp, io)).await;
+            }
             let peer = tls::Peer::of(io.get_ref().1);
-            let http2 = peer.alpn.as_deref() == Some("h2");
+            let local = tls.local_principal(peer.sni.as_deref());
+            let http2 = match edge.plan.codec {
+                Codec::Auto => peer.alpn.as_deref() == Some("h2"),
+                Codec::Http1 => false,
+                Codec::Http2 => true,
+            };
             info.tls = Some(TlsInfo {
                 sni: peer.sni,
                 alpn: peer.alpn,
                 peer_certificate: peer.certificate,
                 peer_principal: peer.principal,
-                local_principal: tls.local_principal().map(|name| name.to_string()),
+                local_principal: local.map(|name| name.to_string()),
             });
             run(listening, edge, io, info, http2, Bytes::new()).await
         }
@@ -213,6 +328,10 @@ fn http2_builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
 
 /// A hyper connection, of either version.
 trait Connection: Future<Output = Result<(), hyper::Error>> {
+    /// Clients learn from a response that they shall come by another connection. To close one
+    /// without that could lose a request that is on its way.
+    const TOLD_IN_RESPONSES: bool;
+
     fn close_politely(self: Pin<&mut Self>);
 }
 
@@ -225,6 +344,8 @@ where
     S::ResBody: http_body::Body + 'static,
     <S::ResBody as http_body::Body>::Error: Into<attache_filter::BoxError>,
 {
+    const TOLD_IN_RESPONSES: bool = true;
+
     fn close_politely(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
@@ -240,6 +361,8 @@ where
     <S::ResBody as http_body::Body>::Error: Into<attache_filter::BoxError>,
     E: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
 {
+    const TOLD_IN_RESPONSES: bool = false;
+
     fn close_politely(self: Pin<&mut Self>) {
         self.graceful_shutdown();
     }
@@ -250,32 +373,60 @@ async fn drive<C: Connection>(
     mut connection: Pin<&mut C>,
     activity: Arc<Activity>,
     limits: Limits,
-    drain: &Shutdown,
+    drain: &Drain,
 ) -> Result<(), Broken> {
-    let mut watchdog = pin!(activity::watch(activity, limits));
-    let mut drained = pin!(drain.recv());
+    let mut drained = pin!(leave(drain, activity.clone(), C::TOLD_IN_RESPONSES));
+    let mut watchdog = pin!(activity::watch(activity.clone(), limits, Stage::Open));
     let mut closing = false;
     let verdict = std::future::poll_fn(|cx: &mut Context<'_>| {
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
             return Poll::Ready(Ok(ended));
         }
-        if closing {
-            return Poll::Pending;
+        if activity.is_resetting(&limits) {
+            return Poll::Ready(Err(Verdict::Resets));
         }
         match watchdog.as_mut().poll(cx) {
-            Poll::Ready(Verdict::Idle) => closing = true,
+            Poll::Ready(Verdict::Idle) if closing => return Poll::Ready(Ok(Ok(()))),
+            Poll::Ready(Verdict::Idle | Verdict::Old) => {}
             Poll::Ready(verdict) => return Poll::Ready(Err(verdict)),
-            Poll::Pending => closing = drained.as_mut().poll(cx).is_ready(),
+            Poll::Pending if closing => return Poll::Pending,
+            Poll::Pending if activity.is_used_up(&limits) => {}
+            Poll::Pending if drained.as_mut().poll(cx).is_ready() => {}
+            Poll::Pending => return Poll::Pending,
         }
-        if closing {
-            connection.as_mut().close_politely();
-            return connection.as_mut().poll(cx).map(Ok);
+        closing = true;
+        watchdog.set(activity::watch(activity.clone(), limits, Stage::Closing));
+        connection.as_mut().close_politely();
+        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
+            return Poll::Ready(Ok(ended));
         }
+        // The first look of the watchdog sets its timer.
+        let _ = watchdog.as_mut().poll(cx);
         Poll::Pending
     })
     .await;
     match verdict {
         Ok(ended) => Ok(ended?),
         Err(verdict) => Err(Broken::Watchdog(verdict)),
+    }
+}
+
+/// Resolves when a connection is to close as soon as it has no request.
+async fn leave(drain: &Drain, activity: Arc<Activity>, told_in_responses: bool) {
+    let within = drain.leaving().await;
+    if told_in_responses {
+        activity.closing.store(true, Ordering::Relaxed);
+        return drain.ending().await;
+    }
+    let sleep = async {
+        tokio::time::sleep(within.mul_f64(rand::random())).await;
+        // The first request may be on its way, and would be lost with the connection.
+        while activity.served.load(Ordering::Relaxed) == 0 {
+            tokio::time::sleep(LOOK_FOR_REQUEST).await;
+        }
+    };
+    tokio::select! {
+        () = sleep => {}
+        () = drain.ending() => {}
     }
 }

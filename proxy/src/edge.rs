@@ -1,10 +1,16 @@
 //! One request from its arrival to its response: check, route, policies, upstream.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use attache_filter::{
-    Body, ConnectionInfo, LocalReply, RequestContext, context::ResponseFlag, head::Scheme,
-    reply::ReplyForm,
+    Body, ConnectionInfo, LocalReply, RequestContext, calls::Recording, context::ResponseFlag,
+    head::Scheme, reply::ReplyForm,
 };
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
@@ -15,17 +21,21 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::time::Instant;
 
 use crate::{
-    access_log::{AccessLog, Record},
+    access_log::{AccessLogPlan, AccessLogs, Record},
     activity::Activity,
     body::{Active, ClientBody, Counted, ReplyBody},
     extended_connect,
     filters::Stack,
     hygiene::{self, Admitted, Peer, Tunnels},
     internal_redirect::Restart,
+    overload::{self, Gate},
     path::Normalized,
     plan::ListenerPlan,
-    router::{Answered, Picked, Received, Router},
+    router::{Late, Picked, Received, Router},
+    silence,
     stats::ListenerStats,
+    tcp::TcpStats,
+    trace::Tracing,
     tunnel::{self, Side},
     unread,
 };
@@ -38,8 +48,62 @@ pub(crate) struct Edge {
     pub(crate) stack: Option<Stack>,
     /// Some policy may look at what goes through tunnels.
     pub(crate) tunnels_in_body: bool,
-    pub(crate) log: Option<AccessLog>,
+    pub(crate) log: Option<AccessLogs>,
+    /// What is noted of the requests.
+    pub(crate) notes: Notes,
+    pub(crate) tracing: Option<Tracing>,
+    pub(crate) gate: Gate,
     pub(crate) stats: ListenerStats,
+    /// Counts of connections that are passed on.
+    pub(crate) tcp_stats: Option<TcpStats>,
+    pub(crate) everywhere: Arc<Everywhere>,
+    /// Most connections of all listeners.
+    pub(crate) max_everywhere: Option<usize>,
+}
+
+/// The connections of all listeners of the process.
+#[derive(Debug, Default)]
+pub(crate) struct Everywhere {
+    connections: AtomicUsize,
+}
+
+impl Everywhere {
+    /// Whether there is room for one more.
+    pub(crate) fn enter(&self, limit: Option<usize>) -> bool {
+        let before = self.connections.fetch_add(1, Ordering::Relaxed);
+        let room = limit.is_none_or(|limit| before < limit);
+        if !room {
+            self.leave();
+        }
+        room
+    }
+
+    pub(crate) fn leave(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What is noted of the requests of a listener.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Notes {
+    /// Of the calls of policies.
+    pub(crate) recording: Recording,
+    /// Their heads as they went on.
+    pub(crate) heads: bool,
+}
+
+impl Notes {
+    /// What the logs of a listener ask for.
+    pub(crate) fn of(listener: &ListenerPlan) -> Self {
+        let logs = &listener.access_logs;
+        Self {
+            recording: match logs.is_empty() {
+                true => Recording::Nothing,
+                false => Recording::Calls,
+            },
+            heads: logs.iter().any(AccessLogPlan::reads_request),
+        }
+    }
 }
 
 /// The downstream connection that a request came in on.
@@ -65,31 +129,56 @@ impl Edge {
         downstream: Arc<Downstream>,
         request: Request<Incoming>,
     ) -> Result<Response<ClientBody>, Infallible> {
-        let active = Active::new(&downstream.activity);
         let (mut parts, body) = request.into_parts();
+        let version = parts.version;
+        let mut active = Active::new(&downstream.activity, version >= Version::HTTP_2);
         let form = extended_connect::Form::of(&mut parts);
+        let version = parts.version;
         let mut context = RequestContext::new(downstream.info.clone(), parts.version);
-        let admitted = self.admit(&mut parts, &downstream.peer);
+        context.recording = self.notes.recording;
+        context.keeps_head = self.notes.heads;
+        if let Some(tracing) = &self.tracing {
+            let trace = tracing.place(&parts.headers);
+            if trace.sampled {
+                context.recording = context.recording.max(Recording::Calls);
+            }
+            context.trace = Some(trace);
+        }
+        let admitted = match self.gate.enter() {
+            Ok(place) => {
+                active.keep(place);
+                self.admit(&mut parts, &downstream.peer)
+            }
+            Err(overload::Refused) => Err(Refusal::Overloaded),
+        };
         if let Ok(admitted) = &admitted {
             context.client_ip = admitted.client_ip;
         }
         let context = Arc::new(context);
-        let mut record = self
-            .log
-            .as_ref()
-            .map(|log| Record::new(log, &context, &parts));
+        let traced = context.trace.as_ref().is_some_and(|trace| trace.sampled);
+        let tracing = self.tracing.as_ref().filter(|_| traced);
+        let mut record = (self.log.is_some() || traced)
+            .then(|| Record::new(self.log.as_ref(), tracing, &context, &parts));
         let mut body = Body::from(body);
         let mut tunnel = None;
         if self.tunnels_in_body && admitted.is_ok() {
             tunnel = self.tunnel_in_body(&mut parts, &mut body, &context);
         }
         if let Some(record) = &record {
-            let bytes = record.bytes_in.clone();
-            body = Body::new(Counted { body, bytes });
+            let incoming = record.incoming.clone();
+            let since = context.started;
+            if body.is_end_stream() {
+                incoming.end(since.elapsed());
+            } else {
+                body = Body::new(Counted {
+                    body,
+                    incoming,
+                    since,
+                });
+            }
         }
-        let asks_tunnel = (parts.version < Version::HTTP_2
-            && tunnel::is_wanted(&parts.method, &parts.headers))
-        .then_some(parts.method == Method::CONNECT);
+        let asks_tunnel = tunnel::is_wanted(&parts.method, &parts.headers)
+            .then_some(parts.method == Method::CONNECT);
         let mut lender = None;
         if tunnel.is_none() && parts.version < Version::HTTP_2 && !body.is_end_stream() {
             let (lent, by) = unread::lend(body);
@@ -98,17 +187,24 @@ impl Edge {
             let held_back = parts.headers.contains_key(header::EXPECT);
             lender = Some((by, held_back));
         }
+        let replies = self.plan.local_replies.as_ref();
+        // Kept only where an answer may have to be shaped by it.
+        let asked = replies.map(|replies| (replies, Box::new(parts.clone()), context.clone()));
         let mut response = match admitted {
             Ok(admitted) => {
                 let received = Box::new(Received { parts, body });
-                self.answer(&downstream, &admitted, context, received).await
+                self.answer(&downstream, &admitted, context.clone(), received)
+                    .await
             }
             Err(refusal) => {
                 drop(body);
                 // Boxed: refusals are rare, and others need not carry their state.
-                Box::pin(self.refuse(refusal, context, parts)).await
+                Box::pin(self.refuse(refusal, context.clone(), parts)).await
             }
         };
+        if let Some((replies, parts, context)) = asked {
+            response = replies.shape(response, &parts, &context);
+        }
         if let Some((lender, held_back)) = lender
             && response.status() != StatusCode::SWITCHING_PROTOCOLS
             && !lender.finish(!held_back).await
@@ -116,21 +212,28 @@ impl Edge {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        if let Some(connect) = asks_tunnel
-            && !tunnel::opens(connect, response.status())
-        {
+        if asks_tunnel.is_some_and(|connect| tunnel::opens(connect, response.status())) {
+            downstream.activity.tunnelled.store(true, Ordering::Relaxed);
+        } else if downstream.activity.opaque.load(Ordering::Relaxed) {
             // What the client sent behind its request may not be HTTP.
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
+        let leaves = downstream.activity.closing.load(Ordering::Relaxed)
+            || downstream.activity.is_used_up(&self.plan.limits);
+        if leaves
+            && version < Version::HTTP_2
+            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+        {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
         self.stats.count(response.status());
+        self.stats.duration.observe(context.started.elapsed());
         if let Some(record) = &mut record {
-            record.status = Some(response.status());
-            record.length = response
-                .headers()
-                .get(header::CONTENT_LENGTH)
-                .and_then(|length| length.to_str().ok()?.parse().ok());
-            record.answered = response.extensions().get::<Answered>().cloned();
+            let (head, body) = response.into_parts();
+            record.responds(&head);
+            response = Response::from_parts(head, body);
         }
         let response = response.map(|body| ClientBody::new(body, record, active));
         Ok(form.answer(match tunnel {
@@ -211,8 +314,13 @@ impl Edge {
     ) -> Response<ReplyBody> {
         // In HTTP/2 the stream ends, and the connection goes on.
         let closes = matches!(refusal, Refusal::Refused(_)) && parts.version < Version::HTTP_2;
+        let overloaded = matches!(refusal, Refusal::Overloaded);
+        if overloaded {
+            self.stats.overloaded.inc();
+        }
         let reply = refusal.reply(&context, &parts);
-        let mut response = match &self.stack {
+        // When overloaded, not even the answer is worth a call.
+        let mut response = match self.stack.as_ref().filter(|_| !overloaded) {
             None => reply.map(ReplyBody::Local),
             Some(stack) => {
                 context.take_replies_inward();
@@ -298,14 +406,25 @@ impl Edge {
             return router.answer(&self.plan, entry, context, received).await;
         };
         context.take_replies_inward();
-        let Received { mut parts, body } = *received;
+        let Received {
+            mut parts,
+            mut body,
+        } = *received;
+        if !body.is_end_stream() && !context.tunnels_in_body() {
+            let limit = self.plan.limits.body_timeout;
+            body = Body::new(silence::Bounded::new(body, limit, context.clone()));
+        }
         if parts.extensions.get::<Scheme>().is_none() {
             parts.extensions.insert(downstream.scheme());
         }
+        let late = Late::of(entry.as_ref(), &parts).map(|late| (late, context.clone()));
         parts.extensions.insert(context);
         parts.extensions.insert(Picked(entry));
         let answered = stack.handle(Request::from_parts(parts, body)).await;
-        let response = answered.unwrap_or_else(|never| match never {});
+        let mut response = answered.unwrap_or_else(|never| match never {});
+        if let Some((late, context)) = late {
+            late.change(&mut response, &context);
+        }
         response.map(ReplyBody::Local)
     }
 }
@@ -339,6 +458,7 @@ fn set_target(parts: &mut request::Parts, target: PathAndQuery) {
 /// A request that is not let in.
 enum Refusal {
     Refused(hygiene::Refused),
+    Overloaded,
     Redirect(PathAndQuery),
 }
 
@@ -353,6 +473,11 @@ impl Refusal {
                     ..form
                 };
                 (LocalReply::new(refused.status, refused.details), form)
+            }
+            Self::Overloaded => {
+                let (flag, reply) = overload::reply();
+                context.add_flag(flag);
+                (reply, form)
             }
             Self::Redirect(target) => {
                 let mut reply = LocalReply::new(

@@ -2,8 +2,11 @@
 //!
 //! hyper is lenient where a front proxy must not be: it accepts a request with both
 //! `content-length` and `transfer-encoding` (RFC 9112 §6.1 asks for an error, as such requests
-//! are how smuggling starts) and lines that end in a bare line feed. [`Framing`] follows the
-//! message borders and names the first such fault.
+//! are how smuggling starts), a length that is told twice, codings that it then drops, and lines
+//! that end in a bare line feed. [`Framing`] follows the message borders and names the first such
+//! fault.
+//!
+//! What it cannot follow ([`Framing::is_opaque`]) must be the last on its connection.
 
 use memchr::memchr;
 
@@ -15,8 +18,14 @@ const LINE_KEPT: usize = 8192;
 pub(crate) enum Fault {
     /// A line ends in LF without CR.
     BareLineFeed,
-    /// Both `content-length` and `transfer-encoding` are present.
+    /// So does the line with the size of a chunk, or the end of a chunk.
+    BareLineFeedInChunks,
+    /// Both `content-length` and `transfer-encoding` are present, or one of them twice.
     ConflictingLength,
+    /// `content-length` is not a number.
+    UnreadableLength,
+    /// `transfer-encoding` is anything but `chunked`: no other coding would be undone or told on.
+    UnknownCoding,
     /// The request target has a `#`, which would be cut off unseen (RFC 9112 §3.2).
     Fragment,
 }
@@ -63,6 +72,11 @@ impl Framing {
     /// Whether a head has begun and not ended.
     pub(crate) fn is_inside_head(&self) -> bool {
         self.state == State::Head && (self.head.lines > 0 || !self.partial.is_empty())
+    }
+
+    /// Whether what comes is followed no more: a tunnel, or no HTTP at all.
+    pub(crate) fn is_opaque(&self) -> bool {
+        self.state == State::Opaque
     }
 
     /// Takes the bytes read next. On a fault, also gives the offset of the byte that shows it.
@@ -129,7 +143,10 @@ impl Framing {
     /// One line, without its line feed.
     fn line(&mut self, line: &[u8]) -> Result<(), Fault> {
         let Some((b'\r', line)) = line.split_last() else {
-            return Err(Fault::BareLineFeed);
+            return Err(match self.state {
+                State::ChunkSize => Fault::BareLineFeedInChunks,
+                _ => Fault::BareLineFeed,
+            });
         };
         match self.state {
             State::Head if line.is_empty() => return self.end_of_head(),
@@ -154,10 +171,22 @@ impl Framing {
         match line.first().map(u8::to_ascii_lowercase) {
             Some(b'c') => {
                 if let Some(value) = value_of(line, b"content-length") {
-                    head.length = Some(decimal(value).unwrap_or(0));
+                    let length = decimal(value).ok_or(Fault::UnreadableLength)?;
+                    if head.length.replace(length).is_some() {
+                        return Err(Fault::ConflictingLength);
+                    }
                 }
             }
-            Some(b't') => head.chunked |= value_of(line, b"transfer-encoding").is_some(),
+            Some(b't') => {
+                if let Some(value) = value_of(line, b"transfer-encoding") {
+                    if !value.eq_ignore_ascii_case(b"chunked") {
+                        return Err(Fault::UnknownCoding);
+                    }
+                    if std::mem::replace(&mut head.chunked, true) {
+                        return Err(Fault::ConflictingLength);
+                    }
+                }
+            }
             Some(b'u') => {
                 if let Some(value) = value_of(line, b"upgrade") {
                     head.tunnel |= !value.to_ascii_lowercase().starts_with(b"h2c");
@@ -196,11 +225,7 @@ impl Framing {
             // The line end that closes the chunk before.
             return;
         }
-        let digits = line
-            .iter()
-            .take_while(|b| b.is_ascii_hexdigit())
-            .count()
-            .min(16);
+        let digits = line.iter().take_while(|b| b.is_ascii_hexdigit()).count();
         let size = line
             .get(..digits)
             .and_then(|hex| std::str::from_utf8(hex).ok())
@@ -221,7 +246,12 @@ fn value_of<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
 }
 
 fn decimal(value: &[u8]) -> Option<u64> {
-    std::str::from_utf8(value).ok()?.parse().ok()
+    let digits = value.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(value)
+        .ok()
+        .filter(|_| digits)?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -260,6 +290,46 @@ mod tests {
         ] {
             assert_eq!(feed_whole(text), Err(Fault::ConflictingLength), "{text:?}");
         }
+    }
+
+    #[test]
+    fn lengths_that_are_told_twice_or_are_none_are_a_fault() {
+        for (lines, fault) in [
+            (
+                "content-length: 3\r\ncontent-length: 3",
+                Fault::ConflictingLength,
+            ),
+            (
+                "transfer-encoding: chunked\r\nTransfer-Encoding: chunked",
+                Fault::ConflictingLength,
+            ),
+            ("content-length: +3", Fault::UnreadableLength),
+            ("content-length: 3, 3", Fault::UnreadableLength),
+            ("content-length:", Fault::UnreadableLength),
+            ("transfer-encoding: gzip, chunked", Fault::UnknownCoding),
+            ("transfer-encoding: chunked, chunked", Fault::UnknownCoding),
+            ("transfer-encoding:", Fault::UnknownCoding),
+        ] {
+            let text = format!("POST / HTTP/1.1\r\n{lines}\r\n\r\n");
+            assert_eq!(feed_whole(&text), Err(fault), "{lines}");
+        }
+    }
+
+    #[test]
+    fn chunk_sizes_are_read_as_a_number_of_any_length() {
+        let text = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
+                    0000000000000000000003;x=y\r\na\nb\r\n0\r\n\r\n\
+                    POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n";
+        assert_eq!(feed_whole(text), Err(Fault::ConflictingLength));
+    }
+
+    #[test]
+    fn a_length_that_is_padded_beyond_what_is_kept_is_a_fault() {
+        let head = format!("POST / HTTP/1.1\r\ncontent-length:{}", " ".repeat(9000));
+        let mut framing = Framing::default();
+        framing.feed(head.as_bytes()).unwrap();
+        let fault = framing.feed(b"5\r\n\r\n").unwrap_err().0;
+        assert_eq!(fault, Fault::UnreadableLength);
     }
 
     #[test]

@@ -2,9 +2,12 @@
 //!
 //! Requests are gone through once; only what that pass found is touched afterwards.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request,
+    uri::Scheme,
+};
 
 pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -232,7 +235,9 @@ fn check_host(parts: &mut request::Parts, hosts: u32, connect: bool) -> Result<(
         });
     }
     let Some(authority) = parts.uri.authority() else {
-        if !parts.uri.path().starts_with('/') && parts.uri.path() != "*" {
+        let path = parts.uri.path();
+        // RFC 9112 §3.2.4: the server as a whole is a target of `OPTIONS` alone.
+        if !(path.starts_with('/') || path == "*" && parts.method == Method::OPTIONS) {
             return Err(bad_request("path_normalization_failed"));
         }
         // Envoy refuses HTTP/1.0 without a host as well: it could not be routed.
@@ -240,13 +245,27 @@ fn check_host(parts: &mut request::Parts, hosts: u32, connect: bool) -> Result<(
             .headers
             .get(header::HOST)
             .ok_or_else(|| bad_request("missing_host_header"))?;
-        return match host.as_bytes().iter().all(|byte| is_host_byte(*byte)) {
+        return match is_host(host.as_bytes()) {
             true => Ok(()),
             false => Err(bad_request("invalid_host_header")),
         };
     };
     if authority.as_str().contains('@') {
         return Err(bad_request("userinfo_in_authority"));
+    }
+    if !is_host(authority.as_str().as_bytes()) {
+        return Err(bad_request("invalid_authority"));
+    }
+    if parts.method != Method::CONNECT {
+        // RFC 9112 §3.2.3: a bare authority is a target of `CONNECT` alone.
+        let scheme = parts.uri.scheme();
+        if scheme.is_none_or(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+            return Err(bad_request("invalid_scheme"));
+        }
+        let path = parts.uri.path();
+        if path == "*" && parts.method != Method::OPTIONS {
+            return Err(bad_request("path_normalization_failed"));
+        }
     }
     let host =
         HeaderValue::from_str(authority.as_str()).map_err(|_| bad_request("invalid_authority"))?;
@@ -270,9 +289,77 @@ fn check_host(parts: &mut request::Parts, hosts: u32, connect: bool) -> Result<(
     Ok(())
 }
 
-/// What `uri-host [ ":" port ]` is made of (RFC 3986 §3.2.2).
+/// Whether this is `uri-host [ ":" port ]` (RFC 3986 §3.2.2), or nothing (RFC 9112 §3.2). A host
+/// with a comma is none of ours: it may be two, joined by somebody.
+fn is_host(text: &[u8]) -> bool {
+    if text.is_empty() {
+        return true;
+    }
+    let (host, port) = match memchr::memrchr(b':', text) {
+        None => (text, None),
+        Some(_) if text.last() == Some(&b']') => (text, None),
+        Some(at) => (text.get(..at).unwrap_or_default(), text.get(at + 1..)),
+    };
+    port.is_none_or(is_port)
+        && match host.strip_prefix(b"[") {
+            None => !host.is_empty() && host.iter().all(|byte| is_host_byte(*byte)),
+            Some(rest) => rest
+                .strip_suffix(b"]")
+                .and_then(|ip| std::str::from_utf8(ip).ok())
+                .is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok()),
+        }
+}
+
+/// A port may be empty (RFC 3986 §3.2.3).
+fn is_port(digits: &[u8]) -> bool {
+    let port = std::str::from_utf8(digits).unwrap_or("-");
+    digits.iter().all(u8::is_ascii_digit) && (port.is_empty() || port.parse::<u16>().is_ok())
+}
+
 fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=".contains(&byte)
+}
+
+/// Removes what a request must not say behind its body (RFC 9110 §6.5.1): framing, routing,
+/// credentials, and what only we say. Whoever merges trailers into headers would believe it.
+pub(crate) fn clean_request_trailers(trailers: &mut HeaderMap) {
+    let forbidden: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| is_no_trailer(name.as_str()))
+        .cloned()
+        .collect();
+    for name in forbidden {
+        trailers.remove(name);
+    }
+}
+
+fn is_no_trailer(name: &str) -> bool {
+    matches!(
+        name,
+        "authorization"
+            | "cache-control"
+            | "connection"
+            | "content-encoding"
+            | "content-length"
+            | "content-range"
+            | "content-type"
+            | "cookie"
+            | "expect"
+            | "forwarded"
+            | "host"
+            | "keep-alive"
+            | "max-forwards"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "range"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "x-request-id"
+    ) || ["if-", "x-forwarded-", "x-envoy-"]
+        .iter()
+        .any(|prefix| name.starts_with(prefix))
 }
 
 /// The protocol to switch to, if it is one of `allowed`. Upgrades to HTTP/2 are ignored, as

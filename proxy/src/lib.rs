@@ -2,37 +2,57 @@
 //!
 //! - [`config`]: the configuration file, as written.
 //! - [`export`]: the same in Envoy's language.
+//! - [`import`]: Envoy's configuration in ours.
 //! - [`plan`]: what a proxy runs, validated and immutable.
 //! - [`route`]: picking the route of a request.
 //! - [`retry`]: when a request is sent again.
 //! - [`filters`]: the stack of policies around the upstream.
 //! - [`path`]: path normalisation.
-//! - [`access_log`]: the JSON access log.
+//! - [`local_reply`]: what the proxy's own answers look like.
+//! - [`proxy_protocol`]: what load balancers say of connections that they pass on.
+//! - [`tcp`]: connections that are passed on as they are.
+//! - [`server_names`]: what belongs to the name that a TLS client asks for.
+//! - [`access_log`]: access logs.
+//! - [`trace`]: which requests are traced, and their spans.
 //!
 //! [`Proxy::start`] runs a [`Plan`]; [`Running`] reloads and stops it.
 
 pub mod access_log;
 mod activity;
+mod ahead;
 mod attempts;
 mod body;
+mod client_hello;
 pub mod config;
 mod connection;
+mod drain;
 mod edge;
 pub mod export;
 mod extended_connect;
 pub mod filters;
 mod framing;
+mod grpc_web;
 mod hygiene;
+pub mod import;
 mod internal_redirect;
+pub mod local_reply;
+mod mirror;
+mod overload;
 pub mod path;
 pub mod plan;
 mod policies;
+pub mod proxy_protocol;
 pub mod retry;
 pub mod route;
 mod router;
 mod running;
+pub mod server_names;
+mod silence;
 mod socket;
 mod stats;
+pub mod stream_duration;
+pub mod tcp;
+pub mod trace;
 mod tunnel;
 mod unread;
 mod upstream;

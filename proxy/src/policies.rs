@@ -18,7 +18,8 @@ use tower::Layer;
 use crate::{
     config::Policy as Raw,
     filters::{Policy, Site, Stack},
-    route::{RouteEntry, RouteTable},
+    grpc_web::GrpcWeb,
+    route::{RouteEntry, RouteTable, VirtualHost},
 };
 
 /// A policy's settings, checked and compiled.
@@ -27,6 +28,7 @@ pub(crate) enum Planned {
     Ratelimit(Arc<ratelimit::Filter>),
     ExtAuthz(Arc<ext_authz::Filter>),
     ExtProc(Arc<ext_proc::Filter>),
+    GrpcWeb,
 }
 
 /// What policies are told of this proxy.
@@ -61,6 +63,7 @@ impl Planned {
             Raw::ExtProc(raw) => {
                 Self::ExtProc(Arc::new(ext_proc::Filter::plan(name, raw, errors)?))
             }
+            Raw::GrpcWeb(_) => Self::GrpcWeb,
         })
     }
 
@@ -70,13 +73,14 @@ impl Planned {
             Self::Ratelimit(filter) => filter.clusters(),
             Self::ExtAuthz(filter) => filter.clusters(),
             Self::ExtProc(filter) => filter.clusters(),
+            Self::GrpcWeb => Vec::new(),
         }
     }
 
     /// The clusters that the filter calls over plain HTTP; they need no HTTP/2.
     pub(crate) fn http_clusters(&self) -> Vec<Located<String>> {
         match self {
-            Self::Ratelimit(_) => Vec::new(),
+            Self::Ratelimit(_) | Self::GrpcWeb => Vec::new(),
             Self::ExtAuthz(filter) => filter.http_clusters(),
             Self::ExtProc(filter) => filter.http_clusters(),
         }
@@ -125,6 +129,10 @@ impl Planned {
                     grpc,
                     http: Vec::new(),
                 }
+            }
+            Self::GrpcWeb => {
+                errors.push(node.head(), "`grpc_web` has no settings for routes");
+                Called::default()
             }
         }
     }
@@ -194,6 +202,7 @@ impl Policy for Planned {
                 }
                 Stack::new(ExtProcLayer::new(filter, channels, metrics).layer(inner))
             }
+            Self::GrpcWeb => Stack::of(GrpcWeb { inner }),
         }
     }
 
@@ -215,7 +224,7 @@ impl Policy for Planned {
                 .and_then(|route| route.modes);
             modes.is_some_and(streams)
         };
-        let mut entries = routes.hosts().iter().flat_map(|host| &host.routes);
+        let mut entries = routes.hosts().iter().flat_map(VirtualHost::entries);
         filter.allow_mode_override || streams(filter.modes) || entries.any(per_route)
     }
 }
@@ -233,5 +242,6 @@ pub(crate) fn encode_per_route(policy: &Raw, node: &ConfigNode) -> Option<json::
         Raw::Ratelimit(_) => RateLimitPerRoute::decode(node, &mut errors)?.encode_typed(),
         Raw::ExtAuthz(_) => ExtAuthzPerRoute::decode(node, &mut errors)?.encode_typed(),
         Raw::ExtProc(_) => ExtProcPerRoute::decode(node, &mut errors)?.encode_typed(),
+        Raw::GrpcWeb(_) => None,
     }
 }

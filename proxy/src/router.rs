@@ -4,12 +4,15 @@ use std::{convert::Infallible, future::poll_fn, pin::pin, sync::Arc, task::Poll}
 
 use attache_filter::{
     Body, LocalReply, RequestContext,
-    context::ResponseFlag,
+    attributes::Facts,
+    context::{ResponseFlag, UpstreamAttempt},
     head::{self, Scheme},
     reply::ReplyForm,
 };
+use attache_service::{cluster::breakers::Overflow, trace::SpanId};
 use http::{
-    HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
+    header, request,
     uri::{Authority, PathAndQuery},
 };
 use hyper::upgrade::OnUpgrade;
@@ -22,12 +25,16 @@ use crate::{
     filters::{Handle, PolicyFuture, Stack},
     hygiene,
     internal_redirect::Restart,
+    mirror::Mirrors,
     plan::{ListenerPlan, Protocol},
-    route::{Action, DirectResponse, Forward, Redirect, RouteEntry, RouteTable},
+    route::{
+        Action, Changes, DirectResponse, Forward, HostRewrite, Redirect, RouteEntry, RouteTable,
+        append_forwarded_host,
+    },
     tunnel::{self, Side},
     upstream::{
-        Cluster, Endpoint, Limits, UploadBody, UpstreamBody, UpstreamError, Waited, exchange,
-        within,
+        Cluster, Ended, Endpoint, Lifetime, LifetimeOf, Limits, UploadBody, UpstreamBody,
+        UpstreamError, Waited, exchange, within,
     },
 };
 
@@ -35,12 +42,14 @@ pub(crate) const EXPECTED_TIMEOUT: HeaderName =
     HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
+const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 /// Routes and upstreams of one worker.
 pub(crate) struct Router {
     pub(crate) routes: Arc<RouteTable>,
-    pub(crate) clusters: Vec<Cluster>,
+    pub(crate) clusters: Vec<Arc<Cluster>>,
+    pub(crate) mirrors: Mirrors,
     /// Some listener logs accesses: say which endpoint answered.
     pub(crate) notes_upstream: bool,
 }
@@ -64,6 +73,46 @@ pub(crate) struct Answered {
     pub(crate) after: std::time::Duration,
 }
 
+/// The changes of the route have been made; an extension of the response.
+#[derive(Clone, Copy)]
+struct Changed;
+
+/// What has to be known to make the changes of a route to an answer of its policies.
+pub(crate) struct Late {
+    entry: Arc<RouteEntry>,
+    asked: Option<Box<request::Parts>>,
+}
+
+impl Late {
+    /// Nothing where the route changes no responses.
+    pub(crate) fn of(entry: Option<&Arc<RouteEntry>>, parts: &request::Parts) -> Option<Self> {
+        let entry = entry?;
+        let changes = entry.changes.as_deref()?;
+        let asked = || Box::new(parts.clone());
+        (!changes.response.is_empty()).then(|| Self {
+            entry: entry.clone(),
+            asked: changes.remembers_request().then(asked),
+        })
+    }
+
+    /// Makes the changes, unless the router has made them, the response came from an upstream or
+    /// the request has another route by then.
+    pub(crate) fn change(&self, response: &mut Response<Body>, context: &RequestContext) {
+        let made = response.extensions().get::<Changed>().is_some();
+        let upstream = context.details().is_none_or(|at| at == "via_upstream");
+        let route = context.route();
+        let same = route.is_some_and(|route| Arc::ptr_eq(&route, &self.entry.route));
+        if made || upstream || !same {
+            return;
+        }
+        if let Some(changes) = &self.entry.changes {
+            let (mut parts, body) = std::mem::take(response).into_parts();
+            changes.response(&mut parts, self.asked.as_deref(), context);
+            *response = Response::from_parts(parts, body);
+        }
+    }
+}
+
 impl Router {
     /// Picks the route and tells the context.
     pub(crate) fn pick(
@@ -71,7 +120,7 @@ impl Router {
         parts: &request::Parts,
         context: &RequestContext,
     ) -> Option<Arc<RouteEntry>> {
-        let entry = self.routes.pick(parts).cloned();
+        let entry = self.routes.pick(parts, context.id).cloned();
         context.set_route(entry.as_ref().map(|entry| entry.route.clone()));
         entry
     }
@@ -97,8 +146,8 @@ impl Router {
         context: Arc<RequestContext>,
         received: Box<Received>,
     ) -> Response<ReplyBody> {
-        let form = ReplyForm::of(&received.parts.method, &received.parts.headers);
         let Some(entry) = entry else {
+            let form = ReplyForm::of(&received.parts.method, &received.parts.headers);
             context.add_flag(ResponseFlag::NoRouteFound);
             return local(
                 &context,
@@ -106,18 +155,74 @@ impl Router {
                 LocalReply::new(StatusCode::NOT_FOUND, "route_not_found"),
             );
         };
-        match &entry.action {
-            Action::Forward(forward) => {
-                let route_limit = entry.route.buffer_limit;
-                let limit = route_limit.unwrap_or(listener.buffer_limit);
-                self.forward(&entry, forward, &context, form, received, limit)
-                    .await
+        match entry.changes.as_deref() {
+            Some(changes) if !changes.response.is_empty() => {
+                let act = self.act_and_change(listener, &entry, changes, &context, received);
+                // Boxed: others need not carry its state.
+                Box::pin(act).await
             }
-            Action::Direct(direct) => direct_response(direct, &context, form),
-            Action::Redirect(to) => redirect(to, &entry, &received.parts, &context, form),
+            _ => self.act(listener, &entry, &context, received, None).await,
         }
     }
 
+    /// Answers a request, and makes the changes of its route to the response.
+    async fn act_and_change(
+        &self,
+        listener: &ListenerPlan,
+        entry: &RouteEntry,
+        changes: &Changes,
+        context: &Arc<RequestContext>,
+        received: Box<Received>,
+    ) -> Response<ReplyBody> {
+        let mut sent = None;
+        let remembered = changes.remembers_request().then_some(&mut sent);
+        let response = self
+            .act(listener, entry, context, received, remembered)
+            .await;
+        let (mut parts, body) = response.into_parts();
+        changes.response(&mut parts, sent.as_deref(), context);
+        parts.extensions.insert(Changed);
+        Response::from_parts(parts, body)
+    }
+
+    /// Does what the route says. `remembered` gets the head of the request as the upstream sees
+    /// it.
+    async fn act(
+        &self,
+        listener: &ListenerPlan,
+        entry: &RouteEntry,
+        context: &Arc<RequestContext>,
+        mut received: Box<Received>,
+        remembered: Option<&mut Option<Box<request::Parts>>>,
+    ) -> Response<ReplyBody> {
+        let form = ReplyForm::of(&received.parts.method, &received.parts.headers);
+        match &entry.action {
+            Action::Forward(forward) => {
+                self.forward(
+                    entry, forward, context, form, received, listener, remembered,
+                )
+                .await
+            }
+            Action::Direct(direct) => {
+                context.keep_head(&received.parts);
+                let response = direct_response(direct, entry, &received.parts, context, form);
+                remember(remembered, &mut received.parts);
+                response
+            }
+            Action::Redirect(to) => {
+                context.keep_head(&received.parts);
+                let response = redirect(to, entry, &received.parts, context, form);
+                remember(remembered, &mut received.parts);
+                response
+            }
+            Action::NoCluster(status) => {
+                context.add_flag(ResponseFlag::NoClusterFound);
+                local(context, form, LocalReply::new(*status, "cluster_not_found"))
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
     async fn forward(
         &self,
         entry: &RouteEntry,
@@ -125,13 +230,16 @@ impl Router {
         context: &Arc<RequestContext>,
         form: ReplyForm,
         mut received: Box<Received>,
-        buffer_limit: usize,
+        listener: &ListenerPlan,
+        remembered: Option<&mut Option<Box<request::Parts>>>,
     ) -> Response<ReplyBody> {
-        let endpoint = self
-            .clusters
-            .get(forward.cluster)
-            .and_then(|cluster| Some((cluster, cluster.pick()?)));
-        let Some((cluster, endpoint)) = endpoint else {
+        let hashed = forward.hashed(&received.parts, context);
+        let picked = self.clusters.get(forward.cluster).and_then(|cluster| {
+            let wanted = cluster.wanted(hashed.key, &received.parts.headers, context);
+            let endpoint = cluster.pick(&wanted, 0)?;
+            Some((cluster, endpoint, wanted))
+        });
+        let Some((cluster, mut endpoint, wanted)) = picked else {
             context.add_flag(ResponseFlag::NoHealthyUpstream);
             return unavailable(
                 context,
@@ -140,18 +248,27 @@ impl Router {
                 "no upstream is available",
             );
         };
-        if received.parts.method == Method::CONNECT {
-            note_upstream(endpoint, context);
-            // Boxed: others need not carry its state.
-            let connecting = connect(cluster, endpoint, forward, context, form, received);
-            return Box::pin(connecting).await;
-        }
+        let mut permit = match cluster.admit() {
+            Ok(permit) => permit,
+            Err(overflow) => return overflowed(overflow, context, form),
+        };
         let upgrading = received.parts.headers.contains_key(header::UPGRADE);
         let restart = received.parts.extensions.get::<Restart>();
         let started = restart.map_or(Instant::from_std(context.started), |restart| restart.since);
+        let whole = lifetime(listener, forward, &mut received.parts.headers, started);
+        if received.parts.method == Method::CONNECT {
+            note_upstream(&endpoint, context);
+            let held = tunnel::Held::new(cluster.lifetime(whole, Instant::now()), permit);
+            // Boxed: others need not carry its state.
+            let connecting = connect(cluster, endpoint, forward, context, form, (received, held));
+            return Box::pin(connecting).await;
+        }
         let internal = forward.internal_redirect.as_deref().filter(|_| !upgrading);
         let original = internal.map(|_| Box::new(received.parts.clone()));
-        prepare(&mut received.parts, entry, forward, cluster, context);
+        let to = (&**cluster, &endpoint);
+        prepare(&mut received.parts, entry, forward, to, context);
+        context.keep_head(&received.parts);
+        remember(remembered, &mut received.parts);
         let Received {
             mut parts,
             mut body,
@@ -163,14 +280,25 @@ impl Router {
             idle: forward.idle_timeout,
             attempt: started,
             attempt_timeout: None,
+            attempt_idle: None,
+            lifetime: match cluster.plan.max_stream_duration {
+                None => whole,
+                Some(_) => cluster.lifetime(whole, Instant::now()),
+            },
         };
+        if !forward.mirrors.is_empty() && !upgrading {
+            let mirrors = &self.mirrors;
+            body = mirrors.copy(forward, &self.clusters, &parts, body, context);
+        }
         let mut downstream = None;
+        let begun = Instant::now();
         let repeats = forward.retry.is_some() || forward.internal_redirect.is_some();
         let sent = if repeats && !upgrading {
             let attempts = Attempts {
                 cluster,
+                wanted,
                 retry: forward.retry.as_deref(),
-                buffer_limit,
+                buffer_limit: entry.route.buffer_limit.unwrap_or(listener.buffer_limit),
                 context,
             };
             // Boxed: others need not carry its state.
@@ -180,18 +308,26 @@ impl Router {
             if upload.is_none() {
                 say_empty(&mut parts);
             }
+            let span = propagate(context, &mut parts);
             let mut request = Request::from_parts(parts, body);
             downstream = upgrading.then(|| hyper::upgrade::on(&mut request));
-            let exchange = pin!(exchange(endpoint, &mut request));
+            let ended = {
+                let exchange = pin!(exchange(&endpoint.own, &mut request));
+                within(exchange, limits, upload.as_deref()).await
+            };
+            cluster.note(&mut endpoint, &ended);
+            note_attempt(context, &endpoint, begun, span, &ended);
             Sent {
                 endpoint,
-                ended: within(exchange, limits, upload.as_deref()).await,
+                begun,
+                ended,
                 upload,
                 replay: None,
             }
         };
         let Sent {
             endpoint,
+            begun,
             ended,
             upload,
             replay,
@@ -204,7 +340,7 @@ impl Router {
             let restart = original.extensions.get::<Restart>().cloned();
             let next = policy
                 .follow(*original, replay, status, response.headers())
-                .filter(|next| self.routes.pick(&next.parts).is_some());
+                .filter(|next| self.routes.pick(&next.parts, context.id).is_some());
             if let (Some(next), Some(restart)) = (next, restart) {
                 cluster.stats.count(status);
                 cluster.stats.redirects_followed.inc();
@@ -216,18 +352,19 @@ impl Router {
             cluster.stats.redirects_failed.inc();
         }
         drop(replay);
-        note_upstream(endpoint, context);
+        note_upstream(&endpoint, context);
         let (mut response, lease) = match ended {
             Waited::Done(Ok(answer)) => answer,
             Waited::Done(Err(error)) => {
                 cluster.stats.failed.inc();
                 return failed(&error, context, form);
             }
-            timeout @ (Waited::Timeout | Waited::AttemptTimeout) => {
+            timeout @ (Waited::Timeout | Waited::AttemptTimeout | Waited::AttemptIdle) => {
                 cluster.stats.failed.inc();
                 context.add_flag(ResponseFlag::UpstreamRequestTimeout);
                 let details = match timeout {
                     Waited::AttemptTimeout => "upstream_per_try_timeout",
+                    Waited::AttemptIdle => "upstream_per_try_idle_timeout",
                     _ => "response_timeout",
                 };
                 let reply = LocalReply::new(StatusCode::GATEWAY_TIMEOUT, details);
@@ -236,6 +373,11 @@ impl Router {
                     form,
                     reply.with_body("the upstream did not answer in time"),
                 );
+            }
+            Waited::Lifetime(of) => {
+                cluster.stats.failed.inc();
+                let complete = upload.is_none_or(|upload| upload.done().is_some());
+                return lasted(of, complete, context, form);
             }
             Waited::Idle => {
                 context.add_flag(ResponseFlag::StreamIdleTimeout);
@@ -259,11 +401,17 @@ impl Router {
             let upstream = Side::Switching(hyper::upgrade::on(&mut response));
             match (tunnelled, downstream) {
                 (Some(body), _) => {
-                    tunnel = Some(tunnel::open(upstream, body, forward.idle_timeout));
+                    let held = tunnel::Held::new(limits.lifetime, permit.take());
+                    tunnel = Some(tunnel::open(upstream, body, forward.idle_timeout, held));
                 }
                 (None, Some(downstream)) => {
                     let downstream = Side::Switching(downstream);
-                    tokio::spawn(tunnel::run(downstream, upstream, forward.idle_timeout));
+                    let held = tunnel::Held::new(limits.lifetime, permit.take());
+                    tokio::spawn(held.hold(tunnel::run(
+                        downstream,
+                        upstream,
+                        forward.idle_timeout,
+                    )));
                 }
                 (None, None) => {
                     context.add_flag(ResponseFlag::UpstreamConnectionTermination);
@@ -280,6 +428,9 @@ impl Router {
         *response.version_mut() = Version::HTTP_11;
         let headers = response.headers_mut();
         hygiene::clean_response(headers, switched);
+        if let Some(cookie) = hashed.cookie {
+            headers.append(header::SET_COOKIE, *cookie);
+        }
         if !switched {
             headers.insert(SERVICE_TIME, millis(after.as_millis()));
         }
@@ -287,33 +438,66 @@ impl Router {
             // What the client sent behind its request may not be HTTP.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        let deadline = limits.deadline(upload.as_deref());
         if self.notes_upstream {
             response.extensions_mut().insert(Answered {
-                endpoint: endpoint.name(),
+                endpoint: endpoint.endpoint.to_string(),
                 after,
             });
         }
         cluster.stats.count(response.status());
+        cluster.stats.duration.observe(begun.elapsed());
         if let Some(tunnel) = tunnel {
             return response.map(|_| ReplyBody::Local(tunnel));
         }
         response.map(|incoming| {
             ReplyBody::Upstream(UpstreamBody::new(
                 incoming,
+                endpoint,
                 lease,
+                permit,
                 upload,
-                deadline,
-                forward.idle_timeout,
+                &limits,
                 context.clone(),
             ))
         })
     }
 }
 
+/// Tells the upstream which trace its request belongs to; the span that stands for it.
+pub(crate) fn propagate(context: &RequestContext, parts: &mut request::Parts) -> Option<SpanId> {
+    let trace = context.trace.as_ref()?;
+    trace.propagate(&mut parts.headers, true)
+}
+
+/// Notes an attempt that is over, if anybody wants to know.
+pub(crate) fn note_attempt(
+    context: &RequestContext,
+    endpoint: &Endpoint,
+    begun: Instant,
+    span: Option<SpanId>,
+    ended: &Ended,
+) {
+    if !context.records_calls() {
+        return;
+    }
+    let status = match ended {
+        Waited::Done(Ok((response, _))) => Some(response.status()),
+        _ => None,
+    };
+    let now = context.started.elapsed();
+    context.record_attempt(UpstreamAttempt {
+        endpoint: endpoint.endpoint.to_string(),
+        begun: begun.into_std().saturating_duration_since(context.started),
+        answered: status.map(|_| now),
+        ended: now,
+        status,
+        span,
+    });
+}
+
 /// Tells the context where the request went.
 fn note_upstream(endpoint: &Endpoint, context: &RequestContext) {
-    if let Some(address) = endpoint.address {
+    if let Some(address) = endpoint.endpoint.address() {
         context.set_upstream(address);
     }
 }
@@ -321,11 +505,11 @@ fn note_upstream(endpoint: &Endpoint, context: &RequestContext) {
 /// Ends a `CONNECT` here: what comes through the tunnel goes to a connection of its own.
 async fn connect(
     cluster: &Cluster,
-    endpoint: &Endpoint,
+    endpoint: Endpoint,
     forward: &Forward,
     context: &RequestContext,
     form: ReplyForm,
-    received: Box<Received>,
+    (received, held): (Box<Received>, tunnel::Held),
 ) -> Response<ReplyBody> {
     let Received { mut parts, body } = *received;
     let in_body = context.tunnels_in_body();
@@ -334,7 +518,7 @@ async fn connect(
         let reply = LocalReply::new(StatusCode::FORBIDDEN, "connect_not_allowed");
         return local(context, form, reply);
     }
-    let io = match endpoint.connect_plain().await {
+    let io = match endpoint.own.connect_plain().await {
         Ok(io) => Side::Open(io),
         Err(error) => {
             cluster.stats.failed.inc();
@@ -345,13 +529,74 @@ async fn connect(
     let tunnel = match downstream.filter(|_| !in_body) {
         Some(downstream) => {
             let downstream = Side::Switching(downstream);
-            tokio::spawn(tunnel::run(downstream, io, forward.idle_timeout));
+            tokio::spawn(held.hold(tunnel::run(downstream, io, forward.idle_timeout)));
             Body::empty()
         }
-        None => tunnel::open(io, body, forward.idle_timeout),
+        None => tunnel::open(io, body, forward.idle_timeout, held),
     };
     cluster.stats.count(StatusCode::OK);
     Response::new(ReplyBody::Local(tunnel))
+}
+
+/// When the stream of a request that began at `started` ends, by its route or its listener.
+fn lifetime(
+    listener: &ListenerPlan,
+    forward: &Forward,
+    headers: &mut HeaderMap,
+    started: Instant,
+) -> Option<Lifetime> {
+    let inherited = listener.max_stream_duration;
+    let bound = match &forward.stream_duration {
+        None => inherited,
+        Some(duration) => duration.of(headers, inherited),
+    };
+    Some(Lifetime {
+        until: started.checked_add(bound?)?,
+        of: LifetimeOf::Downstream,
+    })
+}
+
+/// The answer to a request for which too much of its cluster is in use.
+fn overflowed(
+    overflow: Overflow,
+    context: &RequestContext,
+    form: ReplyForm,
+) -> Response<ReplyBody> {
+    tracing::debug!(%overflow, "the request does not reach its upstream");
+    context.add_flag(ResponseFlag::UpstreamOverflow);
+    let details = "upstream_reset_before_response_started{overflow}";
+    let mut response = unavailable(context, form, details, "the upstream is overloaded");
+    let yes = HeaderValue::from_static("true");
+    response.headers_mut().insert(OVERLOADED, yes);
+    response
+}
+
+/// The answer to a request whose stream has lasted as long as it may; `complete` when the
+/// request is.
+fn lasted(
+    of: LifetimeOf,
+    complete: bool,
+    context: &RequestContext,
+    form: ReplyForm,
+) -> Response<ReplyBody> {
+    if let Some(flag) = of.flag() {
+        context.add_flag(flag);
+    }
+    let status = match complete {
+        true => StatusCode::GATEWAY_TIMEOUT,
+        false => StatusCode::REQUEST_TIMEOUT,
+    };
+    let mut reply = LocalReply::new(status, of.details());
+    reply.grpc_status = Some(tonic::Code::DeadlineExceeded as u32);
+    let body = "the stream has lasted as long as it may";
+    local(context, form, reply.with_body(body))
+}
+
+/// Keeps the head of a request for who asks for it.
+fn remember(remembered: Option<&mut Option<Box<request::Parts>>>, parts: &mut request::Parts) {
+    if let Some(remembered) = remembered {
+        *remembered = Some(Box::new(parts.clone()));
+    }
 }
 
 /// Turns a request into what the upstream shall see.
@@ -359,46 +604,70 @@ fn prepare(
     parts: &mut request::Parts,
     entry: &RouteEntry,
     forward: &Forward,
-    cluster: &Cluster,
+    (cluster, endpoint): (&Cluster, &Endpoint),
     context: &RequestContext,
 ) {
     if let Some(expected) = forward.expected_ms() {
         parts.headers.insert(EXPECTED_TIMEOUT, expected.clone());
     }
-    let rewritten = parts
-        .uri
-        .path_and_query()
-        .and_then(|target| forward.rewritten(&entry.matches, target));
-    if rewritten.is_some()
+    if let Some(changes) = &entry.changes {
+        changes.request(parts, context);
+    }
+    let host = forward
+        .host_rewrite
+        .as_ref()
+        .and_then(|rewrite| rewrite.apply(parts, context, endpoint.endpoint.host_name()));
+    let silent = matches!(forward.host_rewrite, Some(HostRewrite::OfCluster(_)));
+    if host.is_some() && !silent {
+        if forward.append_forwarded_host {
+            append_forwarded_host(parts);
+        }
+        if let Some(old) = head::authority(parts)
+            && let Ok(old) = HeaderValue::from_str(old)
+        {
+            parts.headers.insert(ORIGINAL_HOST, old);
+        }
+    }
+    let path = forward
+        .path_rewrite
+        .as_ref()
+        .and_then(|rewrite| rewrite.apply(&entry.matches, parts, context));
+    if path.is_some()
         && let Some(old) = parts.uri.path_and_query()
         && let Ok(old) = HeaderValue::from_str(old.as_str())
     {
         parts.headers.insert(ORIGINAL_PATH, old);
     }
-    if forward.host_rewrite.is_some()
-        && let Some(old) = head::authority(parts)
-        && let Ok(old) = HeaderValue::from_str(old)
-    {
-        parts.headers.insert(ORIGINAL_HOST, old);
-    }
+    fit(parts, cluster, context, host, path);
+}
+
+/// Puts a request into the form of the cluster's protocol, with another host and path where they
+/// are given.
+pub(crate) fn fit(
+    parts: &mut request::Parts,
+    cluster: &Cluster,
+    context: &RequestContext,
+    host: Option<HeaderValue>,
+    path: Option<PathAndQuery>,
+) {
     match cluster.plan.protocol {
         Protocol::Http1 => {
-            let host = forward.host_rewrite.clone().or_else(|| {
+            let host = host.or_else(|| {
                 let authority = parts.uri.authority()?;
                 HeaderValue::from_str(authority.as_str()).ok()
             });
             if let Some(host) = host {
                 parts.headers.insert(header::HOST, host);
             }
-            if rewritten.is_some() || parts.uri.authority().is_some() {
-                let target = rewritten.or_else(|| parts.uri.path_and_query().cloned());
+            if path.is_some() || parts.uri.authority().is_some() {
+                let target = path.or_else(|| parts.uri.path_and_query().cloned());
                 parts.uri = target.map_or_else(|| Uri::from_static("/"), Uri::from);
             }
             parts.version = Version::HTTP_11;
         }
         Protocol::Http2 => {
-            let host = parts.headers.remove(header::HOST);
-            let host = forward.host_rewrite.as_ref().or(host.as_ref());
+            let old = parts.headers.remove(header::HOST);
+            let host = host.or(old);
             let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
             let mut uri = std::mem::take(&mut parts.uri).into_parts();
             uri.authority = authority
@@ -408,7 +677,7 @@ fn prepare(
                 "https" => http::uri::Scheme::HTTPS,
                 _ => http::uri::Scheme::HTTP,
             });
-            uri.path_and_query = rewritten
+            uri.path_and_query = path
                 .or(uri.path_and_query)
                 .or_else(|| Some(PathAndQuery::from_static("/")));
             parts.uri = Uri::from_parts(uri).unwrap_or_default();
@@ -450,11 +719,33 @@ pub(crate) fn millis(millis: u128) -> HeaderValue {
 
 fn direct_response(
     direct: &DirectResponse,
+    entry: &RouteEntry,
+    parts: &request::Parts,
     context: &RequestContext,
     form: ReplyForm,
 ) -> Response<ReplyBody> {
-    let reply = LocalReply::new(direct.status, "direct_response");
-    local(context, form, reply.with_body(direct.body.clone()))
+    let mut reply = LocalReply::new(direct.status, "direct_response");
+    reply.body = direct.body.clone();
+    // As Envoy: such statuses say where.
+    if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
+        let here = Redirect::default();
+        let location = here.location(&entry.matches, parts, scheme(parts, context), context);
+        reply
+            .headers
+            .extend(location.map(|at| (header::LOCATION, at)));
+    }
+    if let Some(format) = &direct.format {
+        // There is no response yet.
+        let facts = Facts {
+            context,
+            request: Some(parts),
+            response: None,
+        };
+        reply.body = format.around(&direct.body, &facts.into());
+        let content_type = format.content_type.clone();
+        reply.headers.insert(header::CONTENT_TYPE, content_type);
+    }
+    local(context, form, reply)
 }
 
 fn redirect(
@@ -465,7 +756,7 @@ fn redirect(
     form: ReplyForm,
 ) -> Response<ReplyBody> {
     let mut reply = LocalReply::new(to.status, "direct_response");
-    match to.location(&entry.matches, parts, scheme(parts, context)) {
+    match to.location(&entry.matches, parts, scheme(parts, context), context) {
         Some(location) => {
             reply.headers.insert(header::LOCATION, location);
         }
@@ -480,6 +771,7 @@ fn failed(error: &UpstreamError, context: &RequestContext, form: ReplyForm) -> R
         DownstreamProtocolError, UpstreamConnectionFailure, UpstreamConnectionTermination,
     };
     let (status, flag, details, body) = match error {
+        UpstreamError::Overflow(overflow) => return overflowed(*overflow, context, form),
         UpstreamError::Connect(_) => (
             StatusCode::SERVICE_UNAVAILABLE,
             UpstreamConnectionFailure,
@@ -599,6 +891,9 @@ impl Service<Request<Body>> for Innermost {
         let Self { router, listener } = self.clone();
         let context = RequestContext::of(&mut request);
         let (mut parts, body) = request.into_parts();
+        if context.is_answered() {
+            context.keep_head(&parts);
+        }
         router.charge(&context);
         Box::pin(async move {
             let entry = match parts.extensions.remove::<Picked>() {

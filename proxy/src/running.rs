@@ -4,24 +4,33 @@ use std::{
     io,
     num::NonZero,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         mpsc::{Receiver, channel},
     },
+    time::Duration,
 };
 
 use arc_swap::ArcSwap;
 use attache_service::{
-    Address, Metrics, Shutdown,
-    listen::{ListenError, Listener},
+    Address, Metrics, Shutdown, handover,
+    listen::{self, Bound, ListenAddress, ListenError},
     metrics::Counter,
+    trace::{Exporter, TraceError},
 };
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    access_log::{AccessLog, Sink},
-    plan::{ListenerPlan, Plan},
+    access_log::{AccessLogs, Reopen, Sink},
+    drain::Queue,
+    edge::Everywhere,
+    overload::Overload,
+    plan::{ClusterPlan, ListenerPlan, Plan},
+    trace::Tracing,
     worker::{self, Assignment, Command, Setup, SharedListener},
 };
+
+/// Bound on the wait for the first endpoints of clusters whose endpoints must be looked up.
+const FIRST_LOOKUPS: Duration = Duration::from_secs(6);
 
 /// Why the proxy did not start, or does not run a new plan.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +56,9 @@ pub enum StartError {
         /// What the system said.
         source: io::Error,
     },
+    /// Traces cannot be sent.
+    #[error("{0}")]
+    Traces(#[from] TraceError),
     /// A worker's thread or runtime cannot be made.
     #[error("cannot start a worker: {0}")]
     Worker(#[from] io::Error),
@@ -57,7 +69,8 @@ pub enum StartError {
 
 fn at(sink: &Sink) -> String {
     match sink {
-        Sink::Stdout => String::new(),
+        Sink::Stdout => " (standard output)".to_owned(),
+        Sink::Stderr => " (standard error)".to_owned(),
         Sink::File(path) => format!(" ({})", path.display()),
     }
 }
@@ -72,13 +85,39 @@ impl Proxy {
     /// # Errors
     /// See [`StartError`]; nothing runs then.
     pub async fn start(plan: Plan, metrics: Metrics) -> Result<Running, StartError> {
+        Self::start_on(plan, metrics, &[]).await
+    }
+
+    /// Starts the workers of `plan` on sockets of a predecessor, where those are at the addresses
+    /// of the listeners; see [`handover`].
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing runs then.
+    pub async fn start_on(
+        plan: Plan,
+        metrics: Metrics,
+        inherited: &[Bound],
+    ) -> Result<Running, StartError> {
         let plan = Arc::new(plan);
+        plan.guard(&metrics);
         let shutdown = Shutdown::new();
-        let (assignment, _held) = assign(plan.clone(), &[], &metrics).await?;
+        let reopen = Reopen::default();
         let workers = match plan.workers {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
             count => count,
         };
+        let everywhere = Arc::<Everywhere>::default();
+        let shares = Shares {
+            before: &[],
+            inherited,
+            workers,
+            everywhere: &everywhere,
+            reopen: &reopen,
+        };
+        let mut assignment = assign(plan.clone(), &shares, &metrics).await?;
+        let exporter = Export::start(&plan, None, &metrics)?;
+        assignment.tracing = exporter.as_ref().map(|export| export.tracing.clone());
+        follow_sources(&plan, &[], &metrics).await;
         let mut running = Running {
             reloads: metrics.counter(
                 "attache_config_reloads",
@@ -91,8 +130,12 @@ impl Proxy {
                 &[("result", "failed")],
             ),
             plan: ArcSwap::new(plan),
+            exporter: Mutex::new(exporter),
             listeners: Mutex::new(assignment.listeners.clone()),
+            everywhere: everywhere.clone(),
+            queue: Arc::default(),
             metrics,
+            reopen,
             shutdown,
             workers: Vec::new(),
             reloading: tokio::sync::Mutex::new(()),
@@ -104,9 +147,11 @@ impl Proxy {
             let (ended, end) = oneshot::channel();
             worker::spawn(Setup {
                 index,
+                count: workers,
                 assignment: assignment.clone(),
                 metrics: running.metrics.clone(),
                 shutdown: running.shutdown.clone(),
+                queue: running.queue.clone(),
                 commands: receiver,
                 started,
                 ended,
@@ -120,6 +165,53 @@ impl Proxy {
     }
 }
 
+/// How long spans that wait may take to be sent when their exporter ends.
+const LAST_SPANS: Duration = Duration::from_secs(5);
+
+/// The sending of spans, kept over reloads that leave it as it is.
+struct Export {
+    exporter: Arc<Exporter>,
+    tracing: Tracing,
+    written: String,
+}
+
+impl Export {
+    fn start(
+        plan: &Plan,
+        before: Option<Self>,
+        metrics: &Metrics,
+    ) -> Result<Option<Self>, TraceError> {
+        let Some(traces) = &plan.tracing else {
+            return Ok(None);
+        };
+        if let Some(before) = before.filter(|before| before.written == traces.written) {
+            return Ok(Some(before));
+        }
+        let (exporter, tracer) = Exporter::start(traces.settings.clone(), metrics)?;
+        Ok(Some(Self {
+            exporter: Arc::new(exporter),
+            tracing: Tracing {
+                tracer,
+                sampling: traces.sampling,
+            },
+            written: traces.written.clone(),
+        }))
+    }
+
+    fn kept(&self) -> Self {
+        Self {
+            exporter: self.exporter.clone(),
+            tracing: self.tracing.clone(),
+            written: self.written.clone(),
+        }
+    }
+
+    /// The exporter, where nobody else sends spans through it.
+    fn last(self) -> Option<Exporter> {
+        Arc::into_inner(self.exporter)
+    }
+}
+
 struct Handle {
     commands: mpsc::UnboundedSender<Command>,
     end: oneshot::Receiver<()>,
@@ -128,8 +220,13 @@ struct Handle {
 /// A proxy that runs. Dropping it stops it at once.
 pub struct Running {
     plan: ArcSwap<Plan>,
+    /// Sends the spans of the plan.
+    exporter: Mutex<Option<Export>>,
     listeners: Mutex<Vec<SharedListener>>,
+    everywhere: Arc<Everywhere>,
+    queue: Arc<OnceLock<Queue>>,
     metrics: Metrics,
+    reopen: Reopen,
     shutdown: Shutdown,
     workers: Vec<Handle>,
     reloading: tokio::sync::Mutex<()>,
@@ -156,8 +253,10 @@ impl Running {
     ///
     /// # Errors
     /// The old plan goes on running.
-    pub async fn reload(&self, plan: Plan) -> Result<(), StartError> {
+    pub async fn reload(&self, mut plan: Plan) -> Result<(), StartError> {
         let _one_at_a_time = self.reloading.lock().await;
+        plan.keep_clusters(&self.plan());
+        plan.guard(&self.metrics);
         let result = self.replace(Arc::new(plan)).await;
         match &result {
             Ok(()) => self.reloads.inc(),
@@ -172,7 +271,19 @@ impl Running {
             .into_iter()
             .zip(self.listeners().iter().cloned())
             .collect();
-        let (assignment, _held) = assign(plan.clone(), &before, &self.metrics).await?;
+        let shares = Shares {
+            before: &before,
+            inherited: &[],
+            workers: self.workers.len(),
+            everywhere: &self.everywhere,
+            reopen: &self.reopen,
+        };
+        let mut assignment = assign(plan.clone(), &shares, &self.metrics).await?;
+        let before = self.exporter().as_ref().map(Export::kept);
+        let exporter = Export::start(&plan, before, &self.metrics)?;
+        assignment.tracing = exporter.as_ref().map(|export| export.tracing.clone());
+        let running = self.plan();
+        follow_sources(&plan, &running.clusters, &self.metrics).await;
         let mut answers = Vec::new();
         for worker in &self.workers {
             let (answer, receiver) = channel();
@@ -206,7 +317,17 @@ impl Running {
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = assignment.listeners;
         self.plan.store(plan);
+        let before = std::mem::replace(&mut *self.exporter(), exporter);
+        if let Some(before) = before.and_then(Export::last) {
+            // Requests in flight have some time to end.
+            tokio::spawn(before.finish(LAST_SPANS));
+        }
         Ok(())
+    }
+
+    /// Has the files of access logs opened anew, each before its next line: they were moved away.
+    pub fn reopen_logs(&self) {
+        self.reopen.now();
     }
 
     /// The handle that stops the workers: trigger it to drain, or to drop what runs.
@@ -214,13 +335,45 @@ impl Running {
         self.shutdown.clone()
     }
 
-    /// Stops accepting, lets requests in flight finish within the plan's `drain_timeout`, and
-    /// returns when all workers have ended.
-    pub async fn shutdown(mut self) {
+    /// The sockets of all listeners, for a successor: see [`handover`].
+    pub fn sockets(&self) -> Vec<Bound> {
+        let listeners = self.listeners();
+        let sockets = listeners.iter().flat_map(|listener| &listener.sockets);
+        sockets.cloned().collect()
+    }
+
+    /// Tells clients to go, stops accepting after the plan's `drain_min`, lets requests in flight
+    /// finish within its `drain_timeout`, and returns when all workers have ended.
+    pub async fn shutdown(self) {
+        self.end(Queue::Served).await;
+    }
+
+    /// Like [`Running::shutdown`], when a successor listens on the same sockets: accepting stops at
+    /// once, and the files of sockets stay.
+    pub async fn hand_over(self) {
+        for socket in self.sockets() {
+            socket.leave_file();
+        }
+        self.end(Queue::HandedOver).await;
+    }
+
+    async fn end(mut self, queue: Queue) {
+        // Nobody else calls this; the first value stays.
+        let _ = self.queue.set(queue);
+        // The workers have their own; a socket closes with its last.
+        self.listeners().clear();
         self.shutdown.trigger();
         for worker in self.workers.drain(..) {
             let _ = worker.end.await;
         }
+        let export = self.exporter().take();
+        if let Some(exporter) = export.and_then(Export::last) {
+            exporter.finish(LAST_SPANS).await;
+        }
+    }
+
+    fn exporter(&self) -> std::sync::MutexGuard<'_, Option<Export>> {
+        self.exporter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<SharedListener>> {
@@ -238,6 +391,29 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.shutdown.trigger_immediate();
     }
+}
+
+/// Begins to follow the sources of clusters that do not run yet, and waits for their first answer
+/// as long as is sensible: a name server that is slow delays the start, and does not prevent it.
+async fn follow_sources(plan: &Plan, running: &[Arc<ClusterPlan>], metrics: &Metrics) {
+    let new = plan.clusters.iter().filter(|cluster| {
+        let mut running = running.iter();
+        !running.any(|other| Arc::ptr_eq(other, cluster))
+    });
+    let mut asked = Vec::new();
+    for cluster in new {
+        cluster.endpoints.describe(metrics);
+        if let Some(source) = &cluster.source {
+            asked.push(cluster.endpoints.follow(source.clone()));
+        }
+    }
+    let all = async {
+        for asked in &mut asked {
+            // It ends early only with the cluster.
+            let _ = asked.wait_for(|asked| *asked).await;
+        }
+    };
+    let _slow = tokio::time::timeout(FIRST_LOOKUPS, all).await;
 }
 
 /// A worker could not do as told.
@@ -282,18 +458,24 @@ fn located(plan: &Plan, error: Failed) -> StartError {
     }
 }
 
-/// Decides addresses, and opens what all workers share. The sockets hold ports that the system
-/// chose until the workers have them.
-///
-/// `before` are the listeners that run now, each as it was planned. A port that the system chose
-/// stays with the listener's name.
+/// What a plan's listeners are made from.
+struct Shares<'s> {
+    /// The listeners that run now, each as it was planned.
+    before: &'s [(Arc<ListenerPlan>, SharedListener)],
+    /// Sockets of a predecessor.
+    inherited: &'s [Bound],
+    workers: usize,
+    everywhere: &'s Arc<Everywhere>,
+    reopen: &'s Reopen,
+}
+
+/// Opens what all workers share. A port that the system chose stays with the listener's name.
 async fn assign(
     plan: Arc<Plan>,
-    before: &[(Arc<ListenerPlan>, SharedListener)],
+    shares: &Shares<'_>,
     metrics: &Metrics,
-) -> Result<(Assignment, Vec<Listener>), StartError> {
+) -> Result<Assignment, StartError> {
     let mut listeners: Vec<SharedListener> = Vec::new();
-    let mut held = Vec::new();
     for (index, listener) in plan.listeners.iter().enumerate() {
         let clash = plan
             .listeners
@@ -306,63 +488,94 @@ async fn assign(
                 listener.name.to_string(),
             ));
         }
-        let log = access_log(listener, metrics)?;
-        let known = before.iter().find(|(planned, old)| {
-            let chosen = is_any_port(&listener.address)
-                && planned.address == listener.address
-                && planned.name == listener.name;
-            chosen || old.address == listener.address
+        let log = access_log(listener, metrics, shares.reopen)?;
+        let known = shares.before.iter().find(|(planned, old)| {
+            let same = planned.address == listener.address;
+            match is_any_port(&listener.address) {
+                true => same && planned.name == listener.name,
+                false => same || listener.address == old.address.clone().into(),
+            }
         });
         listeners.push(match known {
             Some((_, old)) => SharedListener { log, ..old.clone() },
-            None => SharedListener {
-                address: probe(listener, &mut held).await?,
-                connections: Arc::default(),
-                log,
-            },
+            None => {
+                let sockets = open(listener, shares).await;
+                let sockets = sockets.map_err(|source| StartError::Listen {
+                    listener: listener.name.to_string(),
+                    source,
+                })?;
+                let first = sockets.first().map(|socket| socket.address().clone());
+                SharedListener {
+                    address: first.ok_or(StartError::Stopped)?,
+                    sockets,
+                    connections: Arc::default(),
+                    requests: Arc::default(),
+                    log,
+                }
+            }
         });
     }
-    Ok((Assignment { plan, listeners }, held))
+    let overload = plan
+        .overload
+        .map(|overload| Arc::new(Overload::new(overload, metrics)));
+    Ok(Assignment {
+        plan,
+        listeners,
+        everywhere: shares.everywhere.clone(),
+        overload,
+        tracing: None,
+    })
 }
 
-fn is_any_port(address: &Address) -> bool {
-    matches!(address, Address::Tcp { port: 0, .. })
+fn is_any_port(address: &ListenAddress) -> bool {
+    matches!(address, ListenAddress::At(Address::Tcp { port: 0, .. }))
 }
 
-/// Makes sure that nobody else has the address, which the workers' shared sockets would not
-/// notice, and finds out the port.
-async fn probe(listener: &ListenerPlan, held: &mut Vec<Listener>) -> Result<Address, StartError> {
-    let any_port = is_any_port(&listener.address);
-    let bound = match any_port {
-        true => Listener::bind_shared(&listener.address).await,
-        false => Listener::bind(&listener.address).await,
+/// The sockets of one listener, at least one: over TCP one for each worker, so that the kernel
+/// spreads connections over them.
+async fn open(listener: &ListenerPlan, shares: &Shares<'_>) -> Result<Vec<Bound>, ListenError> {
+    let address = match &listener.address {
+        ListenAddress::Systemd(name) => return listen::handed(name),
+        ListenAddress::At(address) => address,
     };
-    let bound = bound.map_err(|source| StartError::Listen {
-        listener: listener.name.to_string(),
-        source,
-    })?;
-    let address = bound.address().clone();
-    if any_port {
-        // The system may give a port that nobody has to somebody else.
-        held.push(bound);
+    let inherited = handover::at(shares.inherited, address).await;
+    if !inherited.is_empty() {
+        return Ok(inherited);
     }
-    Ok(address)
+    if matches!(address, Address::Unix(_)) {
+        return Ok(vec![Bound::bind_with_mode(address, listener.mode).await?]);
+    }
+    if !is_any_port(&listener.address) {
+        // Sockets that share a port would not notice that somebody else has it.
+        Bound::bind(address).await?;
+    }
+    let first = Bound::bind_shared(address).await?;
+    let address = first.address().clone();
+    let mut sockets = vec![first];
+    while sockets.len() < shares.workers {
+        sockets.push(Bound::bind_shared(&address).await?);
+    }
+    Ok(sockets)
 }
 
-fn access_log(listener: &ListenerPlan, metrics: &Metrics) -> Result<Option<AccessLog>, StartError> {
-    let Some(plan) = &listener.access_log else {
+fn access_log(
+    listener: &ListenerPlan,
+    metrics: &Metrics,
+    reopen: &Reopen,
+) -> Result<Option<AccessLogs>, StartError> {
+    if listener.access_logs.is_empty() {
         return Ok(None);
-    };
+    }
     let dropped = metrics.counter(
         "attache_access_log_dropped",
         "Access log lines lost because the writer was behind.",
         &[("listener", &listener.name)],
     );
-    AccessLog::start(plan, dropped)
+    AccessLogs::start(&listener.access_logs, &dropped, reopen)
         .map(Some)
-        .map_err(|source| StartError::AccessLog {
+        .map_err(|(sink, source)| StartError::AccessLog {
             listener: listener.name.to_string(),
-            sink: plan.sink.clone(),
+            sink,
             source,
         })
 }

@@ -10,7 +10,10 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-use crate::{activity::Activity, framing::Framing};
+use crate::{
+    activity::Activity,
+    framing::{Fault, Framing},
+};
 
 /// What an HTTP/2 client sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -69,10 +72,15 @@ impl<IO> Socket<IO> {
         };
         if let Err((fault, at)) = framing.feed(bytes) {
             tracing::debug!(?fault, "request refused");
-            if let Some(byte) = bytes.get_mut(at) {
+            // Within sizes of chunks, hyper takes offence at the line feed alone.
+            if let Some(byte) = bytes.get_mut(at)
+                && fault != Fault::BareLineFeedInChunks
+            {
                 *byte = POISON;
             }
         }
+        let opaque = framing.is_opaque();
+        self.activity.opaque.store(opaque, Ordering::Relaxed);
         let inside = framing.is_inside_head();
         self.activity.in_head.store(inside, Ordering::Relaxed);
     }

@@ -2,9 +2,11 @@
 
 use attache_service::{
     Metrics,
-    metrics::{Counter, Gauge},
+    metrics::{Counter, Gauge, Latency},
 };
 use http::StatusCode;
+
+use crate::overload;
 
 const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
@@ -28,12 +30,18 @@ impl ByClass {
 #[derive(Debug, Clone)]
 pub(crate) struct ListenerStats {
     requests: ByClass,
+    /// From the head of a request to the head of its response.
+    pub(crate) duration: Latency,
     /// Connections open now.
     pub(crate) connections: Gauge,
     /// Connections closed at once, being over the limit.
     pub(crate) refused: Counter,
     /// Connections ended for a protocol error or a timeout.
     pub(crate) broken: Counter,
+    /// Times that the system had no means for a connection.
+    pub(crate) exhausted: Counter,
+    /// Requests refused for want of room.
+    pub(crate) overloaded: Counter,
 }
 
 impl ListenerStats {
@@ -46,6 +54,11 @@ impl ListenerStats {
                 "Requests answered, by listener and class of status code.",
                 label,
             ),
+            duration: metrics.latency(
+                "attache_downstream_request_duration_seconds",
+                "Time from the head of a request to the head of its response, by listener.",
+                &[label],
+            ),
             connections: metrics.gauge(
                 "attache_downstream_connections",
                 "Client connections open now.",
@@ -53,7 +66,7 @@ impl ListenerStats {
             ),
             refused: metrics.counter(
                 "attache_downstream_connections_refused",
-                "Client connections closed at once for `max_connections`.",
+                "Client connections closed at once for `max_connections` or the limit of all listeners.",
                 &[label],
             ),
             broken: metrics.counter(
@@ -61,6 +74,12 @@ impl ListenerStats {
                 "Client connections ended by a protocol error or a timeout.",
                 &[label],
             ),
+            exhausted: metrics.counter(
+                "attache_downstream_accept_failures",
+                "Times that the system had no means, such as open files, to accept a connection.",
+                &[label],
+            ),
+            overloaded: overload::counter(listener, metrics),
         }
     }
 
@@ -73,6 +92,10 @@ impl ListenerStats {
 #[derive(Debug, Clone)]
 pub(crate) struct ClusterStats {
     requests: ByClass,
+    /// From the last attempt's begin to the head of its response.
+    pub(crate) duration: Latency,
+    /// Of new connections, TLS included.
+    pub(crate) connect_duration: Latency,
     /// Requests that got no response.
     pub(crate) failed: Counter,
     /// Requests sent again.
@@ -85,6 +108,12 @@ pub(crate) struct ClusterStats {
     pub(crate) redirects_followed: Counter,
     /// Redirects of upstreams that should have been and could not.
     pub(crate) redirects_failed: Counter,
+    /// Copies of requests for other clusters.
+    pub(crate) mirrored: Counter,
+    /// Copies that lagged too far behind their requests.
+    pub(crate) mirrors_cut_off: Counter,
+    /// Copies not sent, as too many others were under way.
+    pub(crate) mirrors_dropped: Counter,
 }
 
 impl ClusterStats {
@@ -96,6 +125,16 @@ impl ClusterStats {
                 "attache_upstream_requests",
                 "Responses of upstreams, by cluster and class of status code.",
                 label,
+            ),
+            duration: metrics.latency(
+                "attache_upstream_request_duration_seconds",
+                "Time that upstreams took to begin their responses, by cluster.",
+                &[label],
+            ),
+            connect_duration: metrics.latency(
+                "attache_upstream_connect_duration_seconds",
+                "Time that connections to upstreams took, TLS included, by cluster.",
+                &[label],
             ),
             failed: metrics.counter(
                 "attache_upstream_failures",
@@ -125,6 +164,21 @@ impl ClusterStats {
             redirects_failed: metrics.counter(
                 "attache_upstream_redirects_failed",
                 "Redirects that `internal_redirect_policy` names, passed on all the same.",
+                &[label],
+            ),
+            mirrored: metrics.counter(
+                "attache_upstream_mirrored",
+                "Copies of requests that `request_mirror_policies` sent to the cluster.",
+                &[label],
+            ),
+            mirrors_cut_off: metrics.counter(
+                "attache_upstream_mirrors_cut_off",
+                "Copies of requests broken off, as the cluster took their bodies too slowly.",
+                &[label],
+            ),
+            mirrors_dropped: metrics.counter(
+                "attache_upstream_mirrors_dropped",
+                "Copies of requests not sent, as too many others were under way.",
                 &[label],
             ),
         }

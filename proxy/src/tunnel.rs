@@ -16,6 +16,7 @@ use std::{
 };
 
 use attache_filter::{Body, BoxError};
+use attache_service::cluster::breakers::Permit;
 use bytes::{Bytes, BytesMut};
 use http::{Method, StatusCode};
 use http_body::{Body as HttpBody, Frame};
@@ -25,8 +26,11 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf},
     sync::oneshot,
+    time::Instant,
 };
 use tokio_util::io::poll_read_buf;
+
+use crate::upstream::Lifetime;
 
 /// Both sides must have switched within this time.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -70,6 +74,35 @@ pub(crate) fn opens(connect: bool, status: StatusCode) -> bool {
 /// Whether a request that was let in asks for a tunnel.
 pub(crate) fn is_wanted(method: &Method, headers: &http::HeaderMap) -> bool {
     *method == Method::CONNECT || headers.contains_key(http::header::UPGRADE)
+}
+
+/// What a tunnel holds while it is open, and when it ends whatever it does.
+#[derive(Debug)]
+pub(crate) struct Held {
+    until: Option<Instant>,
+    permit: Option<Permit>,
+}
+
+impl Held {
+    pub(crate) fn new(lifetime: Option<Lifetime>, permit: Option<Permit>) -> Self {
+        Self {
+            until: lifetime.map(|lifetime| lifetime.until),
+            permit,
+        }
+    }
+
+    /// Runs a tunnel.
+    pub(crate) async fn hold(self, tunnel: impl Future<Output = ()>) {
+        match self.until {
+            None => tunnel.await,
+            Some(until) => {
+                if tokio::time::timeout_at(until, tunnel).await.is_err() {
+                    tracing::debug!("the tunnel has lasted as long as it may");
+                }
+            }
+        }
+        drop(self.permit);
+    }
 }
 
 /// Copies until one side ends, fails, or nothing moves for `idle`.
@@ -256,9 +289,9 @@ where
 }
 
 /// Opens the upstream's side: gives what it reads, and writes `outgoing` to it.
-pub(crate) fn open(side: Side, outgoing: Body, idle: Option<Duration>) -> Body {
+pub(crate) fn open(side: Side, outgoing: Body, idle: Option<Duration>, held: Held) -> Body {
     let (body, feed) = body();
-    tokio::spawn(serve(side, feed, outgoing, idle));
+    tokio::spawn(held.hold(serve(side, feed, outgoing, idle)));
     Body::new(body)
 }
 

@@ -3,7 +3,8 @@
 use std::{
     collections::{HashMap, HashSet},
     io,
-    sync::{Arc, atomic::AtomicUsize, mpsc::Sender},
+    pin::pin,
+    sync::{Arc, OnceLock, atomic::AtomicUsize, mpsc::Sender},
     time::Duration,
 };
 
@@ -11,30 +12,38 @@ use arc_swap::ArcSwap;
 use attache_filter::Channels;
 use attache_service::{
     Address, Channel, ChannelSettings, HttpClient, Metrics, Shutdown,
-    channel::Target,
-    listen::{ListenError, Listener},
+    listen::{Bound, ListenError, Listener},
 };
 use tokio::{runtime::Builder, sync::mpsc, task::AbortHandle};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    access_log::AccessLog,
+    access_log::AccessLogs,
     connection::{self, Listening},
-    edge::Edge,
+    drain::{Drain, LAST_REQUESTS, Queue},
+    edge::{Edge, Everywhere, Notes},
     filters::{Site, Stack},
+    mirror::Mirrors,
+    overload::{Gate, Overload},
     plan::{ClusterPlan, Plan, Protocol},
     router::{Innermost, Rerouted, Router},
     stats::ListenerStats,
-    upstream::{Cluster, SWEEPS_PER_IDLE_TIMEOUT},
+    tcp::TcpStats,
+    trace::Tracing,
+    upstream::Cluster,
 };
 
 /// What all workers share of one listener.
 #[derive(Clone)]
 pub(crate) struct SharedListener {
-    /// Where to listen, with the port that the system chose.
+    /// Where it listens, with the port that the system chose.
     pub(crate) address: Address,
+    /// The sockets that the workers share out among them.
+    pub(crate) sockets: Vec<Bound>,
     pub(crate) connections: Arc<AtomicUsize>,
-    pub(crate) log: Option<AccessLog>,
+    /// Requests in flight in all workers, counted where they are bounded.
+    pub(crate) requests: Arc<AtomicUsize>,
+    pub(crate) log: Option<AccessLogs>,
 }
 
 /// A plan with what all workers share; listeners in the plan's order.
@@ -42,6 +51,9 @@ pub(crate) struct SharedListener {
 pub(crate) struct Assignment {
     pub(crate) plan: Arc<Plan>,
     pub(crate) listeners: Vec<SharedListener>,
+    pub(crate) everywhere: Arc<Everywhere>,
+    pub(crate) overload: Option<Arc<Overload>>,
+    pub(crate) tracing: Option<Tracing>,
 }
 
 /// What a worker is told to do.
@@ -57,9 +69,13 @@ pub(crate) enum Command {
 /// What a worker is made of.
 pub(crate) struct Setup {
     pub(crate) index: usize,
+    /// How many workers there are.
+    pub(crate) count: usize,
     pub(crate) assignment: Assignment,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: Shutdown,
+    /// What becomes of waiting connections after `shutdown`; by default they are served.
+    pub(crate) queue: Arc<OnceLock<Queue>>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) started: Sender<Result<(), ListenError>>,
     pub(crate) ended: tokio::sync::oneshot::Sender<()>,
@@ -79,37 +95,46 @@ pub(crate) fn spawn(setup: Setup) -> io::Result<()> {
 
 struct Worker {
     index: usize,
+    count: usize,
     metrics: Metrics,
     shutdown: Shutdown,
+    queue: Arc<OnceLock<Queue>>,
+    /// Connections, and what accepts them.
     connections: TaskTracker,
     /// Listeners that accept now, by address.
     listening: HashMap<Address, Arc<Listening>>,
     /// Tasks of the current plan: the pools' clock, certificate reload.
     helpers: Vec<AbortHandle>,
+    /// The clients of the current plan's clusters.
+    clients: Vec<Clients>,
     prepared: Option<Prepared>,
 }
 
 /// All that a plan needs of this worker, nothing of it running yet.
 struct Prepared {
     plan: Arc<Plan>,
-    router: Arc<Router>,
+    clients: Vec<Clients>,
     edges: Vec<(SharedListener, Arc<Edge>)>,
-    sockets: HashMap<Address, Listener>,
+    sockets: HashMap<Address, Vec<Listener>>,
+    overload: Option<Arc<Overload>>,
 }
 
 async fn run(setup: Setup) {
     let mut worker = Worker {
         index: setup.index,
+        count: setup.count,
         metrics: setup.metrics,
         shutdown: setup.shutdown,
+        queue: setup.queue,
         connections: TaskTracker::new(),
         listening: HashMap::new(),
         helpers: Vec::new(),
+        clients: Vec::new(),
         prepared: None,
     };
     let mut commands = setup.commands;
-    let mut drain_timeout = setup.assignment.plan.drain_timeout;
-    let prepared = worker.prepare(setup.assignment).await;
+    let mut plan = setup.assignment.plan.clone();
+    let prepared = worker.prepare(setup.assignment);
     let failed = prepared.is_err();
     if !failed {
         worker.commit();
@@ -127,11 +152,11 @@ async fn run(setup: Setup) {
         };
         match command {
             Some(Command::Prepare(assignment, answer)) => {
-                let _ = answer.send(worker.prepare(assignment).await);
+                let _ = answer.send(worker.prepare(assignment));
             }
             Some(Command::Commit(answer)) => {
                 if let Some(prepared) = &worker.prepared {
-                    drain_timeout = prepared.plan.drain_timeout;
+                    plan = prepared.plan.clone();
                 }
                 worker.commit();
                 let _ = answer.send(Ok(()));
@@ -140,31 +165,31 @@ async fn run(setup: Setup) {
             None => break,
         }
     }
-    worker.drain(drain_timeout).await;
+    worker.drain(&plan).await;
     let _ = setup.ended.send(());
 }
 
 impl Worker {
-    async fn prepare(&mut self, assignment: Assignment) -> Result<(), ListenError> {
+    fn prepare(&mut self, assignment: Assignment) -> Result<(), ListenError> {
         let mut sockets = HashMap::new();
         for listener in &assignment.listeners {
             let address = &listener.address;
-            // One worker accepts for all on a Unix socket: its file can be bound only once.
-            let mine = self.index == 0 || matches!(address, Address::Tcp { .. });
-            if mine && !self.listening.contains_key(address) {
-                sockets.insert(address.clone(), Listener::bind_shared(address).await?);
+            if self.listening.contains_key(address) {
+                continue;
             }
+            let mine = share(&listener.sockets, self.index, self.count);
+            let mine: Result<Vec<_>, _> = mine.map(Bound::listen).collect();
+            sockets.insert(address.clone(), mine?);
         }
         let plan = assignment.plan;
-        let channels = channels(&plan);
+        let overload = assignment.overload;
+        let clients = self.clients(&plan);
+        let channels = channels(&plan, &clients);
         let router = Arc::new(Router {
             routes: plan.routes.clone(),
-            clusters: plan
-                .clusters
-                .iter()
-                .map(|cluster| Cluster::new(cluster.clone(), &self.metrics))
-                .collect(),
-            notes_upstream: plan.listeners.iter().any(|l| l.access_log.is_some()),
+            clusters: clients.iter().map(|c| c.cluster.clone()).collect(),
+            mirrors: Mirrors::default(),
+            notes_upstream: plan.listeners.iter().any(|l| !l.access_logs.is_empty()),
         });
         let edges = plan.listeners.iter().zip(assignment.listeners);
         let edges = edges
@@ -192,16 +217,29 @@ impl Worker {
                     tunnels_in_body: plan.filters.see_tunnels(&listener.filters, &plan.routes),
                     stack,
                     log: shared.log.clone(),
+                    notes: Notes::of(listener),
+                    tracing: assignment.tracing.clone(),
+                    gate: Gate {
+                        requests: (listener.limits.max_requests)
+                            .map(|limit| (limit, shared.requests.clone())),
+                        overload: overload.clone(),
+                    },
                     stats: ListenerStats::new(&listener.name, &self.metrics),
+                    tcp_stats: listener
+                        .passes_on()
+                        .then(|| TcpStats::new(&listener.name, &self.metrics)),
+                    everywhere: assignment.everywhere.clone(),
+                    max_everywhere: plan.max_connections,
                 };
                 (shared, Arc::new(edge))
             })
             .collect();
         self.prepared = Some(Prepared {
             plan,
-            router,
+            clients,
             edges,
             sockets,
+            overload,
         });
         Ok(())
     }
@@ -219,29 +257,74 @@ impl Worker {
             if let Some(listening) = before.remove(&address) {
                 listening.edge.store(edge);
                 self.listening.insert(address, listening);
-            } else if let Some(socket) = prepared.sockets.remove(&address) {
+            } else if let Some(sockets) = prepared.sockets.remove(&address) {
+                let exhausted = edge.stats.exhausted.clone();
                 let listening = Arc::new(Listening {
                     edge: ArcSwap::new(edge),
                     connections: shared.connections,
-                    drain: Shutdown::new(),
+                    drain: Drain::new(),
                 });
                 self.listening.insert(address, listening.clone());
-                tokio::spawn(accept(socket, listening, self.connections.clone()));
+                for socket in sockets {
+                    let socket = socket.counting(exhausted.clone());
+                    let tracker = self.connections.clone();
+                    self.connections
+                        .spawn(accept(socket, listening.clone(), tracker));
+                }
             }
         }
         for removed in before.into_values() {
-            removed.drain.trigger();
+            tokio::spawn(async move {
+                removed.drain.leave(Duration::ZERO);
+                removed.drain.close(Queue::Served);
+                tokio::time::sleep(LAST_REQUESTS).await;
+                removed.drain.end();
+            });
         }
-        self.helpers = helpers(&prepared.plan, &prepared.router, self.index == 0);
+        self.helpers = helpers(&prepared.plan, &prepared.clients, self.index == 0);
+        self.clients = prepared.clients;
+        if let Some(overload) = prepared.overload.filter(|_| self.index == 0) {
+            let watch = tokio::spawn(async move { overload.watch().await });
+            self.helpers.push(watch.abort_handle());
+        }
     }
 
-    async fn drain(self, limit: Duration) {
-        for listening in self.listening.values() {
-            listening.drain.trigger();
-        }
+    /// The clients of all clusters; those of clusters that stay are the ones that there are.
+    fn clients(&self, plan: &Plan) -> Vec<Clients> {
+        let each = plan.clusters.iter().map(|cluster| {
+            let mut known = self.clients.iter();
+            let known = known.find(|clients| Arc::ptr_eq(&clients.cluster.plan, cluster));
+            known
+                .cloned()
+                .unwrap_or_else(|| Clients::new(cluster, &self.metrics))
+        });
+        each.collect()
+    }
+
+    /// Clients are told to go; after `drain_min` nobody new comes in; when they had time for a
+    /// last request, what has none ends; after `drain_timeout`, everything.
+    async fn drain(self, plan: &Plan) {
+        let queue = self.queue.get().copied().unwrap_or(Queue::Served);
+        let open = match queue {
+            Queue::Served => plan.drain_min,
+            // Somebody else listens already.
+            Queue::HandedOver => Duration::ZERO,
+        };
+        let stages = async {
+            let drains = || self.listening.values().map(|listening| &listening.drain);
+            drains().for_each(|drain| drain.leave(open));
+            tokio::time::sleep(open).await;
+            drains().for_each(|drain| drain.close(queue));
+            let last = plan.drain_min.max(LAST_REQUESTS).saturating_sub(open);
+            tokio::time::sleep(last).await;
+            drains().for_each(Drain::end);
+            std::future::pending::<()>().await;
+        };
+        let limit = plan.drain_timeout;
         self.connections.close();
         tokio::select! {
             () = self.connections.wait() => {}
+            () = stages => {}
             () = self.shutdown.recv_immediate() => {}
             () = tokio::time::sleep(limit) => {
                 tracing::warn!(
@@ -253,56 +336,79 @@ impl Worker {
     }
 }
 
-/// Clients for the policies: gRPC channels to what speaks HTTP/2, HTTP clients to everything.
-/// Only the channels that filters name connect before they are used; routes may name others.
-fn channels(plan: &Plan) -> Channels {
-    let named: HashSet<String> = plan.filters.clusters().collect();
-    let settings = |cluster: &ClusterPlan| ChannelSettings {
-        tls: cluster.tls.clone(),
-        connect_timeout: cluster.connect_timeout,
-        ..ChannelSettings::new(
-            cluster.name.clone(),
-            cluster.targets.iter().map(|t| t.0.clone()).collect(),
-        )
+/// The sockets that one of `count` workers accepts on. Each socket has a worker, and each worker a
+/// socket: where there are fewer, workers share them.
+fn share(sockets: &[Bound], index: usize, count: usize) -> impl Iterator<Item = &Bound> {
+    let own = sockets.iter().skip(index).step_by(count.max(1));
+    let shared = match index < sockets.len() {
+        true => None,
+        false => sockets.get(index.checked_rem(sockets.len()).unwrap_or(0)),
     };
-    let embedded = |cluster: &ClusterPlan| {
-        let mut targets = cluster.targets.iter();
-        targets.any(|target| matches!(target.0, Target::Embedded(_)))
-    };
-    let speaks_grpc =
-        |cluster: &ClusterPlan| cluster.protocol == Protocol::Http2 || embedded(cluster);
-    let clusters = plan.clusters.iter();
-    let channels: Channels = clusters
-        .clone()
-        .filter(|cluster| speaks_grpc(cluster))
-        .map(|cluster| {
-            let channel = Channel::new(settings(cluster));
-            if named.contains(&*cluster.name) {
-                channel.warm_up();
-            }
-            channel
-        })
-        .collect();
-    channels.with_http(
-        clusters
-            .map(|cluster| HttpClient::new(settings(cluster), cluster.protocol == Protocol::Http2)),
-    )
+    own.chain(shared)
 }
 
-fn helpers(plan: &Arc<Plan>, router: &Arc<Router>, first: bool) -> Vec<AbortHandle> {
+/// What one worker has to speak to a cluster with.
+#[derive(Clone)]
+struct Clients {
+    /// For requests that are passed on.
+    cluster: Arc<Cluster>,
+    /// For policies that call it over gRPC; only where it speaks HTTP/2.
+    channel: Option<Channel>,
+    /// For policies that call it over plain HTTP.
+    http: HttpClient,
+}
+
+impl Clients {
+    fn new(plan: &Arc<ClusterPlan>, metrics: &Metrics) -> Self {
+        let settings = ChannelSettings {
+            balance: plan.balance,
+            tls: plan.tls.clone(),
+            connect_timeout: plan.connect_timeout,
+            max_connection_duration: plan.max_connection_duration,
+            ..ChannelSettings::of(plan.endpoints.clone())
+        };
+        let speaks_http2 = plan.protocol == Protocol::Http2;
+        Self {
+            cluster: Arc::new(Cluster::new(plan.clone(), metrics)),
+            channel: speaks_http2.then(|| Channel::new(settings.clone())),
+            http: HttpClient::new(settings, speaks_http2),
+        }
+    }
+}
+
+/// Clients for the policies. Only the channels that filters name connect before they are used;
+/// routes may name others.
+fn channels(plan: &Plan, clients: &[Clients]) -> Channels {
+    let named: HashSet<String> = plan.filters.clusters().collect();
+    let channels = clients.iter().filter_map(|clients| clients.channel.clone());
+    let channels: Channels = channels
+        .inspect(|channel| {
+            if named.contains(channel.name()) {
+                channel.warm_up();
+            }
+        })
+        .collect();
+    channels.with_http(clients.iter().map(|clients| clients.http.clone()))
+}
+
+fn helpers(plan: &Plan, clients: &[Clients], first: bool) -> Vec<AbortHandle> {
+    let named: HashSet<String> = plan.filters.clusters().collect();
     let mut helpers = Vec::new();
-    for (index, cluster) in plan.clusters.iter().enumerate() {
-        let every = (cluster.idle_timeout / SWEEPS_PER_IDLE_TIMEOUT).max(Duration::from_millis(10));
-        let router = router.clone();
+    for clients in clients {
+        let cluster = clients.cluster.clone();
+        let every = cluster.plan.sweeps_every();
         let sweep = async move {
             loop {
                 tokio::time::sleep(every).await;
-                if let Some(cluster) = router.clusters.get(index) {
-                    cluster.sweep();
-                }
+                cluster.sweep();
             }
         };
         helpers.push(tokio::spawn(sweep).abort_handle());
+        if let Some(channel) = clients.channel.clone()
+            && named.contains(channel.name())
+        {
+            helpers.push(tokio::spawn(async move { channel.follow().await }).abort_handle());
+        }
     }
     if first {
         for tls in plan.listeners.iter().filter_map(|l| l.tls.clone()) {
@@ -316,11 +422,17 @@ fn helpers(plan: &Arc<Plan>, router: &Arc<Router>, first: bool) -> Vec<AbortHand
 }
 
 async fn accept(socket: Listener, listening: Arc<Listening>, connections: TaskTracker) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = socket.accept() => accepted,
-            () = listening.drain.recv() => return,
-        };
+    let serve = |accepted| {
         connections.spawn(connection::serve(listening.clone(), accepted));
+    };
+    let mut closed = pin!(listening.drain.closed());
+    let queue = loop {
+        tokio::select! {
+            accepted = socket.accept() => serve(accepted),
+            queue = &mut closed => break queue,
+        }
+    };
+    if queue == Queue::Served {
+        socket.close().into_iter().for_each(serve);
     }
 }

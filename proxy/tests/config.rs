@@ -15,6 +15,7 @@ use attache_proxy::{
     Plan,
     config::{Config, NothingEmbedded},
     export,
+    route::Rule,
 };
 use attache_service::config::{Document, Errors};
 use support::{OK, Raw, echo_origin, header, start, status};
@@ -96,7 +97,10 @@ fn a_whole_configuration_is_planned() {
     let silence: Vec<_> = plan.routes.hosts()[0]
         .routes
         .iter()
-        .map(|entry| entry.route.idle_timeout)
+        .filter_map(|rule| match rule {
+            Rule::One(entry) => Some(entry.route.idle_timeout),
+            Rule::Split(_) => None,
+        })
         .collect();
     let minute = IdleTimeout::After(Duration::from_secs(60));
     let inherited = IdleTimeout::Inherited;
@@ -120,7 +124,7 @@ routes:
 - match: { prefix: / }
   route: { cluster: wbe, timeot: 3s }
 - match: { prefix: /x }
-  route: { cluster: web, retry_policy: { retriable_headers: [] } }
+  route: { cluster: web, retry_policy: { retry_priority: {} } }
 clusters:
 - { name: web, endpoints: [\"127.0.0.1:80\"], connect_timeout: 5 }
 ";
@@ -128,7 +132,7 @@ clusters:
     for (line, part) in [
         (3, "address"),
         (10, "timeout"),
-        (12, "`retriable_status_codes` is"),
+        (12, "no priorities"),
         (14, "unit"),
     ] {
         assert!(
@@ -277,4 +281,98 @@ clusters: [{ name: web, endpoints: ["127.0.0.1:1"] }]
     assert!(found(13, "Envoy does nothing with it here"), "{mistakes:?}");
     assert!(found(13, "must not be empty"), "{mistakes:?}");
     assert_eq!(mistakes.len(), 3, "{mistakes:?}");
+}
+
+fn route(route: &str) -> String {
+    format!(
+        "listeners: [{{ name: edge, address: \"127.0.0.1:0\" }}]\n\
+         clusters: [{{ name: web, endpoints: [\"127.0.0.1:1\"] }}]\n\
+         routes:\n- match: {{ prefix: / }}\n  {route}\n"
+    )
+}
+
+#[test]
+fn what_routes_must_not_change_is_refused() {
+    for name in [
+        "Host",
+        ":path",
+        "content-length",
+        "Transfer-Encoding",
+        "connection",
+        "upgrade",
+    ] {
+        for change in [
+            format!("request_headers_to_add: [{{ header: {{ key: \"{name}\", value: a }} }}]"),
+            format!("response_headers_to_remove: [\"{name}\"]"),
+        ] {
+            let text = route(&format!("route: {{ cluster: web }}\n  {change}"));
+            let mistakes = mistakes(&text);
+            let [(6, _, message)] = mistakes.as_slice() else {
+                unreachable!("{change}: {mistakes:?}");
+            };
+            assert!(message.contains("is not changed by routes"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn mistakes_of_routes_are_reported() {
+    for (text, part) in [
+        (
+            "route: { weighted_clusters: { clusters: [{ name: web, weight: 0 }] } }",
+            "the weights together",
+        ),
+        (
+            "route: { weighted_clusters: { clusters: [{ name: wbe, weight: 1 }] } }",
+            "`web`",
+        ),
+        (
+            "route: { cluster: web, request_mirror_policies: [{ cluster: wbe }] }",
+            "`web`",
+        ),
+        (
+            "route: { cluster: web, prefix_rewrite: /a, regex_rewrite: { pattern: { regex: a } } }",
+            "not several",
+        ),
+        (
+            "route: { cluster: web, regex_rewrite: { pattern: { regex: a }, substitution: '\\1' } }",
+            "no such group",
+        ),
+        (
+            "route: { cluster: web, host_rewrite: '%NOTHING%' }",
+            "is not known here",
+        ),
+        (
+            "direct_response: { status: 200, body: { inline_bytes: '%' } }",
+            "is not base64",
+        ),
+        (
+            "direct_response: { status: 200, body: { filename: /nowhere/at/all } }",
+            "/nowhere/at/all",
+        ),
+        (
+            "route: { cluster: web }\n  request_headers_to_add: [{ header: { key: a }, append: true, append_action: ADD_IF_ABSENT }]",
+            "not both",
+        ),
+    ] {
+        let mistakes = mistakes(&route(text));
+        assert!(
+            matches!(mistakes.as_slice(), [(_, _, message)] if message.contains(part)),
+            "{text}: {mistakes:?}"
+        );
+    }
+    let long = "a".repeat(4097);
+    let text = route(&format!(
+        "direct_response: {{ status: 200, body: {{ inline_string: {long} }} }}"
+    ));
+    let mistakes = mistakes(&text);
+    assert!(matches!(mistakes.as_slice(), [(_, _, message)] if message.contains("4096")));
+}
+
+#[test]
+fn hosts_with_ports_are_refused_as_ports_are_ignored() {
+    let text = "listeners: [{ name: edge, address: \"127.0.0.1:0\" }]\n\
+        virtual_hosts:\n- name: a\n  domains: [\"a.test:80\"]\n  routes: []\n";
+    let mistakes = mistakes(text);
+    assert!(matches!(mistakes.as_slice(), [(4, _, message)] if message.contains("are ignored")));
 }

@@ -13,17 +13,18 @@ use std::{convert::Infallible, sync::Arc, time::Duration};
 use attache_filter::{Body, RequestContext};
 use attache_proxy::{
     Plan, Proxy, StartError,
-    access_log::{AccessLogPlan, Sink},
+    access_log::{AccessLogPlan, By, Share, Sink},
     filters::{Policy, PolicyFuture, Site, Stack},
-    plan::{ClusterPlan, ListenerPlan},
+    plan::ListenerPlan,
     route::{
-        Action, DirectResponse, Forward, PathMatch, Redirect, RouteEntry, RouteMatch, RouteTable,
+        Action, DirectResponse, Forward, PathChange, PathMatch, Redirect, RouteEntry, RouteMatch,
+        RouteTable,
     },
 };
 use attache_service::Metrics;
 use http::{HeaderValue, Request, Response, StatusCode};
 use support::{
-    OK, PATIENCE, Raw, address, any_port, echo_origin, entry, header, origin, plan_to, plan_with,
+    OK, PATIENCE, Raw, address, any_port, echo_origin, header, origin, plan_to, plan_with,
     read_head, start, status,
 };
 use tokio::io::AsyncWriteExt;
@@ -31,9 +32,11 @@ use tower::Service;
 
 fn direct(path: &str, body: &'static str) -> RouteEntry {
     RouteEntry {
+        changes: None,
         matches: RouteMatch::path(PathMatch::Prefix(path.to_owned())),
         action: Action::Direct(DirectResponse {
             status: StatusCode::OK,
+            format: None,
             body: body.into(),
         }),
         route: Arc::default(),
@@ -61,9 +64,10 @@ async fn the_first_matching_route_answers_and_none_is_404() {
         direct("/a/b", "first"),
         direct("/a", "second"),
         RouteEntry {
+            changes: None,
             matches: RouteMatch::path(PathMatch::Exact("/old".to_owned())),
             action: Action::Redirect(Redirect {
-                path: Some("/new".to_owned()),
+                path: Some(PathChange::Whole("/new".to_owned())),
                 ..Redirect::default()
             }),
             route: Arc::default(),
@@ -83,27 +87,6 @@ async fn the_first_matching_route_answers_and_none_is_404() {
             .render()
             .contains("attache_downstream_requests_total{listener=\"test\",code_class=\"2xx\"} 2")
     );
-}
-
-#[tokio::test]
-async fn endpoints_are_used_in_turn() {
-    let (one, mut first) = echo_origin(OK).await;
-    let (two, mut second) = echo_origin(OK).await;
-    let plan = Plan::new(
-        vec![ListenerPlan::new("test", any_port())],
-        RouteTable::of(vec![entry("/", Forward::to(0))]),
-        vec![ClusterPlan::new("both", [address(one.at), address(two.at)])],
-    );
-    let proxy = start(plan).await;
-    let mut client = Raw::connect(proxy.at).await;
-    for _ in 0..4 {
-        client.get("/").await;
-    }
-    for seen in [&mut first, &mut second] {
-        assert!(seen.try_recv().is_ok());
-        assert!(seen.try_recv().is_ok());
-        assert!(seen.try_recv().is_err());
-    }
 }
 
 #[tokio::test]
@@ -374,16 +357,12 @@ async fn the_access_log_tells_what_happened() {
     let (origin, _heads) = echo_origin(OK).await;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("access.log");
-    let sink = Sink::File(file.clone());
-    let log = AccessLogPlan {
-        sink,
-        sample: 0.0,
-        always_errors: true,
-        always_slower: Some(Duration::ZERO),
-    };
+    let mut log = AccessLogPlan::new(Sink::File(file.clone()));
+    log.selection.sample = Share::of(0.0, By::RequestId);
+    log.selection.always_slower = Some(Duration::ZERO);
     let proxy = start(plan_with(
         origin.at,
-        |listener| listener.access_log = Some(log),
+        |listener| listener.access_logs = vec![log],
         |_| {},
         Forward::to(0),
     ))

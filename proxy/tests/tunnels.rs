@@ -114,6 +114,7 @@ fn connect_forward() -> Forward {
 
 fn connecting(mut plan: Plan) -> Plan {
     let connect = RouteEntry {
+        changes: None,
         matches: RouteMatch::path(PathMatch::Connect),
         ..entry("/", connect_forward())
     };
@@ -276,6 +277,7 @@ async fn other_requests_do_not_match_a_connect_route() {
     let (origin, _heads) = support::echo_origin(support::OK).await;
     let mut plan = plan_to(origin.at);
     let connect = RouteEntry {
+        changes: None,
         matches: RouteMatch::path(PathMatch::Connect),
         ..entry("/", connect_forward())
     };

@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use attache_filter::{Body, Channels, FilterConfigs, RequestContext, Route, context::ResponseFlag};
+use attache_filter::{
+    Body, Channels, FilterConfigs, RequestContext, Route, calls::CallResult, context::ResponseFlag,
+};
 use attache_proto::{
     core::HeaderValue,
     ratelimit::{
@@ -240,6 +242,8 @@ async fn a_request_within_limits_goes_on_with_the_services_headers() {
     );
     let calls = seen.context.calls();
     assert_eq!((calls.len(), calls[0].status), (1, 0));
+    assert_eq!(calls[0].result, CallResult::Continued);
+    assert!(calls[0].sent_bytes > 5 && calls[0].received_bytes > 5);
     assert_eq!((rig.count("ok"), rig.count("over_limit")), (1, 0));
 }
 
@@ -489,7 +493,8 @@ async fn a_silent_service_holds_a_request_for_the_timeout_only() {
         let started = tokio::time::Instant::now();
         let seen = rig.get().await;
         assert_eq!(seen.response.status(), StatusCode::OK);
-        assert_eq!(seen.context.calls()[0].status, 4);
+        let call = &seen.context.calls()[0];
+        assert_eq!((call.status, call.result), (4, CallResult::TimedOutOpen));
         let waited = started.elapsed();
         let expected = Duration::from_millis(millis);
         assert!(waited >= expected && waited < expected * 2, "{waited:?}");

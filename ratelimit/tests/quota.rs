@@ -17,7 +17,7 @@ use attache_ratelimit::{
     RateLimitServer,
     limiter::{ManualClock, descriptor},
     server::quota::{QuotaServer, QuotaSettings},
-    store::{Batch, MemoryStore, Reading, Store, StoreError},
+    store::{Amount, Batch, MemoryStore, Reading, Store, StoreError},
 };
 use attache_service::{
     Channel, ChannelSettings, GrpcStream, Host, Method, Metrics,
@@ -306,6 +306,41 @@ async fn streams_beyond_the_bound_are_refused() {
     assert_eq!(status.code(), tonic::Code::ResourceExhausted);
     let refused = "attache_ratelimit_quota_refused_total{what=\"streams\"} 1";
     assert!(service.metrics.render().contains(refused));
+}
+
+/// A store that takes a second for each look.
+struct Slow(MemoryStore);
+
+impl Store for Slow {
+    async fn charge(&self, batch: &Batch, readings: &mut Vec<Reading>) -> Result<(), StoreError> {
+        if batch
+            .iter()
+            .all(|(_, charge)| charge.amount == Amount::Add(0))
+        {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        self.0.charge(batch, readings).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn windows_begin_in_time_while_many_buckets_are_looked_at_again() {
+    let store = Slow(MemoryStore::default());
+    let service = Service::counting_in(store, QuotaSettings::default());
+    let mut proxy = service.open();
+    proxy.report("shop", &CHECKOUT, 10);
+    assert_eq!(proxy.assignment().await, "DENY_ALL");
+    let mut other = service.open();
+    for user in 0..50 {
+        let user = user.to_string();
+        other.report("shop", &[("route", "checkout"), ("user", &user)], 1);
+        other.told().await;
+    }
+    let begun = tokio::time::Instant::now();
+    service.limits.reload().unwrap();
+    assert_eq!(proxy.assignment().await, "10 in 60 s");
+    let waited = begun.elapsed();
+    assert!(waited < Duration::from_secs(25), "{waited:?}");
 }
 
 /// A store that is away for the first charges.

@@ -36,7 +36,7 @@ fn server<S: Store>(rules: &Path, store: S, metrics: &Metrics) -> Server<S> {
 }
 
 fn channel<S: Store>(server: &Server<S>) -> Channel {
-    let host = Host::new(server.routes());
+    let host = Host::default().service(server.service());
     let targets = vec![Target::Embedded(host.embedded())];
     Channel::new(ChannelSettings::new("limits", targets))
 }

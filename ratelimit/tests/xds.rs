@@ -2,20 +2,17 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
+#[path = "../../tests/src/discovery.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod discovery;
+
 use std::{
     collections::VecDeque,
-    pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use attache_proto::{
-    discovery::{
-        DiscoveryRequest, DiscoveryResponse,
-        aggregated_discovery_service_server::{
-            AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
-        },
-    },
     ratelimit::RateLimitRequest,
     ratelimit_config::{RateLimitConfig, RateLimitDescriptor, RateLimitPolicy, RateLimitUnit},
 };
@@ -27,105 +24,15 @@ use attache_ratelimit::{
     store::MemoryStore,
 };
 use attache_service::{
-    Address, Host, Metrics, Shutdown,
+    Address, Metrics,
     admin::Readiness,
     config::Errors,
     tls::{ALPN_H2, ServerFiles, ServerTls, TlsVersion},
 };
-use prost::Message as _;
-use prost_types::Any;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::{Stream, StreamExt as _, wrappers::UnboundedReceiverStream};
+use discovery::{ControlPlane, RULES};
+use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{Request, Response, Status, Streaming};
-
-const TYPE_URL: &str = "type.googleapis.com/ratelimit.config.ratelimit.v3.RateLimitConfig";
-
-/// One stream as the control plane has it.
-struct Conversation {
-    headers: tonic::metadata::MetadataMap,
-    requests: Streaming<DiscoveryRequest>,
-    responses: mpsc::UnboundedSender<Result<DiscoveryResponse, Status>>,
-}
-
-impl Conversation {
-    async fn request(&mut self) -> DiscoveryRequest {
-        within(self.requests.next()).await.unwrap().unwrap()
-    }
-
-    fn respond(&self, version: &str, resources: &[RateLimitConfig]) {
-        let resources = resources.iter().map(|resource| Any {
-            type_url: TYPE_URL.to_owned(),
-            value: resource.encode_to_vec(),
-        });
-        let response = DiscoveryResponse {
-            version_info: version.to_owned(),
-            nonce: format!("nonce-{version}"),
-            type_url: TYPE_URL.to_owned(),
-            resources: resources.collect(),
-            ..DiscoveryResponse::default()
-        };
-        self.responses.send(Ok(response)).unwrap();
-    }
-}
-
-#[derive(Clone)]
-struct ControlPlane(mpsc::UnboundedSender<Conversation>);
-
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for ControlPlane {
-    type StreamAggregatedResourcesStream =
-        Pin<Box<dyn Stream<Item = Result<DiscoveryResponse, Status>> + Send>>;
-
-    async fn stream_aggregated_resources(
-        &self,
-        request: Request<Streaming<DiscoveryRequest>>,
-    ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let (responses, outgoing) = mpsc::unbounded_channel();
-        let (headers, _, requests) = request.into_parts();
-        let conversation = Conversation {
-            headers,
-            requests,
-            responses,
-        };
-        self.0
-            .send(conversation)
-            .map_err(|_| Status::unavailable("closed"))?;
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(
-            outgoing,
-        ))))
-    }
-}
-
-/// A running control plane and the streams that come to it.
-struct Server {
-    address: Address,
-    conversations: mpsc::UnboundedReceiver<Conversation>,
-    _serving: AbortOnDropHandle<()>,
-}
-
-impl Server {
-    async fn start(tls: Option<ServerTls>) -> Self {
-        let (streams, conversations) = mpsc::unbounded_channel();
-        let service = AggregatedDiscoveryServiceServer::new(ControlPlane(streams));
-        let mut host = Host::new(tonic::service::Routes::default()).service(service);
-        if let Some(tls) = tls {
-            host = host.tls(tls);
-        }
-        let bound = host.bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let address = bound.address().clone();
-        let serving = tokio::spawn(async move { bound.serve(Shutdown::new()).await.unwrap() });
-        Self {
-            address,
-            conversations,
-            _serving: AbortOnDropHandle::new(serving),
-        }
-    }
-
-    async fn stream(&mut self) -> Conversation {
-        within(self.conversations.recv()).await.unwrap()
-    }
-}
+use tonic::Status;
 
 /// A running client: the names of the resources that were applied, one list a response.
 struct Client {
@@ -207,7 +114,7 @@ fn resource(name: &str, domain: &str) -> RateLimitConfig {
 
 #[tokio::test]
 async fn each_response_replaces_everything_and_is_answered() {
-    let mut server = Server::start(None).await;
+    let mut server = ControlPlane::start(None).await;
     let mut settings = settings(&server.address);
     settings.node.id = "limits-7".to_owned();
     settings
@@ -220,7 +127,7 @@ async fn each_response_replaces_everything_and_is_answered() {
     let mut stream = server.stream().await;
 
     let first = stream.request().await;
-    assert_eq!(first.type_url, TYPE_URL);
+    assert_eq!(first.type_url, RULES);
     assert_eq!(first.node.unwrap().id, "limits-7");
     assert_eq!(stream.headers.get("x-tenant").unwrap(), "blue");
     assert!(!readiness.is_ready());
@@ -273,7 +180,7 @@ async fn each_response_replaces_everything_and_is_answered() {
 
 #[tokio::test]
 async fn a_lost_stream_is_made_anew_with_the_version_that_is_in_force() {
-    let mut server = Server::start(None).await;
+    let mut server = ControlPlane::start(None).await;
     let metrics = Metrics::default();
     let mut client = Client::start(XdsClient::new(settings(&server.address), &metrics));
     let mut stream = server.stream().await;
@@ -283,10 +190,7 @@ async fn a_lost_stream_is_made_anew_with_the_version_that_is_in_force() {
     stream.respond("refused", &[resource("a", "bad")]);
     stream.request().await;
 
-    stream
-        .responses
-        .send(Err(Status::unavailable("restarting")))
-        .unwrap();
+    stream.fail(Status::unavailable("restarting"));
     let mut stream = server.stream().await;
     let again = stream.request().await;
     assert_eq!((&*again.version_info, &*again.response_nonce), ("1", ""));
@@ -316,7 +220,7 @@ async fn a_lost_stream_is_made_anew_with_the_version_that_is_in_force() {
 
 #[tokio::test]
 async fn a_refused_response_that_comes_again_does_not_hold_up_the_next() {
-    let mut server = Server::start(None).await;
+    let mut server = ControlPlane::start(None).await;
     let client = Client::start(XdsClient::new(
         settings(&server.address),
         &Metrics::default(),
@@ -350,12 +254,8 @@ async fn a_server_that_comes_late_is_found() {
             .starts_with("Unavailable: cannot reach")
     );
 
-    let (streams, mut conversations) = mpsc::unbounded_channel();
-    let service = AggregatedDiscoveryServiceServer::new(ControlPlane(streams));
-    let host = Host::new(tonic::service::Routes::default()).service(service);
-    let serving = tokio::spawn(async move { host.serve(&address, Shutdown::new()).await });
-    let _serving = AbortOnDropHandle::new(serving);
-    let mut stream: Conversation = within(conversations.recv()).await.unwrap();
+    let mut server = ControlPlane::start_at(None, &address).await;
+    let mut stream = server.stream().await;
     stream.request().await;
     stream.respond("1", &[resource("a", "one")]);
     stream.request().await;
@@ -364,7 +264,7 @@ async fn a_server_that_comes_late_is_found() {
 
 #[tokio::test]
 async fn a_response_beyond_the_bound_costs_the_stream_and_changes_nothing() {
-    let mut server = Server::start(None).await;
+    let mut server = ControlPlane::start(None).await;
     let settings = XdsSettings {
         max_message_size: 1000,
         ..settings(&server.address)
@@ -381,6 +281,22 @@ async fn a_response_beyond_the_bound_costs_the_stream_and_changes_nothing() {
     stream.respond("2", &[resource("a", "one")]);
     stream.request().await;
     assert_eq!(client.applied(), [["a"]]);
+}
+
+#[tokio::test]
+async fn responses_of_up_to_16_mib_are_taken_unless_another_bound_is_set() {
+    let mut server = ControlPlane::start(None).await;
+    let settings = settings(&server.address);
+    let mut client = Client::start(XdsClient::new(settings, &Metrics::default()));
+    let mut stream = server.stream().await;
+    stream.request().await;
+    let large = "a".repeat(15 << 20);
+    let accepted = stream.answer("1", &[resource(&large, "one")]).await;
+    assert_eq!(accepted.error_detail, None);
+    assert_eq!(client.applied(), [[large]]);
+    stream.respond("2", &[resource(&"a".repeat(17 << 20), "one")]);
+    let status = client.until(|status| status.lost.is_some()).await;
+    assert!(status.lost.unwrap().starts_with("ResourceExhausted"));
 }
 
 /// Certificates of both ends, in files.
@@ -439,7 +355,7 @@ impl Certificates {
 #[tokio::test]
 async fn both_ends_prove_who_they_are() {
     let certificates = Certificates::new();
-    let mut server = Server::start(Some(certificates.server())).await;
+    let mut server = ControlPlane::start(Some(certificates.server())).await;
     let right = certificates.client(&server.address, true, "server.attache.example");
     let client = Client::start(XdsClient::new(right, &Metrics::default()));
     let mut stream = server.stream().await;
@@ -479,7 +395,7 @@ async fn limit_of(server: &RateLimitServer<MemoryStore>, domain: &str) -> Option
 #[tokio::test]
 async fn a_service_goes_by_the_rules_of_the_control_plane() {
     for (merge, merged) in [(Merge::Refuse, false), (Merge::Domains, true)] {
-        let mut plane = Server::start(None).await;
+        let mut plane = ControlPlane::start(None).await;
         let none = tempfile::tempdir().unwrap();
         let metrics = Metrics::default();
         let server = RateLimitServer::load(none.path(), MemoryStore::default(), &metrics).unwrap();

@@ -87,6 +87,7 @@ pub use envoy::{TypedConfig, decode_typed, unwrap_typed_config};
 pub use error::{ConfigError, Errors};
 pub use limits::{MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, MAX_TEXT_BYTES};
 pub use node::{Entry, Key, Node, Source, Span, Spanned, Value};
+pub use suggest::nearest;
 
 pub use scalar::decode_parsed;
 pub use schema::{Schemas, json_schema};

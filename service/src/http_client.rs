@@ -1,16 +1,13 @@
 //! The HTTP client of policies that are asked over plain HTTP: one request, one whole answer.
 //!
 //! An [`HttpClient`] belongs to one worker and one cluster. It speaks HTTP/1.1 or HTTP/2 over
-//! TCP, Unix sockets or TLS, uses endpoints round robin and keeps a few connections to each. An
+//! TCP, Unix sockets or TLS, balances over the cluster's endpoints and keeps a few connections to each. An
 //! HTTP/1.1 request that meets a kept connection just as the server closes it is sent again on a
 //! new one; an HTTP/2 request fails then.
 
 use std::{
     io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -24,13 +21,13 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
     time::Instant,
 };
 
 use crate::{
-    Address, ChannelSettings,
-    channel::{Target, notice_vanished_peers},
+    ChannelSettings,
+    channel::notice_vanished_peers,
+    cluster::{Balancer, Endpoint, InFlight, Opened, jittered},
 };
 
 /// Unused HTTP/1.1 connections kept per endpoint; more are closed after their answer.
@@ -92,30 +89,37 @@ pub struct HttpClient {
 struct Inner {
     settings: ChannelSettings,
     speaks_http2: bool,
-    endpoints: Vec<Endpoint>,
-    next: AtomicUsize,
+    balancer: Balancer<Pool>,
 }
 
-struct Endpoint {
-    target: Target,
-    kept: Mutex<Vec<(Http1, Instant)>>,
-    http2: tokio::sync::Mutex<Option<Http2>>,
+/// The connections to one endpoint.
+#[derive(Default)]
+struct Pool {
+    kept: Mutex<Vec<(Aging<Http1>, Instant)>>,
+    http2: tokio::sync::Mutex<Option<Aging<Http2>>>,
+}
+
+/// A connection, and when it takes no further requests.
+struct Aging<C> {
+    connection: C,
+    ends: Option<Instant>,
+}
+
+impl<C> Aging<C> {
+    fn is_over(&self) -> bool {
+        self.ends.is_some_and(|ends| ends <= Instant::now())
+    }
 }
 
 impl HttpClient {
     /// A client that connects when it is asked to. It speaks HTTP/1.1 unless `http2` is set.
     pub fn new(settings: ChannelSettings, http2: bool) -> Self {
-        let endpoints = settings.targets.iter().map(|target| Endpoint {
-            target: target.clone(),
-            kept: Mutex::default(),
-            http2: tokio::sync::Mutex::default(),
-        });
+        let endpoints = settings.endpoints.clone();
         Self {
             inner: Arc::new(Inner {
-                endpoints: endpoints.collect(),
+                balancer: Balancer::new(endpoints, settings.balance, |_| Pool::default()),
                 settings,
                 speaks_http2: http2,
-                next: AtomicUsize::new(0),
             }),
         }
     }
@@ -154,21 +158,34 @@ impl Inner {
         request: Request<Bytes>,
         max_body: usize,
     ) -> Result<Response<Bytes>, HttpError> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        let turn = turn.checked_rem(self.endpoints.len()).unwrap_or_default();
-        let Some(endpoint) = self.endpoints.get(turn) else {
+        let Some(local) = self.balancer.pick(None) else {
             return Err(HttpError::NoEndpoint(self.settings.name.clone()));
         };
+        let mut at = InFlight::new(local);
+        let answer = self.ask(&at, request, max_body).await;
+        match answer {
+            Ok(_) => at.answered(),
+            Err(_) => at.failed(),
+        }
+        answer
+    }
+
+    async fn ask(
+        &self,
+        at: &InFlight<Pool>,
+        request: Request<Bytes>,
+        max_body: usize,
+    ) -> Result<Response<Bytes>, HttpError> {
         let request = self.prepared(request);
         if self.speaks_http2 {
-            let mut sender = self.http2(endpoint).await?;
+            let mut sender = self.http2(at).await?;
             let response = sender.send_request(request).await;
             self.read(response.map_err(|e| self.broken(e))?, max_body)
                 .await
         } else {
-            let (response, sender) = self.http1(endpoint, request).await?;
+            let (response, sender) = self.http1(at, request).await?;
             let response = self.read(response, max_body).await?;
-            endpoint.keep(sender);
+            at.own.keep(sender);
             Ok(response)
         }
     }
@@ -210,11 +227,11 @@ impl Inner {
 
     async fn http1(
         &self,
-        endpoint: &Endpoint,
+        at: &InFlight<Pool>,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Http1), HttpError> {
-        while let Some(mut sender) = endpoint.take_kept() {
-            match sender.try_send_request(request).await {
+    ) -> Result<(Response<Incoming>, Aging<Http1>), HttpError> {
+        while let Some(mut sender) = at.own.take_kept() {
+            match sender.connection.try_send_request(request).await {
                 Ok(response) => return Ok((response, sender)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
@@ -222,27 +239,36 @@ impl Inner {
                 },
             }
         }
-        let io = self.connect(endpoint).await?;
+        let io = self.connect(&at.endpoint).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(io))
             .await
             .map_err(|e| self.broken(e))?;
         tokio::spawn(connection);
         let response = sender.send_request(request).await;
-        Ok((response.map_err(|e| self.broken(e))?, sender))
+        Ok((response.map_err(|e| self.broken(e))?, self.aging(sender)))
     }
 
-    async fn http2(&self, endpoint: &Endpoint) -> Result<Http2, HttpError> {
-        let mut current = endpoint.http2.lock().await;
-        if let Some(sender) = current.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(sender.clone());
+    async fn http2(&self, at: &InFlight<Pool>) -> Result<Http2, HttpError> {
+        let mut current = at.own.http2.lock().await;
+        let usable = |one: &&Aging<Http2>| !one.connection.is_closed() && !one.is_over();
+        if let Some(sender) = current.as_ref().filter(usable) {
+            return Ok(sender.connection.clone());
         }
-        let io = self.connect(endpoint).await?;
+        let io = self.connect(&at.endpoint).await?;
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io))
             .await
             .map_err(|e| self.broken(e))?;
         tokio::spawn(connection);
-        *current = Some(sender.clone());
+        *current = Some(self.aging(sender.clone()));
         Ok(sender)
+    }
+
+    fn aging<C>(&self, connection: C) -> Aging<C> {
+        let max_age = self.settings.max_connection_duration;
+        Aging {
+            connection,
+            ends: max_age.and_then(|max_age| Instant::now().checked_add(jittered(max_age))),
+        }
     }
 
     async fn read(
@@ -263,29 +289,28 @@ impl Inner {
 
     async fn connect(&self, endpoint: &Endpoint) -> Result<Box<dyn Io>, HttpError> {
         let limit = self.settings.connect_timeout;
-        let opened = tokio::time::timeout(limit, self.open(&endpoint.target)).await;
-        let opened = opened.unwrap_or_else(|_| {
-            let message = format!("not connected within {limit:?}");
-            Err(io::Error::new(io::ErrorKind::TimedOut, message))
-        });
+        let attempt = async {
+            let opened = tokio::time::timeout(limit, self.open(endpoint)).await;
+            opened.unwrap_or_else(|_| {
+                let message = format!("not connected within {limit:?}");
+                Err(io::Error::new(io::ErrorKind::TimedOut, message))
+            })
+        };
+        let opened = endpoint.counted(attempt).await;
         opened.map_err(|reason| HttpError::Connect {
-            target: endpoint.target.to_string(),
+            target: endpoint.to_string(),
             cluster: self.settings.name.clone(),
             reason,
         })
     }
 
-    async fn open(&self, target: &Target) -> io::Result<Box<dyn Io>> {
-        match target {
-            Target::Embedded(connector) => Ok(Box::new(connector())),
-            Target::Address(Address::Unix(path)) => {
-                self.secure("localhost", UnixStream::connect(path).await?)
-                    .await
-            }
-            Target::Address(Address::Tcp { host, port }) => {
-                let io = TcpStream::connect((host.as_str(), *port)).await?;
+    async fn open(&self, endpoint: &Endpoint) -> io::Result<Box<dyn Io>> {
+        match endpoint.open().await? {
+            Opened::Embedded(io) => Ok(Box::new(io)),
+            Opened::Unix(io) => self.secure(endpoint.hostname(), io).await,
+            Opened::Tcp(io) => {
                 notice_vanished_peers(&io)?;
-                self.secure(host, io).await
+                self.secure(endpoint.hostname(), io).await
             }
         }
     }
@@ -305,20 +330,22 @@ impl Inner {
     }
 }
 
-impl Endpoint {
-    fn take_kept(&self) -> Option<Http1> {
+impl Pool {
+    fn take_kept(&self) -> Option<Aging<Http1>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some((sender, since)) = kept.pop() {
-            if sender.is_ready() && since.elapsed() < KEPT_FOR {
+            let usable = sender.connection.is_ready() && !sender.is_over();
+            if usable && since.elapsed() < KEPT_FOR {
                 return Some(sender);
             }
         }
         None
     }
 
-    fn keep(&self, sender: Http1) {
+    fn keep(&self, sender: Aging<Http1>) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if !sender.is_closed() && kept.len() < MAX_KEPT {
+        let usable = !sender.connection.is_closed() && !sender.is_over();
+        if usable && kept.len() < MAX_KEPT {
             kept.push((sender, Instant::now()));
         }
     }
@@ -330,12 +357,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for IO {}
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use hyper::{server::conn, service::service_fn};
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::channel::Target;
 
     const SECOND: Duration = Duration::from_secs(1);
 

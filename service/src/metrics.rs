@@ -1,6 +1,7 @@
 //! Prometheus metrics: handles are resolved when a filter or service is built, so the request
 //! path only adds to an atomic.
 
+mod latency;
 mod process;
 mod readings;
 
@@ -12,10 +13,12 @@ use std::{
 
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{family::Family, histogram::Histogram as RawHistogram},
+    metrics::{MetricType, family::Family, histogram::Histogram as RawHistogram},
     registry::Registry,
 };
 
+use latency::Latencies;
+pub use latency::Latency;
 pub use readings::PutReading;
 use readings::Readings;
 
@@ -42,6 +45,7 @@ struct Inner {
     families: HashMap<String, Kind>,
     describes_process: bool,
     readings: HashMap<String, Readings>,
+    latencies: HashMap<String, Latencies>,
 }
 
 #[derive(Clone)]
@@ -83,6 +87,21 @@ impl Metrics {
         }
     }
 
+    /// A place of its own in the latency histogram `name` with these labels, for one thread. All
+    /// that were given out are added up at each scrape; the buckets reach from 100 µs to 10 s.
+    pub fn latency(&self, name: &str, help: &str, labels: &[(&str, &str)]) -> Latency {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(latencies) = inner.latencies.get(name) {
+            return latencies.handle(owned(labels));
+        }
+        let latencies = Latencies::new(name, help.trim_end_matches('.'));
+        inner
+            .registry
+            .register_collector(Box::new(latencies.clone()));
+        inner.latencies.insert(name.to_owned(), latencies.clone());
+        latencies.handle(owned(labels))
+    }
+
     /// The counter `name`, whose values are kept elsewhere: `read` is called at each scrape and puts
     /// every one with its labels. Values of the same labels, also by several such functions, are
     /// added up. A function that returns false is not called again.
@@ -92,12 +111,32 @@ impl Metrics {
         help: &str,
         read: impl Fn(&mut PutReading<'_>) -> bool + Send + Sync + 'static,
     ) {
+        self.read(name, help, MetricType::Counter, read);
+    }
+
+    /// The gauge `name`, whose values are kept elsewhere; as [`Metrics::read_counter`].
+    pub fn read_gauge(
+        &self,
+        name: &str,
+        help: &str,
+        read: impl Fn(&mut PutReading<'_>) -> bool + Send + Sync + 'static,
+    ) {
+        self.read(name, help, MetricType::Gauge, read);
+    }
+
+    fn read(
+        &self,
+        name: &str,
+        help: &str,
+        kind: MetricType,
+        read: impl Fn(&mut PutReading<'_>) -> bool + Send + Sync + 'static,
+    ) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(readings) = inner.readings.get(name) {
             readings.add(read);
             return;
         }
-        let readings = Readings::new(name, help.trim_end_matches('.'));
+        let readings = Readings::new(name, help.trim_end_matches('.'), kind);
         readings.add(read);
         inner
             .registry

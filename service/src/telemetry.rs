@@ -2,9 +2,15 @@
 
 mod at_json;
 
-use std::io::IsTerminal;
+use std::{
+    fmt,
+    io::IsTerminal,
+    sync::{Mutex, OnceLock, PoisonError},
+};
 
-use tracing_subscriber::{EnvFilter, fmt::format::FmtSpan, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, fmt::format::FmtSpan, reload, reload::Handle, util::SubscriberInitExt,
+};
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,6 +39,61 @@ pub enum TelemetryError {
     /// Logging was already started in this process.
     #[error("logging was already started")]
     AlreadyStarted,
+    /// Logging has ended.
+    #[error("the filter of the log cannot be changed: {0}")]
+    Fixed(#[from] reload::Error),
+}
+
+/// What is logged by this process, to be looked at and changed while it runs.
+pub struct LogFilter {
+    set: Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>,
+    directives: Mutex<String>,
+}
+
+static FILTER: OnceLock<LogFilter> = OnceLock::new();
+
+impl LogFilter {
+    /// That of this process; nothing before [`init`].
+    pub fn of_process() -> Option<&'static Self> {
+        FILTER.get()
+    }
+
+    /// The directives that hold, as they were written.
+    pub fn directives(&self) -> String {
+        let directives = self.directives.lock();
+        directives.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Logs what these directives say from now on; see [`init`].
+    ///
+    /// # Errors
+    /// Malformed directives; the old ones go on.
+    pub fn set(&self, directives: &str) -> Result<(), TelemetryError> {
+        let filter = parse_filter(Some(directives))?;
+        let mut known = self
+            .directives
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        (self.set)(filter)?;
+        directives.trim().clone_into(&mut known);
+        Ok(())
+    }
+
+    fn new<S: 'static>(handle: Handle<EnvFilter, S>, directives: String) -> Self
+    where
+        Handle<EnvFilter, S>: Send + Sync,
+    {
+        Self {
+            set: Box::new(move |filter| handle.reload(filter)),
+            directives: Mutex::new(directives),
+        }
+    }
+}
+
+impl fmt::Debug for LogFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LogFilter {}", self.directives())
+    }
 }
 
 /// Starts logging for the whole process.
@@ -45,29 +106,36 @@ pub enum TelemetryError {
 pub fn init(format: LogFormat, filter: Option<&str>) -> Result<(), TelemetryError> {
     let from_environment = std::env::var(EnvFilter::DEFAULT_ENV).ok();
     let filter = parse_filter(filter.or(from_environment.as_deref()))?;
+    let directives = filter.to_string();
     let stderr = std::io::stderr;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(stderr)
         .with_span_events(FmtSpan::NONE);
-    let started = match format {
-        LogFormat::Text => builder
-            .with_ansi(stderr().is_terminal())
-            .finish()
-            .try_init(),
-        LogFormat::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .finish()
-            .try_init(),
-        LogFormat::AtJson => builder
-            .with_ansi(false)
-            .event_format(at_json::AtJson)
-            .finish()
-            .try_init(),
+    let (started, filter) = match format {
+        LogFormat::Text => {
+            let ansi = stderr().is_terminal();
+            let builder = builder.with_ansi(ansi).with_filter_reloading();
+            let filter = LogFilter::new(builder.reload_handle(), directives);
+            (builder.finish().try_init(), filter)
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_current_span(false);
+            let builder = builder.with_filter_reloading();
+            let filter = LogFilter::new(builder.reload_handle(), directives);
+            (builder.finish().try_init(), filter)
+        }
+        LogFormat::AtJson => {
+            let builder = builder.with_ansi(false).event_format(at_json::AtJson);
+            let builder = builder.with_filter_reloading();
+            let filter = LogFilter::new(builder.reload_handle(), directives);
+            (builder.finish().try_init(), filter)
+        }
     };
-    started.map_err(|_| TelemetryError::AlreadyStarted)
+    started.map_err(|_| TelemetryError::AlreadyStarted)?;
+    // Nobody else gets here: logging starts once.
+    let _ = FILTER.set(filter);
+    Ok(())
 }
 
 fn parse_filter(text: Option<&str>) -> Result<EnvFilter, TelemetryError> {
@@ -87,6 +155,25 @@ mod tests {
     fn without_a_filter_the_level_is_info() {
         assert_eq!(parse_filter(None).unwrap().to_string(), "info");
         assert_eq!(parse_filter(Some(" ")).unwrap().to_string(), "info");
+    }
+
+    #[test]
+    fn what_is_logged_can_be_changed_while_the_process_runs() {
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(parse_filter(None).unwrap())
+            .with_writer(std::io::sink)
+            .with_filter_reloading();
+        let filter = LogFilter::new(builder.reload_handle(), "info".to_owned());
+        let _guard = builder.finish().set_default();
+
+        assert!(!tracing::enabled!(tracing::Level::DEBUG));
+        filter.set("debug").unwrap();
+        assert!(tracing::enabled!(tracing::Level::DEBUG));
+        assert_eq!(filter.directives(), "debug");
+
+        let error = filter.set("attache=loud").unwrap_err().to_string();
+        assert!(error.contains("`attache=loud`"), "{error}");
+        assert_eq!(filter.directives(), "debug");
     }
 
     #[test]

@@ -168,6 +168,9 @@ impl Envoy {
         let text = fs::read_to_string(file).unwrap_or_default();
         let last = text.lines().last().unwrap_or_default();
         let mut line: Value = serde_json::from_str(last).unwrap_or_default();
+        if line.get("policies").is_none() {
+            return json!({ "line": last });
+        }
         if line["flags"] == "-" {
             line["flags"] = json!("");
         }

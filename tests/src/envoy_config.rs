@@ -20,6 +20,15 @@ pub fn log_requests(part: &mut Value, nth: usize, scenario: &Scenario) -> Result
     let manager = part
         .pointer_mut(MANAGER)
         .ok_or("the export has no connection manager")?;
+    if scenario.listener.contains_key("access_log") {
+        // What we export of it, but to a file.
+        let log = &mut manager["access_log"][0];
+        log["name"] = json!("envoy.access_loggers.file");
+        log["typed_config"]["@type"] =
+            json!("type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog");
+        log["typed_config"]["path"] = json!(log_name(nth));
+        return Ok(());
+    }
     let (mut policies, mut states) = (Map::new(), Map::new());
     for (name, kind, _) in scenario.filters()? {
         if kind == "ext_proc" {
@@ -140,6 +149,9 @@ pub fn by_hand(nth: usize, frame: &Config, scenario: &Scenario) -> Result<Value,
         })
         .collect();
     manager["route_config"]["virtual_hosts"] = hosts?.into();
+    for (name, value) in &scenario.route_configuration {
+        manager["route_config"][name] = value.clone();
+    }
     make_unique(&mut part, nth);
     Ok(part)
 }
@@ -168,6 +180,14 @@ fn prefix_clusters(value: &mut Value, nth: usize) {
                     Value::String(text) if name == "cluster" || name == "cluster_name" => {
                         *text = format!("{}{text}", prefix(nth));
                     }
+                    Value::Object(weighted) if name == "weighted_clusters" => {
+                        let clusters = weighted.get_mut("clusters").and_then(Value::as_array_mut);
+                        for cluster in clusters.into_iter().flatten() {
+                            if let Some(Value::String(name)) = cluster.get_mut("name") {
+                                *name = format!("{}{name}", prefix(nth));
+                            }
+                        }
+                    }
                     other => prefix_clusters(other, nth),
                 }
             }
@@ -195,6 +215,7 @@ fn route(scenario: &Scenario, route: &Value) -> Result<Value, String> {
 fn type_of(kind: &str) -> &'static str {
     match kind {
         "ext_proc" => "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor",
+        "grpc_web" => "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb",
         "ext_authz" => "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz",
         _ => "envoy.extensions.filters.http.ratelimit.v3.RateLimit",
     }

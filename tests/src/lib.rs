@@ -22,6 +22,7 @@
 //! - [`noise`]: what is not compared, and why
 //! - [`expect`]: the comparison
 //! - [`run`]: one scenario from start to verdict
+//! - [`discovery`]: a control plane (xDS) for rate limit services
 //! - [`ratelimit_service`]: scenarios of the rate limit service, beside its reference
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -29,6 +30,7 @@
 pub mod board;
 pub mod browser;
 pub mod client;
+pub mod discovery;
 pub mod envoy;
 pub mod envoy_config;
 pub mod expect;

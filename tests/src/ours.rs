@@ -82,6 +82,9 @@ impl RunningProxy {
         let last = text.as_deref().unwrap_or_default().lines().last();
         let line: Value =
             (last.and_then(|line| serde_json::from_str(line).ok())).unwrap_or_default();
+        if line.get("policies").is_none() {
+            return json!({ "line": last });
+        }
         let mut policies = Map::new();
         for call in line["policies"].as_array().into_iter().flatten() {
             let (filter, phase) = (text_of(&call["filter"]), text_of(&call["phase"]));
@@ -133,7 +136,8 @@ pub async fn start(config: &str, logged: bool) -> Result<RunningProxy, String> {
     let nth = NEXT.fetch_add(1, Ordering::Relaxed);
     let log = std::env::temp_dir().join(format!("attache-{}-{nth}.log", std::process::id()));
     let mut with_log: Value = serde_json::from_str(config).map_err(|e| e.to_string())?;
-    with_log["listeners"][0]["access_log"] = json!({ "path": log });
+    // With a form of its own, the scenario shows how lines are written.
+    with_log["listeners"][0]["access_log"]["path"] = json!(log);
     let mut proxy = start_ours(&with_log.to_string()).await?;
     proxy.log = Some(log);
     Ok(proxy)
@@ -232,6 +236,9 @@ fn written(
     if !hosts.is_empty() {
         config["virtual_hosts"] = json!(hosts);
         config["routes"] = json!([]);
+    }
+    for (name, value) in &scenario.route_configuration {
+        config[name] = value.clone();
     }
     if let Some(node) = &scenario.node {
         config["node"] = node.clone();

@@ -143,7 +143,8 @@ async fn observe(
 ) -> Result<Value, String> {
     let board = Board::new();
     let tasks = sockets.serve(scenario, &board)?;
-    let run = client::run(address, &scenario.request, &board);
+    let request = scenario.request.naming(prefix);
+    let run = client::run(address, &request, &board);
     match tokio::time::timeout(LIMIT, run).await {
         Ok(result) => result?,
         Err(_) => board.error("the client waited in vain for the end of its response"),
@@ -153,6 +154,12 @@ async fn observe(
     board.wait_idle().await;
     drop(tasks);
     let mut seen = board.observation()?;
+    if let Some(requests) = seen["origin"]
+        .as_array_mut()
+        .filter(|_| scenario.by_cluster)
+    {
+        requests.sort_by(|a, b| a["cluster"].as_str().cmp(&b["cluster"].as_str()));
+    }
     // The books are written a moment later than everything else happens.
     let start = Instant::now();
     loop {

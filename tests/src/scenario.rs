@@ -23,7 +23,8 @@ pub struct Scenario {
     /// Further settings of the listener, with Envoy's names.
     #[serde(default)]
     pub listener: Map<String, Value>,
-    /// The filters in their order: `{name: …, ext_proc: {…}}` and so on.
+    /// The filters in their order: `{name: …, ext_proc: {…}}` and so on. Default: none.
+    #[serde(default)]
     pub filters: Vec<Map<String, Value>>,
     /// Envoy's routes; without any, everything goes to the cluster `web`.
     #[serde(default = "Scenario::default_routes")]
@@ -31,6 +32,13 @@ pub struct Scenario {
     /// Envoy's virtual hosts, for what routes alone cannot show.
     #[serde(default)]
     pub virtual_hosts: Vec<Value>,
+    /// Envoy's settings of all routes together, such as `request_headers_to_add`.
+    #[serde(default)]
+    pub route_configuration: Map<String, Value>,
+    /// The requests at the origins are shown cluster by cluster, as their order is a matter of
+    /// luck.
+    #[serde(default)]
+    pub by_cluster: bool,
     /// What policies are told of the proxy. All scenarios are one node of Envoy's: `cluster`
     /// is the same in all that have it.
     #[serde(default)]
@@ -217,6 +225,12 @@ impl Scenario {
     /// The kinds of filter that a scenario can have.
     pub const KINDS: [&str; 3] = ["ext_proc", "ext_authz", "ratelimit"];
 
+    /// The filters that a scenario can have: those and the proxy's own.
+    pub const FILTERS: [&str; 4] = ["ext_proc", "ext_authz", "ratelimit", "grpc_web"];
+
+    /// The folders of scenarios: one for each kind of filter, and one for the proxy itself.
+    pub const FOLDERS: [&str; 4] = ["ext_proc", "ext_authz", "ratelimit", "proxy"];
+
     fn default_routes() -> Vec<Value> {
         vec![json!({ "match": { "prefix": "/" }, "route": { "cluster": "web" } })]
     }
@@ -249,7 +263,7 @@ impl Scenario {
     fn files() -> Result<Vec<(String, String)>, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
         let mut all = Vec::new();
-        for kind in Self::KINDS {
+        for kind in Self::FOLDERS {
             let folder = std::fs::read_dir(root.join(kind)).map_err(|e| e.to_string())?;
             let mut files: Vec<PathBuf> = folder.filter_map(|f| Some(f.ok()?.path())).collect();
             files.sort();
@@ -361,7 +375,7 @@ impl Scenario {
     /// The filters as name, kind and settings.
     pub fn filters(&self) -> Result<Vec<(String, &'static str, Value)>, String> {
         let one = |filter: &Map<String, Value>| {
-            let kind = Self::KINDS
+            let kind = Self::FILTERS
                 .into_iter()
                 .find(|kind| filter.contains_key(*kind));
             let kind = kind.ok_or("a filter of no known kind")?;
@@ -396,6 +410,7 @@ fn complete(kind: &str, body: &Value) -> Value {
         body.entry(key).or_insert(json!("10s"));
     };
     match kind {
+        "grpc_web" => {}
         "ext_proc" => {
             if !body.contains_key("http_service") {
                 body.entry("grpc_service").or_insert(service);
@@ -465,6 +480,19 @@ impl Piece {
 }
 
 impl Outgoing {
+    /// The message with `prefix` in the place of `<prefix>` in its headers: a request that names
+    /// a cluster has to name it as the proxy does.
+    #[must_use]
+    pub fn naming(&self, prefix: &str) -> Self {
+        let mut named = self.clone();
+        for header in &mut named.headers {
+            if let Value::String(text) = header {
+                *text = text.replace("<prefix>", prefix);
+            }
+        }
+        named
+    }
+
     /// Whether this side speaks HTTP/2.
     pub fn is_h2(&self) -> bool {
         self.protocol.as_deref() == Some("h2")

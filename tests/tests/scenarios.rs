@@ -120,8 +120,12 @@ impl Stage {
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(AT_ONCE));
+    let wanted = |scenario: &Scenario| {
+        let filter = arguments.filter.as_deref();
+        filter.is_none_or(|filter| scenario.title().contains(filter))
+    };
     let scenarios = match Scenario::load_all() {
-        Ok(scenarios) => scenarios,
+        Ok(all) => all.into_iter().filter(wanted).collect::<Vec<_>>(),
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::FAILURE;

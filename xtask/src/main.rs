@@ -5,8 +5,10 @@ mod debian;
 mod deny;
 mod envoy;
 mod go;
+mod h2spec;
 mod licence;
 mod memcached;
+mod nginx;
 mod opa;
 mod process;
 mod processors;
@@ -34,8 +36,9 @@ Tasks:
   processors     Only build the example processors in Go, Python, Node and Java
   bench [ARGS]   Build for release and run the benchmarks; ARGS go to
                  attache-bench (`cargo xtask bench --help` lists them)
-  fuzz [SECONDS] Give both ends of the External Processing wire random messages
-                 for that long each, 120 seconds unless told otherwise
+  fuzz [SECONDS] Give both ends of the External Processing wire, and what the proxy
+                 reads of clients and files, random input for that long each, 120
+                 seconds unless told otherwise
   deny           Check licences, bans and sources of all dependencies
   ci             Run what continuous integration runs: `bash .ci/run`
   help           Print this text
@@ -46,6 +49,9 @@ Tools are kept in target/tools/ and installed once:
   memcached      the machine's own, or Debian's package, installed with apt-get
   opa            the pinned Open Policy Agent, with its plugin for Envoy
   ratelimit      the pinned envoyproxy/ratelimit, the reference of our service
+  h2spec         the pinned conformance tests of HTTP/2
+  nginx          the machine's own, or Debian's package `nginx-light`, installed
+                 with apt-get
   chromium,      the machine's own browser, or Debian's packages `chromium` and
   chromedriver   `chromium-driver`, installed with apt-get
 Needed for that: Python 3 with pip, and Go; for the browser, where it is

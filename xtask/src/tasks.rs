@@ -35,6 +35,8 @@ pub(crate) fn test(args: &[String]) -> Result<(), String> {
             .env("ATTACHE_CHROMEDRIVER", &tools.chromedriver)
             .env("ATTACHE_OPA", &tools.opa)
             .env("ATTACHE_RATELIMIT_REFERENCE", &tools.ratelimit)
+            .env("ATTACHE_H2SPEC", &tools.h2spec)
+            .env("ATTACHE_NGINX", &tools.nginx)
             .env("ATTACHE_REQUIRE_ALL", "1"),
     )
 }
@@ -98,7 +100,8 @@ pub(crate) fn fuzz(args: &[String]) -> Result<(), String> {
     process::run(
         process::cargo()
             .current_dir(workspace::root())
-            .args(["test", "-p", "attache-ext-proc", "--test", "fuzz", "--"])
+            .args(["test", "--no-fail-fast", "--test", "fuzz"])
+            .args(["-p", "attache-ext-proc", "-p", "attache-proxy", "--"])
             // One after the other: each watches the memory of the process.
             .args(["--nocapture", "--test-threads", "1"])
             .env("ATTACHE_FUZZ_SECONDS", seconds.to_string()),

@@ -12,7 +12,7 @@ use crate::debian::Debian;
 use crate::go::GoTool;
 use crate::wheel::Wheel;
 use crate::workspace;
-use crate::{chromium, envoy, memcached, opa, ratelimit, redis};
+use crate::{chromium, envoy, h2spec, memcached, nginx, opa, ratelimit, redis};
 
 /// A program that we need and do not build.
 pub(crate) struct Tool {
@@ -54,6 +54,10 @@ pub(crate) struct Tools {
     pub(crate) opa: PathBuf,
     /// The pinned reference of our rate limit service.
     pub(crate) ratelimit: PathBuf,
+    /// The pinned conformance tests of HTTP/2.
+    pub(crate) h2spec: PathBuf,
+    /// An nginx.
+    pub(crate) nginx: PathBuf,
 }
 
 impl Tools {
@@ -67,6 +71,8 @@ impl Tools {
             chromedriver: chromium::DRIVER.install()?,
             opa: opa::OPA.install()?,
             ratelimit: ratelimit::RATELIMIT.install()?,
+            h2spec: h2spec::H2SPEC.install()?,
+            nginx: nginx::NGINX.install()?,
         })
     }
 }

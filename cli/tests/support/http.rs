@@ -79,7 +79,7 @@ impl Client {
                 none.insert(sender)
             }
         };
-        let mut request = Request::get(path).header("host", "attache.test");
+        let mut request = Request::get(path).header("host", self.at.to_string());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

@@ -2,7 +2,9 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use attache_filter::{Body, LocalReply, RequestContext, context::ResponseFlag};
+use attache_filter::{
+    Body, LocalReply, RequestContext, calls::FilterKind, changes::Snapshot, context::ResponseFlag,
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request};
 
 use super::{
@@ -211,6 +213,7 @@ impl Shared {
         context: &RequestContext,
     ) -> Response<Body> {
         let (mut parts, body) = response.into_parts();
+        let before = context.records_changes().then(|| Snapshot::of(&parts));
         match apply::response(&mut parts, changes, self.filter.response_limit) {
             ResponseOutcome::Done => {}
             ResponseOutcome::Omitted => {
@@ -224,6 +227,10 @@ impl Shared {
                 *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
                 return response;
             }
+        }
+        if let Some(before) = before {
+            let changes = before.changes_to(&Snapshot::of(&parts));
+            context.record_response_changes(&self.filter.name, FilterKind::ExtAuthz, changes);
         }
         Response::from_parts(parts, body)
     }

@@ -7,9 +7,9 @@ use std::{
 
 use attache_filter::{Channels, RequestContext, grpc_service::call_unary, retry::Failure};
 use attache_proto::auth::CheckResponse;
-use attache_service::{Channel, HttpClient, HttpError, Method, channel};
+use attache_service::{Channel, HttpClient, HttpError, Method, channel, trace::SpanId};
 use bytes::Bytes;
-use http::{Request, Response, request};
+use http::{HeaderMap, Request, Response, request};
 use prost::Message as _;
 use tonic::Status;
 
@@ -64,6 +64,8 @@ pub(crate) struct Asked {
     /// Bytes of the question and of the answer: gRPC messages with their frames, or bodies.
     pub(crate) sent: usize,
     pub(crate) received: usize,
+    /// The span that the service was told of.
+    pub(crate) span: Option<SpanId>,
 }
 
 /// Why a check failed.
@@ -80,6 +82,11 @@ pub(crate) enum CheckFailed {
 }
 
 impl CheckFailed {
+    /// Whether there was no answer in time.
+    pub(crate) fn is_timeout(&self) -> bool {
+        self.grpc_status() == tonic::Code::DeadlineExceeded as i32
+    }
+
     /// The gRPC status of the call, for the access log; that of the failure's kind over plain
     /// HTTP.
     pub(crate) fn grpc_status(&self) -> i32 {
@@ -126,7 +133,8 @@ impl Question<'_> {
             &filter.shown,
         );
         let message = channel::frame_message(message.as_ref());
-        let metadata = grpc.call.metadata.of(self.parts, self.context);
+        let mut metadata = grpc.call.metadata.of(self.parts, self.context);
+        let span = self.propagate(&mut metadata);
         let sent = message.len();
         let asked = Instant::now();
         let retry = grpc.call.retry.as_ref();
@@ -146,6 +154,7 @@ impl Question<'_> {
             latency,
             sent,
             received,
+            span,
         }
     }
 
@@ -162,10 +171,11 @@ impl Question<'_> {
             filter.raw_headers,
             &filter.shown,
         );
-        let request = match request {
+        let mut request = match request {
             Ok(request) => request,
             Err(fault) => return unanswered(fault.into()),
         };
+        let span = self.propagate(request.headers_mut());
         let sent = request.body().len();
         let asked = Instant::now();
         let answered = fetch(client, request, http).await;
@@ -178,7 +188,15 @@ impl Question<'_> {
             latency,
             sent,
             received,
+            span,
         }
+    }
+
+    /// Tells the service which trace the check belongs to.
+    fn propagate(&self, headers: &mut HeaderMap) -> Option<SpanId> {
+        let trace = self.context.trace.as_ref()?;
+        let of_route = self.per_route.and_then(|route| route.emit_client_span);
+        trace.propagate(headers, of_route.unwrap_or(self.filter.emit_client_span))
     }
 
     fn body(&self) -> Option<CheckBody<'_>> {
@@ -197,6 +215,7 @@ fn unanswered(failed: CheckFailed) -> Asked {
         latency: Duration::ZERO,
         sent: 0,
         received: 0,
+        span: None,
     }
 }
 

@@ -89,14 +89,13 @@ config_struct! {
         pub filter_metadata: Option<StructValue>,
         /// Note time and size of each check in the access log's `filter_state`. Default false.
         pub emit_filter_state_stats: Option<bool>,
+        /// Give each check a span of its own in the trace of its request. Default true.
+        pub emit_client_span: Option<bool>,
     }
     envoy_type = "envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
     oneof {
         /// The service to ask.
         pub services: Services,
-    }
-    elsewhere {
-        "emit_client_span" => "checks have no trace spans of their own yet",
     }
 }
 
@@ -151,12 +150,11 @@ config_struct! {
         pub disable_request_body_buffering: Option<Located<bool>>,
         /// Buffering of this route instead of the filter's.
         pub with_request_body: Option<Located<BufferSettings>>,
+        /// Give each check of this route a span. Default: as the filter says.
+        pub emit_client_span: Option<bool>,
     }
     oneof {
         /// The auth service of this route. Default: the filter's.
         pub service: Option<Services>,
-    }
-    elsewhere {
-        "emit_client_span" => "checks have no trace spans of their own yet",
     }
 }

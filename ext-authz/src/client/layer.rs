@@ -9,6 +9,7 @@ use std::{
 
 use attache_filter::{
     Body, BoxError, Channels, LocalReply, RequestContext,
+    calls::{CallRecorder, FilterKind, Phase},
     reply::{self, ReplyForm},
 };
 use attache_service::{Method, Metrics};
@@ -32,6 +33,7 @@ pub struct ExtAuthzLayer(Arc<Shared>);
 pub(super) struct Shared {
     pub(super) filter: Arc<Filter>,
     pub(super) stats: Stats,
+    pub(super) calls: CallRecorder,
     /// To the filter's own service.
     link: Link,
     /// To those that routes bring in.
@@ -48,6 +50,7 @@ impl ExtAuthzLayer {
             channels: channels.clone(),
             method: Method::new("/envoy.service.auth.v3.Authorization/Check"),
             stats: Stats::new(&filter, channels.http_clusters(), metrics),
+            calls: CallRecorder::new(filter.name.clone(), FilterKind::ExtAuthz, metrics),
             filter,
         }))
     }
@@ -117,10 +120,10 @@ where
     }
 }
 
-pub(super) type ResponseChanges = Vec<(answer::ResponseVerb, HeaderName, HeaderValue)>;
+pub(crate) type ResponseChanges = Vec<(answer::ResponseVerb, HeaderName, HeaderValue)>;
 
 /// What becomes of a request.
-pub(super) enum Decision {
+pub(crate) enum Decision {
     Pass(Request<Body>, ResponseChanges),
     /// With the head of the request that was denied.
     Answer(Box<request::Parts>, Response<Body>),
@@ -169,6 +172,7 @@ impl Shared {
             shown: &shown,
             body_plan: plan,
         };
+        let mut asking = self.calls.begin(context, Phase::Check);
         let asked = match per_route.and_then(|route| route.service.as_ref()) {
             None => question.ask(&self.link, &self.method).await,
             Some(service) => {
@@ -177,7 +181,12 @@ impl Shared {
             }
         };
         log::check(filter, &asked, context, &self.stats);
-        self.act(Request::from_parts(parts, body), asked, context)
+        asking.span = asked.span;
+        let outcome = log::Outcome::of(&asked, &parts, context);
+        let decision = self.act(Request::from_parts(parts, body), asked, context);
+        let (end, decision) = outcome.end(decision);
+        asking.end(end);
+        decision
     }
 }
 

@@ -1,10 +1,14 @@
 //! What the access log says of a check: the counterpart of Envoy's filter state.
 
-use attache_filter::{RequestContext, context::PolicyCall};
-use http::{HeaderMap, StatusCode};
+use attache_filter::{
+    RequestContext,
+    calls::{CallEnd, CallResult, Changes},
+    changes::Snapshot,
+};
+use http::{HeaderMap, Request, StatusCode, request};
 use prost_types::{ListValue, Struct, Value, value::Kind};
 
-use super::{ask::Asked, plan::Filter, stats::Stats};
+use super::{answer::Verdict, ask::Asked, layer::Decision, plan::Filter, stats::Stats};
 
 /// What a filter in shadow mode would have done (Envoy's `ShadowDecision`).
 #[derive(Debug, Clone, Copy)]
@@ -17,11 +21,6 @@ pub(crate) enum ShadowDecision<'d> {
 /// Notes a check that is over.
 pub(crate) fn check(filter: &Filter, asked: &Asked, context: &RequestContext, stats: &Stats) {
     let status = asked.answer.as_ref().err().map_or(0, |e| e.grpc_status());
-    context.record_call(PolicyCall {
-        sent_bytes: asked.sent as u64,
-        received_bytes: asked.received as u64,
-        ..PolicyCall::one(filter.name.clone(), "check", asked.latency, status)
-    });
     let logging = &filter.logging;
     if logging.fixed.is_none() && !logging.figures {
         return;
@@ -39,6 +38,74 @@ pub(crate) fn check(filter: &Filter, asked: &Asked, context: &RequestContext, st
     }
     if !context.set_filter_state(&filter.name, state) {
         stats.filter_state_name_collision.inc();
+    }
+}
+
+/// What a check came to, before it is acted on; see [`Outcome::end`].
+pub(crate) struct Outcome {
+    verdict: Said,
+    end: CallEnd,
+    before: Option<Snapshot>,
+}
+
+/// What the service said.
+enum Said {
+    Allow,
+    Deny,
+    Invalid,
+    Failed { in_time: bool },
+}
+
+impl Outcome {
+    /// Of a check about the request with this head.
+    pub(crate) fn of(asked: &Asked, head: &request::Parts, context: &RequestContext) -> Self {
+        let verdict = match &asked.answer {
+            Ok(answer) => match answer.verdict {
+                Verdict::Allow(_) => Said::Allow,
+                Verdict::Deny(_) => Said::Deny,
+                Verdict::Error(_) => Said::Failed { in_time: true },
+                Verdict::Invalid(_) => Said::Invalid,
+            },
+            Err(error) => Said::Failed {
+                in_time: !error.is_timeout(),
+            },
+        };
+        Self {
+            verdict,
+            end: CallEnd {
+                result: CallResult::Continued,
+                status: asked.answer.as_ref().err().map_or(0, |e| e.grpc_status()),
+                latency: asked.latency,
+                sent_bytes: asked.sent as u64,
+                received_bytes: asked.received as u64,
+                changes: None,
+            },
+            before: context.records_changes().then(|| Snapshot::of(head)),
+        }
+    }
+
+    /// How the call ended, where this was decided about the request, and the decision.
+    pub(crate) fn end(self, mut decision: Decision) -> (CallEnd, Decision) {
+        let mut changes = None;
+        if let Some(before) = &self.before
+            && let Decision::Pass(request, of_response) = decision
+        {
+            let (parts, body) = request.into_parts();
+            changes = Changes::of_request(before.changes_to(&Snapshot::of(&parts)));
+            decision = Decision::Pass(Request::from_parts(parts, body), of_response);
+        }
+        let passed = matches!(decision, Decision::Pass(..));
+        let end = CallEnd {
+            result: match self.verdict {
+                Said::Allow | Said::Deny if passed => CallResult::Continued,
+                Said::Deny => CallResult::Answered,
+                Said::Allow | Said::Invalid => CallResult::FailedClosed,
+                Said::Failed { in_time } => CallResult::failure(!in_time, passed),
+            },
+            changes,
+            ..self.end
+        };
+        (end, decision)
     }
 }
 

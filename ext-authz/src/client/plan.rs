@@ -62,6 +62,8 @@ pub struct Filter {
     pub(crate) logging: Logging,
     /// Where the decisions of a filter in shadow mode are noted; `None` for one that decides.
     pub(crate) shadow: Option<Arc<str>>,
+    /// Checks have spans of their own.
+    pub(crate) emit_client_span: bool,
 }
 
 /// What is noted of each check in the access log.
@@ -236,6 +238,7 @@ impl Filter {
                 figures: on(raw.emit_filter_state_stats),
             },
             shadow: on(raw.shadow_mode).then(|| format!("{name}.shadow").into()),
+            emit_client_span: raw.emit_client_span.unwrap_or(true),
         })
     }
 
@@ -310,6 +313,8 @@ pub struct PerRoute {
     pub(crate) body: Option<Option<BodyPlan>>,
     /// Asked instead of the filter's.
     pub(crate) service: Option<AuthService>,
+    /// Whether checks have spans, where the route says so.
+    pub(crate) emit_client_span: Option<bool>,
     context_extensions: BTreeMap<String, String>,
     /// `context_extensions` as they go on the wire.
     pub(crate) encoded_extensions: Vec<u8>,
@@ -341,6 +346,7 @@ impl PerRoute {
                 };
                 let service = settings.service.as_ref();
                 planned.service = service.map(|raw| AuthService::plan(raw, errors));
+                planned.emit_client_span = settings.emit_client_span;
                 planned.context_extensions = settings.context_extensions.clone();
                 planned.encode_extensions();
             }

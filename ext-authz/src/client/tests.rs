@@ -8,7 +8,12 @@ use std::{
     time::Duration,
 };
 
-use attache_filter::{Body, Channels, RequestContext, Route, metadata::RouteMetadata};
+use attache_filter::{
+    Body, Channels, RequestContext, Route,
+    calls::{CallResult, Recording},
+    changes::HeaderChange,
+    metadata::RouteMetadata,
+};
 use attache_proto::{
     auth::{
         CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse,
@@ -170,7 +175,13 @@ impl Fixture {
             }
         });
         let layer = ExtAuthzLayer::new(self.filter.clone(), &self.channels, &self.metrics);
-        let context = RequestContext::of(&mut request);
+        let known = request.extensions().get::<Arc<RequestContext>>().cloned();
+        let context = known.unwrap_or_else(|| {
+            let mut context = RequestContext::new(Arc::default(), request.version());
+            context.recording = Recording::Changes;
+            Arc::new(context)
+        });
+        request.extensions_mut().insert(context.clone());
         let mut route = Route {
             cluster: self.cluster.map(Into::into),
             metadata: self.route_metadata.clone(),

@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use tonic::metadata::MetadataMap;
+use http::HeaderMap;
 
 /// What is kept of the caller's deadline to get the answer to it: a tenth, within these.
 const MARGIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 /// The caller's timeout less a margin for the way back, at most `most`.
-pub(super) fn deadline(metadata: &MetadataMap, most: Duration) -> Duration {
-    let given = metadata
+pub(super) fn deadline(headers: &HeaderMap, most: Duration) -> Duration {
+    let given = headers
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok())
         .and_then(grpc_timeout);
@@ -58,11 +58,11 @@ mod tests {
             ("é", most),
             ("", most),
         ] {
-            let mut metadata = MetadataMap::new();
+            let mut headers = HeaderMap::new();
             if let Ok(value) = text.parse() {
-                metadata.insert("grpc-timeout", value);
+                headers.insert("grpc-timeout", value);
             }
-            assert_eq!(deadline(&metadata, most), expected, "{text}");
+            assert_eq!(deadline(&headers, most), expected, "{text}");
         }
     }
 }

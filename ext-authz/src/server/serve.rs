@@ -4,7 +4,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use attache_proto::FILE_DESCRIPTOR_SET;
 use attache_service::{
-    Address, Host, Metrics, Shutdown,
+    Address, Host, Metrics, Shutdown, Unary,
     standalone::{self, ServeError},
     tls::ServerTls,
     trace::Tracer,
@@ -137,14 +137,19 @@ impl<A: Authorizer> Server<A> {
 
     /// The gRPC service, for a server of your own.
     pub fn into_routes(self) -> Routes {
-        AuthorizerService::with(self.authorizer, self.settings).into_routes()
+        Routes::new(self.into_service())
+    }
+
+    /// The gRPC service, for a [`Host`] of your own.
+    pub fn into_service(self) -> Unary<AuthorizerService<A>> {
+        AuthorizerService::with(self.authorizer, self.settings).into_unary()
     }
 
     /// The service with health and reflection, to be bound to an address or embedded.
     pub fn into_host(self) -> Host {
         let (metrics, workers, tls) = (self.metrics.clone(), self.workers, self.tls.clone());
-        let mut host = Host::new(self.into_routes())
-            .named(SERVICE_NAME)
+        let mut host = Host::default()
+            .service(self.into_service())
             .descriptors(FILE_DESCRIPTOR_SET)
             .workers(workers);
         if let Some(metrics) = metrics {

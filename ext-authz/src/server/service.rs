@@ -12,12 +12,16 @@ use std::{
 
 use attache_proto::auth::{
     CheckRequest, CheckResponse,
-    authorization_server::{Authorization, AuthorizationServer},
+    authorization_server::{Authorization, SERVICE_NAME},
 };
-use attache_service::trace::{Ended, Tracer};
+use attache_service::{
+    Unary, UnaryMethod,
+    trace::{Ended, Tracer},
+};
 use futures_util::FutureExt as _;
+use http::HeaderMap;
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Request, Response, Status, service::Routes};
+use tonic::{Code, Request, Response, Status};
 use tracing::Instrument as _;
 
 use super::{
@@ -87,9 +91,9 @@ impl<A: Authorizer> AuthorizerService<A> {
         }
     }
 
-    pub(super) fn into_routes(self) -> Routes {
+    pub(super) fn into_unary(self) -> Unary<Self> {
         let most = self.settings.max_message;
-        Routes::new(AuthorizationServer::new(self).max_decoding_message_size(most))
+        Unary::new(self).max_message(most)
     }
 
     /// Decides within `deadline`; everything but a well-formed decision is what failures are told
@@ -227,15 +231,18 @@ fn describe(view: &CheckRequestView) {
     }
 }
 
-#[tonic::async_trait]
-impl<A: Authorizer> Authorization for AuthorizerService<A> {
-    async fn check(
+impl<A: Authorizer> UnaryMethod for AuthorizerService<A> {
+    type Request = CheckRequest;
+    type Answer = CheckResponse;
+    const SERVICE: &'static str = SERVICE_NAME;
+    const METHOD: &'static str = "Check";
+
+    async fn answer(
         &self,
-        request: Request<CheckRequest>,
-    ) -> Result<Response<CheckResponse>, Status> {
-        let (metadata, _, message) = request.into_parts();
-        let deadline = deadline(&metadata, self.settings.handler_timeout);
-        let headers = metadata.into_headers();
+        headers: HeaderMap,
+        message: CheckRequest,
+    ) -> Result<CheckResponse, Status> {
+        let deadline = deadline(&headers, self.settings.handler_timeout);
         let span = self.settings.tracer.call(METHOD, &headers);
         let view = CheckRequestView::new(message, headers).with_span(span.clone());
         describe(&view);
@@ -253,6 +260,19 @@ impl<A: Authorizer> Authorization for AuthorizerService<A> {
             }
         };
         call.with(answer.as_ref().map_or_else(Status::code, |_| Code::Ok));
+        answer
+    }
+}
+
+/// For a server of tonic's own: see [`AuthorizationServer`](attache_proto::auth::authorization_server::AuthorizationServer).
+#[tonic::async_trait]
+impl<A: Authorizer> Authorization for AuthorizerService<A> {
+    async fn check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckResponse>, Status> {
+        let (metadata, _, message) = request.into_parts();
+        let answer = self.answer(metadata.into_headers(), message).await;
         answer.map(Response::new)
     }
 }

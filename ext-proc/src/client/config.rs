@@ -240,13 +240,14 @@ config_struct! {
         /// Attributes under names of their own, instead of `request_attributes` and
         /// `response_attributes`.
         pub processing_request_modifier: Option<ProcessingRequestModifier>,
+        /// Give each exchange a span in the trace of its request. Default true.
+        pub emit_client_span: Option<bool>,
     }
     envoy_type = "envoy.extensions.filters.http.ext_proc.v3.ExternalProcessor";
     elsewhere {
         "async_mode" => "was never implemented by Envoy",
         "filter_metadata" => "is copied into a log object of Envoy that there is not here",
         "on_processing_response" => "is an extension of Envoy's own process",
-        "emit_client_span" => "there is no tracing of policy calls yet",
     }
 }
 
@@ -265,12 +266,13 @@ config_struct! {
         pub metadata_options: Option<MetadataOptions>,
         /// Replaces the filter's attributes.
         pub processing_request_modifier: Option<ProcessingRequestModifier>,
+        /// Replaces the filter's setting.
+        pub emit_client_span: Option<bool>,
     }
     elsewhere {
         "async_mode" => "was never implemented by Envoy",
         "request_attributes" => "is ignored by Envoy",
         "response_attributes" => "is ignored by Envoy",
-        "emit_client_span" => "there is no tracing of policy calls yet",
     }
 }
 

@@ -14,7 +14,7 @@ use attache_filter::{
 };
 use attache_service::{Channel, HttpClient, Method, Metrics};
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, request};
+use http::{HeaderMap, Request, Response, StatusCode, request};
 use http_body::Body as _;
 use tower::{Layer, Service};
 
@@ -55,7 +55,7 @@ impl ExtProcLayer {
         let channel = channels.get(&filter.cluster.value).cloned();
         let http = filter.http.as_ref();
         let http = http.and_then(|call| channels.http(&call.cluster.value).cloned());
-        let mut stats = Stats::new(metrics, &filter.label());
+        let mut stats = Stats::new(metrics, &filter.name, &filter.label());
         if filter.http.is_some() {
             stats = stats.without_streams();
         }
@@ -164,19 +164,27 @@ impl Fixed {
         if modes.is_off() {
             return None;
         }
-        let callee = if let Some(call) = http {
-            let headers = call.headers(request);
-            Callee::Http(Box::new(HttpLink::new(call, self.http.clone(), headers)))
+        let emit_span = per_route
+            .and_then(|route| route.emit_client_span)
+            .unwrap_or(self.filter.emit_client_span);
+        let propagate = |headers: &mut HeaderMap| {
+            let trace = context.trace.as_ref()?;
+            trace.propagate(headers, emit_span)
+        };
+        let (callee, span) = if let Some(call) = http {
+            let mut headers = call.headers(request);
+            let span = propagate(&mut headers);
+            let link = HttpLink::new(call, self.http.clone(), headers);
+            (Callee::Http(Box::new(link)), span)
         } else {
             let mut metadata = initial_metadata.of(request, &context);
             if let Some(overrides) = per_route {
                 let theirs = &overrides.initial_metadata;
                 theirs.override_in(&mut metadata, request, &context);
             }
-            Callee::Grpc {
-                channel: channel.cloned(),
-                metadata,
-            }
+            let span = propagate(&mut metadata);
+            let channel = channel.cloned();
+            (Callee::Grpc { channel, metadata }, span)
         };
         let form = ReplyForm::of(&request.method, &request.headers);
         let terms = Terms {
@@ -195,6 +203,7 @@ impl Fixed {
                 .map_or(IdleTimeout::Inherited, |route| route.idle_timeout)
                 .or(self.filter.idle_timeout),
             extras: self.filter.extras(per_route),
+            span,
         };
         Some((Exchange::new(terms, context, form, now()), callee))
     }

@@ -68,6 +68,8 @@ pub struct Filter {
     /// The modes that it may change to, compared value by value with what comes out, request
     /// headers aside; empty allows all. Default empty.
     pub allowed_override_modes: Vec<wire::ProcessingMode>,
+    /// Give each exchange a span in the trace of its request. Default true.
+    pub emit_client_span: bool,
     /// Show everything, wait for nothing, ignore all answers. Default false.
     pub observability_mode: bool,
     /// How long the stream to an observing processor stays open after its exchange. Default 5 s.
@@ -116,6 +118,7 @@ impl Filter {
             status_on_error: StatusCode::INTERNAL_SERVER_ERROR,
             allow_mode_override: false,
             allowed_override_modes: Vec::new(),
+            emit_client_span: true,
             observability_mode: false,
             deferred_close_timeout: Duration::from_secs(5),
             idle_timeout: IDLE_TIMEOUT,
@@ -185,6 +188,7 @@ impl Filter {
                 .unwrap_or(defaults.status_on_error),
             allow_mode_override: raw.allow_mode_override.unwrap_or(false),
             allowed_override_modes: raw.allowed_override_modes.iter().map(on_the_wire).collect(),
+            emit_client_span: raw.emit_client_span.unwrap_or(true),
             observability_mode: raw.observability_mode.unwrap_or(false),
             deferred_close_timeout,
             idle_timeout: defaults.idle_timeout,
@@ -375,6 +379,8 @@ pub struct PerRoute {
     pub disabled: bool,
     /// Replaces the filter's modes as a whole.
     pub modes: Option<Modes>,
+    /// Replaces the filter's `emit_client_span`.
+    pub emit_client_span: Option<bool>,
     /// Replaces the filter's `failure_mode_allow`.
     pub failure_mode_allow: Option<bool>,
     /// Replaces or adds stream metadata, key by key.
@@ -407,6 +413,7 @@ impl PerRoute {
             PerRouteOverride::Overrides(raw) => Self {
                 disabled: false,
                 modes: raw.processing_mode.as_ref().map(Modes::plan),
+                emit_client_span: raw.emit_client_span,
                 failure_mode_allow: raw.failure_mode_allow,
                 initial_metadata: CallMetadata::plan(&raw.grpc_initial_metadata, errors),
                 attributes: raw
@@ -433,6 +440,7 @@ impl PerRoute {
         }
         let mut merged = less_specific.clone();
         merged.modes = self.modes.or(merged.modes);
+        merged.emit_client_span = self.emit_client_span.or(merged.emit_client_span);
         merged.failure_mode_allow = self.failure_mode_allow.or(merged.failure_mode_allow);
         merged.service = self.service.clone().or(merged.service);
         merged.attributes = self.attributes.clone().or(merged.attributes);

@@ -1,25 +1,30 @@
 //! Envoy's counters of the filter.
 
+use std::sync::Arc;
+
+use attache_filter::calls::{CallRecorder, FilterKind};
 use attache_service::{Metrics, metrics::Counter};
 
 macro_rules! stats {
     ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
         /// The filter's counters; handles are resolved once, when the layer is built.
-        #[derive(Debug, Clone, Default)]
         pub(super) struct Stats {
             $($(#[doc = $doc])+ pub(super) $name: Counter,)*
+            /// Notes how calls end.
+            pub(super) calls: CallRecorder,
         }
 
         impl Stats {
-            /// The counters of the filter `name`, `attache_ext_proc_*{filter="name"}`.
-            pub(super) fn new(metrics: &Metrics, name: &str) -> Self {
-                let labels = [("filter", name)];
+            /// The counters of the filter `name`, `attache_ext_proc_*{filter="label"}`.
+            pub(super) fn new(metrics: &Metrics, name: &Arc<str>, label: &str) -> Self {
+                let labels = [("filter", label)];
                 Self {
                     $($name: metrics.counter(
                         concat!("attache_ext_proc_", stringify!($name)),
                         concat!($($doc),+).trim(),
                         &labels,
                     ),)*
+                    calls: CallRecorder::new(name.clone(), FilterKind::ExtProc, metrics),
                 }
             }
         }

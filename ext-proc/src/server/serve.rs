@@ -10,7 +10,7 @@ use attache_service::{
     standalone::{self, ServeError},
     trace::Tracer,
 };
-use tonic::{Status, server::NamedService, service::Routes};
+use tonic::{Status, service::Routes};
 
 use super::{
     drain::Drain,
@@ -153,18 +153,22 @@ impl Server {
 
     /// The gRPC service, for a server of your own.
     pub fn into_routes(self) -> Routes {
-        Routes::new(Service {
+        Routes::new(self.into_service())
+    }
+
+    fn into_service(self) -> Service {
+        Service {
             settings: Arc::new(self.settings.proxy),
             run: (self.make)(Arc::new(self.settings)),
             drain: self.drain,
             tracer: self.tracer,
-        })
+        }
     }
 
     /// The service with health and reflection, to be bound to an address or embedded.
     pub fn into_host(self) -> Host {
-        Host::new(self.into_routes())
-            .named(Service::NAME)
+        Host::default()
+            .service(self.into_service())
             .descriptors(FILE_DESCRIPTOR_SET)
     }
 

@@ -240,6 +240,7 @@ fn flags(flags: &[ResponseFlag]) -> i64 {
         ResponseFlag::UpstreamConnectionTermination => 6,
         ResponseFlag::UpstreamOverflow => 7,
         ResponseFlag::NoRouteFound => 8,
+        ResponseFlag::NoClusterFound => 24,
         ResponseFlag::RateLimited => 11,
         ResponseFlag::UnauthorizedExternalService => 12,
         ResponseFlag::RateLimitServiceError => 13,
@@ -247,6 +248,9 @@ fn flags(flags: &[ResponseFlag]) -> i64 {
         ResponseFlag::UpstreamRetryLimitExceeded => 15,
         ResponseFlag::StreamIdleTimeout => 16,
         ResponseFlag::DownstreamProtocolError => 18,
+        ResponseFlag::UpstreamMaxStreamDurationReached => 19,
+        ResponseFlag::DurationTimeout => 22,
+        ResponseFlag::Overload => 25,
     };
     flags.iter().fold(0, |sum, flag| sum | 1 << bit(flag))
 }

@@ -54,6 +54,7 @@ fn with_exchange<T>(show: impl FnOnce(&Exchange<'_>) -> T) -> T {
         },
         bytes_received: 5,
         bytes_sent: 6,
+        finished: None,
     })
 }
 

@@ -21,7 +21,15 @@ config_oneof! {
         ExtAuthz(Box<ExtAuthzConfig>) = "ext_authz",
         /// Let a processor see and change request and response (Envoy's `ExternalProcessor`).
         ExtProc(Box<ExternalProcessor>) = "ext_proc",
+        /// Pass gRPC-Web calls of browsers on as gRPC (Envoy's `GrpcWeb`).
+        GrpcWeb(GrpcWeb) = "grpc_web",
     }
+}
+
+config_struct! {
+    /// Envoy's `extensions.filters.http.grpc_web.v3.GrpcWeb`: it has no settings.
+    pub struct GrpcWeb {}
+    envoy_type = "envoy.extensions.filters.http.grpc_web.v3.GrpcWeb";
 }
 
 /// A [`Policy`] under its short name, or in Envoy's `typed_config` wrapper.
@@ -53,6 +61,7 @@ impl Policy {
             Self::Ratelimit(config) => config.encode_typed(),
             Self::ExtAuthz(config) => config.encode_typed(),
             Self::ExtProc(config) => config.encode_typed(),
+            Self::GrpcWeb(config) => config.encode_typed(),
         }
     }
 }
@@ -70,8 +79,11 @@ impl FilterConfig {
             Box::decode(config, errors).map(Policy::ExtAuthz)
         } else if is(ExternalProcessor::envoy_type()) {
             Box::decode(config, errors).map(Policy::ExtProc)
+        } else if is(GrpcWeb::envoy_type()) {
+            GrpcWeb::decode(config, errors).map(Policy::GrpcWeb)
         } else {
-            let supported = "the filters here are `ratelimit`, `ext_authz` and `ext_proc`";
+            let supported =
+                "the filters here are `ratelimit`, `ext_authz`, `ext_proc` and `grpc_web`";
             errors.push(
                 config.get("@type").unwrap_or(config),
                 match message {

@@ -1,31 +1,49 @@
 //! `listeners`, as written.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use attache_service::{
-    Address,
     config::{Located, Size},
     config_enum, config_struct,
+    listen::{ListenAddress, SocketMode},
     tls::ListenerTls,
 };
+
+use super::{AccessLogs, CommonHttpProtocolOptions, LocalReplyConfig};
 
 config_struct! {
     /// Where requests come in.
     pub struct Listener {
         /// Name for logs and metrics.
         pub name: Located<String>,
-        /// `host:port`; port 0 lets the system choose.
-        pub address: Located<Address>,
+        /// `host:port` (port 0 lets the system choose), `unix:/path`, `unix:@name` in the abstract
+        /// namespace, or `systemd:NAME` for the sockets that systemd hands over by this name.
+        pub address: Located<ListenAddress>,
+        /// Permissions of a Unix socket's file, such as "0660". Default: what the umask leaves.
+        pub mode: Option<Located<SocketMode>>,
+        /// Connections begin with a header of the PROXY protocol, version 1 or 2, which says whose
+        /// they are. Without one they are closed.
+        pub proxy_protocol: Option<ProxyProtocol>,
+        /// TLS connections that are passed on unopened, by the server name that they ask for.
+        /// Others are served by `tls` or `tcp`, or closed when there is neither.
+        pub tls_passthrough: Vec<TlsPassthrough>,
         /// Serve TLS; plain text when left out.
         pub tls: Option<ListenerTls>,
+        /// Pass connections on instead of serving HTTP; with `tls`, what is inside.
+        pub tcp: Option<Located<Tcp>>,
         /// The policies to ask, by name: in this order inward, in reverse outward.
         pub filters: Vec<Located<String>>,
+        /// The versions of HTTP that clients may speak. Default `AUTO`: both, told apart by ALPN
+        /// or by the first bytes.
+        pub codec_type: Option<CodecType>,
         /// Bounds on what clients may do.
         pub limits: Option<LimitsConfig>,
         /// How much of one body a policy may hold back. Default 1MiB.
         pub per_connection_buffer_limit_bytes: Option<Located<Size>>,
-        /// The access log; none when left out.
-        pub access_log: Option<Located<AccessLog>>,
+        /// One access log, or a list of them; none when left out.
+        pub access_log: Option<AccessLogs>,
+        /// What answers look like that are made here, not by an upstream. Default: a short text.
+        pub local_reply_config: Option<LocalReplyConfig>,
         /// The peer is the client, not a proxy in front of us. Default true (Envoy: false).
         pub use_remote_address: Option<bool>,
         /// How many proxies in front of us are believed in `x-forwarded-for`. Default 0.
@@ -43,14 +61,31 @@ config_struct! {
         pub path_with_escaped_slashes_action: Option<EscapedSlashesAction>,
         /// Protocols that `Upgrade` may ask for. Default `[websocket]`.
         pub upgrades: Option<Vec<String>>,
+        /// What holds for HTTP in any version.
+        pub common_http_protocol_options: Option<CommonHttpProtocolOptions>,
         /// What HTTP/2 clients may do.
         pub http2_protocol_options: Option<Http2ProtocolOptions>,
     }
     elsewhere {
         "filter_chains" => "a listener has one chain: write `filters`, `tls` and the other fields here",
-        "listener_filters" => "the protocol is detected without listener filters",
+        "listener_filters" => "write `proxy_protocol` and `tls_passthrough` here; the protocol is detected without listener filters",
         "http_filters" => "name the policies in `filters` and describe them under the top-level `filters`",
-        "proxy_protocol" => "the PROXY protocol is not supported yet",
+        "common_http_protocol_options" => "`idle_timeout`, `max_connection_duration` and `max_requests_per_connection` are among the listener's `limits`, and `max_headers_count` is `max_headers` there",
+    }
+}
+
+config_enum! {
+    /// The versions of HTTP that clients of a listener may speak (Envoy's `CodecType`).
+    pub enum CodecType {
+        /// HTTP/1.1 and HTTP/2.
+        Auto = "AUTO",
+        /// HTTP/1.1 alone.
+        Http1 = "HTTP1",
+        /// HTTP/2 alone; whatever else comes is hung up on.
+        Http2 = "HTTP2",
+    }
+    elsewhere {
+        "HTTP3" => "there is no HTTP/3 here",
     }
 }
 
@@ -65,6 +100,65 @@ config_enum! {
         UnescapeAndRedirect = "UNESCAPE_AND_REDIRECT",
         /// Go on with the unescaped path.
         UnescapeAndForward = "UNESCAPE_AND_FORWARD",
+    }
+}
+
+config_struct! {
+    /// What to do about the PROXY protocol (Envoy's listener filter `ProxyProtocol`).
+    pub struct ProxyProtocol {
+        /// Let connections in that have no header. Whoever can connect can then claim any address.
+        /// Default false.
+        pub allow_requests_without_proxy_protocol: Option<bool>,
+        /// Networks whose peers may connect. Default: all.
+        pub from: Vec<Located<String>>,
+        /// Versions that are not taken.
+        pub disallowed_versions: Vec<ProxyProtocolVersion>,
+    }
+    elsewhere {
+        "rules" => "what follows the addresses is not read",
+        "pass_through_tlvs" => "what follows the addresses is not read",
+    }
+}
+
+config_enum! {
+    /// A version of the PROXY protocol.
+    pub enum ProxyProtocolVersion {
+        /// Text.
+        V1 = "V1",
+        /// Binary.
+        V2 = "V2",
+    }
+}
+
+config_struct! {
+    /// Where connections are passed on to (Envoy's `TcpProxy`).
+    pub struct Tcp {
+        /// The cluster.
+        pub cluster: Located<String>,
+        /// How long nothing may move either way; 0 for ever. Default 1h.
+        pub idle_timeout: Option<Duration>,
+        /// How often connecting is tried, each time with the next endpoint. Default 1.
+        pub max_connect_attempts: Option<Located<u32>>,
+    }
+    elsewhere {
+        "stat_prefix" => "the listener's name stands in its metrics",
+        "weighted_clusters" => "name one `cluster`",
+        "tunneling_config" => "connections are not wrapped in HTTP",
+        "access_log" => "it is the listener's `access_log`",
+    }
+}
+
+config_struct! {
+    /// TLS connections that are passed on unopened.
+    pub struct TlsPassthrough {
+        /// Server names: whole ones, or `*.` and a domain for all below it.
+        pub server_names: Vec<Located<String>>,
+        /// The cluster.
+        pub cluster: Located<String>,
+        /// How long nothing may move either way; 0 for ever. Default 1h.
+        pub idle_timeout: Option<Duration>,
+        /// How often connecting is tried, each time with the next endpoint. Default 1.
+        pub max_connect_attempts: Option<Located<u32>>,
     }
 }
 
@@ -95,30 +189,20 @@ config_struct! {
         pub idle_timeout: Option<Duration>,
         /// HTTP/2 requests at a time on one connection. Default 100.
         pub max_concurrent_streams: Option<u32>,
-    }
-}
-
-config_enum! {
-    /// How access log lines look.
-    pub enum AccessLogFormat {
-        /// One JSON object a line.
-        Json = "json",
-    }
-    elsewhere {
-        "text" => "lines are JSON objects",
-    }
-}
-
-config_struct! {
-    /// One line for each request, or for some of them.
-    pub struct AccessLog {
-        /// How lines look. Default `json`.
-        pub format: Option<AccessLogFormat>,
-        /// The file to append to; standard output when left out.
-        pub path: Option<Located<PathBuf>>,
-        /// Part of the requests to log, 0 to 1. Default 1.
-        pub sample: Option<Located<f64>>,
-        /// What to log in any case: `errors`, and `slow>DURATION`.
-        pub always: Vec<Located<String>>,
+        /// Requests in flight at a time; more are answered with 503. No limit by default.
+        pub max_requests: Option<usize>,
+        /// Requests of one connection; then it is closed, with `connection: close` or a GOAWAY. No
+        /// limit by default.
+        pub max_requests_per_connection: Option<Located<u32>>,
+        /// Age at which a connection is closed, when what is in flight has ended. No limit by
+        /// default.
+        pub max_connection_duration: Option<Duration>,
+        /// How long a request body that a policy waits for may be silent. Default 5m.
+        pub body_timeout: Option<Duration>,
+        /// How long a client may take nothing of a response that is there. Default 5m.
+        pub write_timeout: Option<Duration>,
+        /// HTTP/2 requests that a client may give up within 10s, if they are more than half of
+        /// those that it began; then its connection is dropped. Default 500.
+        pub max_resets: Option<u32>,
     }
 }

@@ -4,35 +4,66 @@
 //! and clusters are shorter. [`Config`] says exactly what was written; [`Config::read`] checks it
 //! and resolves every name, and reports all mistakes at once, each with its place.
 
+mod access_log;
 mod build;
 mod cluster;
 mod filter;
 mod listener;
+mod local_reply;
+mod overload;
+mod protocol;
+mod retry;
 mod route;
+mod tracing;
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use attache_filter::metadata::StructValue;
+use attache_filter::{header_option::HeaderValueOption, metadata::StructValue};
 use attache_service::{
     Address,
     channel::EmbeddedConnector,
-    config::{Document, Errors, Located},
+    config::{Document, Errors, Located, Size},
     config_struct,
 };
 
-pub use cluster::{Cluster, Embedded, Endpoints, LbPolicy, Target};
-pub use filter::{FilterConfig, Policy};
+pub use access_log::{
+    AccessLog, AccessLogFilter, AccessLogFormat, AccessLogOutput, AccessLogs, Comparison,
+    ComparisonHolder, ComparisonOp, FilterList, FilterSpecifier, GrpcStatusFilter, HeaderFilter,
+    NoSettings, ResponseFlagFilter, RuntimeFilter, RuntimeUint, Sample, SampleBy, SampleConfig,
+};
+pub use cluster::{
+    Cluster, CommonLbConfig, DnsLookupFamily, DnsType, Embedded, Endpoints, LbPolicy, OriginalDst,
+    PeakEwmaConfig, Percent, Target,
+};
+pub use filter::{FilterConfig, GrpcWeb, Policy};
 pub use listener::{
-    AccessLog, AccessLogFormat, EscapedSlashesAction, Http2ProtocolOptions, LimitsConfig, Listener,
+    CodecType, EscapedSlashesAction, Http2ProtocolOptions, LimitsConfig, Listener, ProxyProtocol,
+    ProxyProtocolVersion, Tcp, TlsPassthrough,
+};
+pub use local_reply::{
+    LocalReplyConfig, ReplyComparison, ReplyCondition, ReplyFilter, ReplyFilters, ReplyFlags,
+    ReplyHeader, ReplyOp, ReplyStatus, ReplyValue, ResponseMapper,
+};
+pub use overload::Overload;
+pub use protocol::CommonHttpProtocolOptions;
+pub use retry::{
+    HostPredicate, PredicateName, PreviousHosts, RateLimitedRetryBackOff, ResetHeader,
+    ResetHeaderFormat, RetryBackOff, RetryPolicy,
 };
 pub use route::{
-    Body, ConnectConfig, ConnectMatcher, DirectResponse, InternalRedirectPolicy, PathMatch,
-    PathRewrite, Redirect, RedirectCode, RetryBackOff, RetryPolicy, Route, RouteAction, RouteMatch,
-    SchemeChange, Step, UpgradeConfig, VirtualHost,
+    BodyFormat, ClusterNotFoundResponseCode, ClusterSpecifier, ClusterWeight, ConnectConfig,
+    ConnectMatcher, ConnectionProperties, DataSource, DirectResponse, GrpcMatcher, HashBy,
+    HashCookie, HashHeader, HashPolicy, HashQueryParameter, HeaderAction, HeaderMutation,
+    HostRewrite, InternalRedirectPolicy, MaxStreamDuration, PathMatch, PathRedirect, Redirect,
+    RedirectCode, RequestMirrorPolicy, Route, RouteAction, RouteMatch, SchemeChange, Source, Step,
+    SubstitutionFormat, UpgradeConfig, VirtualHost, WeightTarget, WeightedClusters,
 };
+
+pub use tracing::TracingConfig;
 
 use crate::Plan;
 
@@ -47,19 +78,56 @@ config_struct! {
         pub routes: Vec<Route>,
         /// Routes for some hosts.
         pub virtual_hosts: Vec<VirtualHost>,
+        /// Headers added to all requests for upstreams (Envoy's `RouteConfiguration`).
+        pub request_headers_to_add: Vec<HeaderValueOption>,
+        /// Headers taken from all requests for upstreams.
+        pub request_headers_to_remove: Vec<Located<String>>,
+        /// Headers added to all responses of routes.
+        pub response_headers_to_add: Vec<HeaderValueOption>,
+        /// Headers taken from all responses of routes.
+        pub response_headers_to_remove: Vec<Located<String>>,
+        /// Make header changes at the top of the file first, then those of virtual hosts, then
+        /// those of routes, so that the last word is the route's. Default false: the other way
+        /// round.
+        pub most_specific_header_mutations_wins: Option<bool>,
+        /// Bytes that the body of a `direct_response` may have. Default 4 KiB.
+        pub max_direct_response_body_size_bytes: Option<Size>,
+        /// Copies of requests, where neither the route nor its virtual host says anything.
+        pub request_mirror_policies: Vec<RequestMirrorPolicy>,
         /// Where requests go, and the policy services.
         pub clusters: Vec<Cluster>,
         /// Where the admin page listens; loopback only. None when left out.
         pub admin: Option<Located<Address>>,
+        /// Traces of requests; none when left out.
+        pub tracing: Option<Located<TracingConfig>>,
         /// What policies are told of this proxy.
         pub node: Option<NodeConfig>,
+        /// When to refuse requests for want of memory. Never when left out.
+        pub overload: Option<Located<Overload>>,
         /// Worker threads, each with its own connections. Default: one per core.
         pub workers: Option<Located<usize>>,
+        /// How the process ends.
+        pub drain: Option<Located<DrainConfig>>,
+        /// Connections at a time, of all listeners together; more are closed at once. Default: no
+        /// limit but those of the listeners.
+        pub max_active_downstream_connections: Option<Located<usize>>,
     }
     elsewhere {
         "static_resources" => "this is an Envoy bootstrap: write `listeners`, `routes`, `filters` and `clusters` at the top",
         "dynamic_resources" => "configuration comes from this file only; it is read again when it changes",
+        "overload_manager" => "write `overload: { max_memory: SIZE }`, `max_active_downstream_connections`, and `limits` of listeners",
         "layered_runtime" => "there is no runtime layer: change the value and reload",
+    }
+}
+
+config_struct! {
+    /// How the process ends after SIGTERM. Readiness fails at once; clients are asked to come by
+    /// other connections (`connection: close`, GOAWAY) and requests in flight finish.
+    pub struct DrainConfig {
+        /// How long new connections are still served, until load balancers have noticed. Default 0.
+        pub min: Option<Duration>,
+        /// When what still runs is dropped, counted from the beginning. Default 30s.
+        pub max: Option<Duration>,
     }
 }
 

@@ -1,19 +1,41 @@
 //! One cluster, as a worker runs it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    num::NonZero,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use attache_service::{Address, channel::Target, tls::ClientTls};
-use tokio::sync::Semaphore;
+use attache_filter::metadata::MetadataPath;
+use attache_service::{
+    Address, Metrics,
+    channel::Target,
+    cluster::{
+        Balance, Endpoints, Outliers, Source,
+        breakers::{Breakers, BreakersPlan},
+        health::{HealthChecks, HealthPlan},
+        outlier::Detector,
+    },
+    tls::ClientTls,
+};
+use http::HeaderName;
+use ipnet::IpNet;
 
-use crate::retry;
+use crate::{config, upstream::SWEEPS_PER_IDLE_TIMEOUT};
 
 /// One cluster: an upstream or a policy service.
 #[derive(Debug)]
 pub struct ClusterPlan {
     /// Its name.
     pub name: Arc<str>,
-    /// Its endpoints, used round robin.
-    pub targets: Vec<Endpoint>,
+    /// Its endpoints, one set for all workers.
+    pub endpoints: Arc<Endpoints>,
+    /// What says which they are, followed while the cluster runs; `None` where nobody does.
+    pub source: Option<Source>,
+    /// Where each request names its endpoint, how.
+    pub destination: Option<DestinationPlan>,
+    /// How they are chosen.
+    pub balance: Balance,
     /// How requests are sent.
     pub protocol: Protocol,
     /// TLS to the endpoints; plain text when absent.
@@ -22,48 +44,124 @@ pub struct ClusterPlan {
     pub connect_timeout: Duration,
     /// How long an unused connection is kept. Default 1 h, as Envoy.
     pub idle_timeout: Duration,
-    /// Room for requests that are sent again at the same time, over all workers.
-    pub(crate) retries: Semaphore,
+    /// A connection this old takes no further requests, give or take a tenth. Default: no bound.
+    pub max_connection_duration: Option<Duration>,
+    /// A connection that has carried so many requests takes no further ones. Default: no bound.
+    pub max_requests_per_connection: Option<NonZero<u32>>,
+    /// What it was made of, to see whether a reload leaves it as it is.
+    pub(crate) configured: Option<config::Cluster>,
+    /// Bound on a stream, from when it is sent there (`max_stream_duration`). Default: none.
+    pub max_stream_duration: Option<Duration>,
+    /// How much of it may be in use at a time (`circuit_breakers`). Default: no limits but that
+    /// on retries.
+    pub breakers: BreakersPlan,
+    /// How endpoints are asked whether they are well (`health_checks`). Default: they are not.
+    pub health: Option<HealthPlan>,
+    /// When endpoints are ejected for how they answer (`outlier_detection`). Default: never.
+    pub outliers: Option<Detector>,
+    /// What guards it while it runs.
+    pub(crate) guards: OnceLock<Guards>,
 }
 
 impl ClusterPlan {
     /// A plain-text HTTP/1.1 cluster with defaults.
     pub fn new(name: &str, addresses: impl IntoIterator<Item = Address>) -> Self {
+        let name: Arc<str> = name.into();
         Self {
-            name: name.into(),
-            targets: addresses
-                .into_iter()
-                .map(|address| Endpoint(Target::Address(address)))
-                .collect(),
+            endpoints: Endpoints::new(name.clone(), addresses),
+            name,
+            source: None,
+            destination: None,
+            balance: Balance::default(),
             protocol: Protocol::Http1,
             tls: None,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: DEFAULT_CLUSTER_IDLE,
-            retries: Semaphore::new(retry::MAX_RUNNING),
+            max_connection_duration: None,
+            max_requests_per_connection: None,
+            configured: None,
+            max_stream_duration: None,
+            breakers: BreakersPlan::default(),
+            health: None,
+            outliers: None,
+            guards: OnceLock::new(),
         }
     }
+
+    /// What guards the cluster while it runs, over all workers; health checks begin with the
+    /// first call.
+    ///
+    /// # Panics
+    /// The first call, outside a tokio runtime.
+    pub(crate) fn guards(&self, metrics: &Metrics) -> &Guards {
+        self.guards.get_or_init(|| {
+            let endpoints = &self.endpoints;
+            let outliers = self.outliers.as_ref().map(|detector| {
+                let outliers = Outliers::new(detector.clone(), &self.name, metrics);
+                endpoints.attach(outliers.clone().run(Arc::downgrade(endpoints)));
+                outliers
+            });
+            if let Some(plan) = &self.health {
+                let (plan, tls) = (plan.clone(), self.tls.clone());
+                let checks = HealthChecks::new(plan, tls, outliers.clone(), &self.name, metrics);
+                endpoints.attach(checks.run(Arc::downgrade(endpoints)));
+            }
+            Guards {
+                breakers: Breakers::new(self.breakers, &self.name, metrics),
+                outliers,
+            }
+        })
+    }
+
+    /// How often connections are looked over.
+    pub(crate) fn sweeps_every(&self) -> Duration {
+        let shortest = self.max_connection_duration.unwrap_or(Duration::MAX);
+        let every = self.idle_timeout / SWEEPS_PER_IDLE_TIMEOUT;
+        every.min(shortest).max(Duration::from_millis(10))
+    }
+
+    /// Whether it is the same cluster as `other`, so that what runs of it can go on: it was
+    /// configured in the same way, and embeds the same service.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let embedded = |plan: &Self| -> Vec<Target> {
+            let members = plan.endpoints.members();
+            let targets = members
+                .iter()
+                .map(|member| member.endpoint.target().clone());
+            targets
+                .filter(|target| matches!(target, Target::Embedded(_)))
+                .collect()
+        };
+        let (one, two) = (embedded(self), embedded(other));
+        self.name == other.name
+            && self.configured.is_some()
+            && self.configured == other.configured
+            && one.len() == two.len()
+            && one.iter().zip(&two).all(|(one, two)| one.is(two))
+    }
+}
+
+/// What guards a cluster while it runs, over all workers.
+#[derive(Debug, Clone)]
+pub(crate) struct Guards {
+    pub(crate) breakers: Arc<Breakers>,
+    pub(crate) outliers: Option<Arc<Outliers>>,
 }
 
 /// How long an unused connection to an endpoint is kept unless configured.
 pub const DEFAULT_CLUSTER_IDLE: Duration = Duration::from_secs(3600);
 
-/// Where one endpoint of a cluster is.
-#[derive(Clone)]
-pub struct Endpoint(pub Target);
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.0 {
-            Target::Address(address) => address.fmt(f),
-            Target::Embedded(_) => f.write_str("embedded"),
-        }
-    }
-}
-
-impl std::fmt::Debug for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, f)
-    }
+/// How requests name their endpoint themselves.
+#[derive(Debug, Clone)]
+pub struct DestinationPlan {
+    /// The header that names it.
+    pub header: Option<HeaderName>,
+    /// The dynamic metadata that names it; looked at first.
+    pub metadata: Option<MetadataPath>,
+    /// Where it may be.
+    pub allowed: Vec<IpNet>,
+    /// Endpoints that a worker keeps connections to at a time. Default 1024.
+    pub max_endpoints: usize,
 }
 
 /// The protocol spoken to a cluster.

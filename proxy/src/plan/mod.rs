@@ -5,10 +5,14 @@ mod listener;
 
 use std::{sync::Arc, time::Duration};
 
-pub use cluster::{ClusterPlan, DEFAULT_CLUSTER_IDLE, Endpoint, Protocol};
-pub use listener::{Limits, ListenerPlan};
+use attache_service::Metrics;
 
-use crate::{filters::FilterPlans, route::RouteTable};
+pub(crate) use cluster::Guards;
+pub use cluster::{ClusterPlan, DEFAULT_CLUSTER_IDLE, DestinationPlan, Protocol};
+pub use listener::{Codec, Limits, ListenerPlan};
+
+pub use crate::overload::OverloadPlan;
+use crate::{filters::FilterPlans, route::RouteTable, trace::TracePlan};
 
 /// Everything a worker needs to run.
 #[derive(Debug)]
@@ -19,12 +23,22 @@ pub struct Plan {
     pub routes: Arc<RouteTable>,
     /// Upstreams and policy services; routes refer to them by index.
     pub clusters: Vec<Arc<ClusterPlan>>,
+    /// Traces; none when absent.
+    pub tracing: Option<TracePlan>,
     /// The policies that listeners name.
     pub filters: FilterPlans,
     /// Threads; 0 is one per processor. Not changed by a reload.
     pub workers: usize,
-    /// How long requests in flight may take to end on shutdown. Default 30 s.
+    /// How long new connections are still served on shutdown, until load balancers have noticed.
+    /// Default 0.
+    pub drain_min: Duration,
+    /// How long requests in flight may take to end on shutdown, from its beginning. Default 30 s.
     pub drain_timeout: Duration,
+    /// Connections at a time, of all listeners together; more are closed at once. No limit when
+    /// absent.
+    pub max_connections: Option<usize>,
+    /// When to refuse requests for want of memory. Never by default.
+    pub overload: Option<OverloadPlan>,
 }
 
 impl Plan {
@@ -38,9 +52,30 @@ impl Plan {
             listeners: listeners.into_iter().map(Arc::new).collect(),
             routes: Arc::new(routes),
             clusters: clusters.into_iter().map(Arc::new).collect(),
+            tracing: None,
             filters: FilterPlans::default(),
             workers: 1,
+            drain_min: Duration::ZERO,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+            max_connections: None,
+            overload: None,
+        }
+    }
+
+    /// Begins to guard the clusters: health checks are the whole process's, not a worker's.
+    pub(crate) fn guard(&self, metrics: &Metrics) {
+        for cluster in &self.clusters {
+            cluster.guards(metrics);
+        }
+    }
+
+    /// Takes over the clusters of `before` that are the same here, with their endpoints' health
+    /// and all that workers hold for them.
+    pub(crate) fn keep_clusters(&mut self, before: &Self) {
+        for cluster in &mut self.clusters {
+            if let Some(same) = before.clusters.iter().find(|other| cluster.is(other)) {
+                *cluster = same.clone();
+            }
         }
     }
 }

@@ -11,12 +11,14 @@ use std::{
 };
 
 use attache_filter::{Body, BoxError, RequestContext, context::ResponseFlag};
+use attache_service::cluster::breakers::Permit;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::Lease;
+use super::{Endpoint, Lease, Lifetime, LifetimeOf, Limits};
+use crate::hygiene;
 
 /// How far a request body has come.
 #[derive(Debug, Default)]
@@ -78,7 +80,12 @@ impl HttpBody for UploadBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let mut frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            hygiene::clean_request_trailers(trailers);
+        }
         if let Some(upload) = &self.upload {
             upload.frames.fetch_add(1, Ordering::Relaxed);
             let ended = match &frame {
@@ -109,17 +116,23 @@ pub(crate) enum CutOff {
     Timeout,
     #[error("the stream was silent for too long")]
     Idle,
+    #[error("the stream has lasted as long as it may")]
+    Lifetime(LifetimeOf),
 }
 
 /// A response body from an upstream. Its end gives the connection back; dropping it earlier
 /// closes the connection (HTTP/1.1) or resets the stream (HTTP/2).
 pub(crate) struct UpstreamBody {
     incoming: Incoming,
+    endpoint: Endpoint,
     lease: Lease,
     /// Unless the request has been sent in full, its connection cannot be used again.
     upload: Option<Arc<Upload>>,
     deadline: Option<Instant>,
     idle: Option<Duration>,
+    lifetime: Option<Lifetime>,
+    /// Where the cluster limits requests.
+    _permit: Option<Permit>,
     /// Only set once the body has made us wait.
     timer: Option<Pin<Box<Sleep>>>,
     /// Whether a frame came since the timer was set.
@@ -130,18 +143,22 @@ pub(crate) struct UpstreamBody {
 impl UpstreamBody {
     pub(crate) fn new(
         incoming: Incoming,
+        endpoint: Endpoint,
         lease: Lease,
+        permit: Option<Permit>,
         upload: Option<Arc<Upload>>,
-        deadline: Option<Instant>,
-        idle: Option<Duration>,
+        limits: &Limits,
         context: Arc<RequestContext>,
     ) -> Self {
         let mut body = Self {
             incoming,
+            endpoint,
             lease,
+            deadline: limits.deadline(upload.as_deref()),
+            idle: limits.idle,
+            lifetime: limits.lifetime,
             upload,
-            deadline,
-            idle,
+            _permit: permit,
             timer: None,
             moved: false,
             context,
@@ -154,7 +171,7 @@ impl UpstreamBody {
 
     fn release(&mut self) {
         if self.upload.as_ref().is_none_or(|u| u.done().is_some()) {
-            self.lease.release();
+            self.lease.release(&self.endpoint.own);
         }
     }
 
@@ -163,20 +180,21 @@ impl UpstreamBody {
         loop {
             let Some(timer) = &mut self.timer else {
                 let idle = self.idle.map(|idle| Instant::now() + idle);
-                let next = match (self.deadline, idle) {
-                    (Some(a), Some(b)) => a.min(b),
-                    (Some(one), None) | (None, Some(one)) => one,
-                    (None, None) => return Poll::Pending,
+                let end = self.lifetime.map(|lifetime| lifetime.until);
+                let ends = [self.deadline, idle, end].into_iter().flatten();
+                let Some(next) = ends.min() else {
+                    return Poll::Pending;
                 };
                 self.moved = false;
                 self.timer = Some(Box::pin(tokio::time::sleep_until(next)));
                 continue;
             };
             ready!(timer.as_mut().poll(cx));
-            if self
-                .deadline
-                .is_some_and(|deadline| deadline <= Instant::now())
-            {
+            let now = Instant::now();
+            if let Some(lifetime) = self.lifetime.filter(|lifetime| lifetime.until <= now) {
+                return Poll::Ready(CutOff::Lifetime(lifetime.of));
+            }
+            if self.deadline.is_some_and(|deadline| deadline <= now) {
                 return Poll::Ready(CutOff::Timeout);
             }
             if !self.moved {
@@ -217,10 +235,16 @@ impl HttpBody for UpstreamBody {
             Poll::Pending => {
                 let cut_off = ready!(self.poll_cut_off(cx));
                 let (flag, details) = match cut_off {
-                    CutOff::Timeout => (ResponseFlag::UpstreamRequestTimeout, "response_timeout"),
-                    CutOff::Idle => (ResponseFlag::StreamIdleTimeout, "stream_idle_timeout"),
+                    CutOff::Timeout => {
+                        let flag = ResponseFlag::UpstreamRequestTimeout;
+                        (Some(flag), "response_timeout")
+                    }
+                    CutOff::Idle => (Some(ResponseFlag::StreamIdleTimeout), "stream_idle_timeout"),
+                    CutOff::Lifetime(of) => (of.flag(), of.details()),
                 };
-                self.context.add_flag(flag);
+                if let Some(flag) = flag {
+                    self.context.add_flag(flag);
+                }
                 self.context.set_details(details);
                 Poll::Ready(Some(Err(cut_off.into())))
             }

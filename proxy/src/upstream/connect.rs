@@ -1,14 +1,13 @@
 //! New connections to an endpoint.
 
-use attache_service::{Address, channel::Target};
+use std::io;
+
+use attache_service::{cluster::Opened, tls::ClientTls};
 use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Endpoint, UploadBody, UpstreamError};
+use super::{Pool, UploadBody, UpstreamError};
 use crate::tunnel::Io;
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -22,46 +21,34 @@ const BUFFER: usize = 124 << 10;
 type Http1 = conn::http1::SendRequest<UploadBody>;
 type Http2 = conn::http2::SendRequest<UploadBody>;
 
-pub(super) async fn http1(endpoint: &Endpoint) -> Result<Http1, UpstreamError> {
-    bounded(endpoint, async {
-        match &endpoint.target {
-            Target::Embedded(connector) => http1_over(connector()).await,
-            Target::Address(Address::Unix(path)) => {
-                let io = UnixStream::connect(path).await?;
-                match &endpoint.cluster.tls {
-                    None => http1_over(io).await,
-                    Some(tls) => http1_over(tls.connect("localhost", io).await?).await,
-                }
+pub(super) async fn http1(pool: &Pool) -> Result<Http1, UpstreamError> {
+    bounded(pool, async {
+        match open(pool).await? {
+            (Opened::Embedded(io), _) => http1_over(io).await,
+            (Opened::Unix(io), None) => http1_over(io).await,
+            (Opened::Unix(io), Some(tls)) => {
+                http1_over(tls.connect(pool.endpoint.hostname(), io).await?).await
             }
-            Target::Address(Address::Tcp { host, port }) => {
-                let io = tcp(host, *port).await?;
-                match &endpoint.cluster.tls {
-                    None => http1_over(io).await,
-                    Some(tls) => http1_over(tls.connect(host, io).await?).await,
-                }
+            (Opened::Tcp(io), None) => http1_over(io).await,
+            (Opened::Tcp(io), Some(tls)) => {
+                http1_over(tls.connect(pool.endpoint.hostname(), io).await?).await
             }
         }
     })
     .await
 }
 
-pub(super) async fn http2(endpoint: &Endpoint) -> Result<Http2, UpstreamError> {
-    bounded(endpoint, async {
-        match &endpoint.target {
-            Target::Embedded(connector) => http2_over(connector()).await,
-            Target::Address(Address::Unix(path)) => {
-                let io = UnixStream::connect(path).await?;
-                match &endpoint.cluster.tls {
-                    None => http2_over(io).await,
-                    Some(tls) => http2_over(tls.connect("localhost", io).await?).await,
-                }
+pub(super) async fn http2(pool: &Pool) -> Result<Http2, UpstreamError> {
+    bounded(pool, async {
+        match open(pool).await? {
+            (Opened::Embedded(io), _) => http2_over(io).await,
+            (Opened::Unix(io), None) => http2_over(io).await,
+            (Opened::Unix(io), Some(tls)) => {
+                http2_over(tls.connect(pool.endpoint.hostname(), io).await?).await
             }
-            Target::Address(Address::Tcp { host, port }) => {
-                let io = tcp(host, *port).await?;
-                match &endpoint.cluster.tls {
-                    None => http2_over(io).await,
-                    Some(tls) => http2_over(tls.connect(host, io).await?).await,
-                }
+            (Opened::Tcp(io), None) => http2_over(io).await,
+            (Opened::Tcp(io), Some(tls)) => {
+                http2_over(tls.connect(pool.endpoint.hostname(), io).await?).await
             }
         }
     })
@@ -69,22 +56,17 @@ pub(super) async fn http2(endpoint: &Endpoint) -> Result<Http2, UpstreamError> {
 }
 
 /// A connection without HTTP on it.
-pub(super) async fn plain(endpoint: &Endpoint) -> Result<Box<dyn Io>, UpstreamError> {
-    bounded(endpoint, async {
-        let io: Box<dyn Io> = match (&endpoint.target, &endpoint.cluster.tls) {
-            (Target::Embedded(connector), _) => Box::new(connector()),
-            (Target::Address(Address::Unix(path)), None) => {
-                Box::new(UnixStream::connect(path).await?)
+pub(super) async fn plain(pool: &Pool) -> Result<Box<dyn Io>, UpstreamError> {
+    bounded(pool, async {
+        let io: Box<dyn Io> = match open(pool).await? {
+            (Opened::Embedded(io), _) => Box::new(io),
+            (Opened::Unix(io), None) => Box::new(io),
+            (Opened::Unix(io), Some(tls)) => {
+                Box::new(tls.connect(pool.endpoint.hostname(), io).await?)
             }
-            (Target::Address(Address::Unix(path)), Some(tls)) => {
-                let io = UnixStream::connect(path).await?;
-                Box::new(tls.connect("localhost", io).await?)
-            }
-            (Target::Address(Address::Tcp { host, port }), None) => {
-                Box::new(tcp(host, *port).await?)
-            }
-            (Target::Address(Address::Tcp { host, port }), Some(tls)) => {
-                Box::new(tls.connect(host, tcp(host, *port).await?).await?)
+            (Opened::Tcp(io), None) => Box::new(io),
+            (Opened::Tcp(io), Some(tls)) => {
+                Box::new(tls.connect(pool.endpoint.hostname(), io).await?)
             }
         };
         Ok(io)
@@ -92,20 +74,29 @@ pub(super) async fn plain(endpoint: &Endpoint) -> Result<Box<dyn Io>, UpstreamEr
     .await
 }
 
-async fn bounded<T>(
-    endpoint: &Endpoint,
-    connect: impl Future<Output = Result<T, UpstreamError>>,
-) -> Result<T, UpstreamError> {
-    let limit = endpoint.cluster.connect_timeout;
-    tokio::time::timeout(limit, connect)
-        .await
-        .unwrap_or(Err(UpstreamError::ConnectTimeout(limit)))
+async fn open(pool: &Pool) -> io::Result<(Opened, Option<&ClientTls>)> {
+    let opened = pool.endpoint.open().await?;
+    if let Opened::Tcp(io) = &opened {
+        io.set_nodelay(true)?;
+    }
+    Ok((opened, pool.cluster.tls.as_ref()))
 }
 
-async fn tcp(host: &str, port: u16) -> Result<TcpStream, UpstreamError> {
-    let io = TcpStream::connect((host, port)).await?;
-    io.set_nodelay(true)?;
-    Ok(io)
+/// Bounds an attempt to connect, and counts it.
+async fn bounded<T>(
+    pool: &Pool,
+    connect: impl Future<Output = Result<T, UpstreamError>>,
+) -> Result<T, UpstreamError> {
+    let limit = pool.cluster.connect_timeout;
+    let attempt = async {
+        tokio::time::timeout(limit, connect)
+            .await
+            .unwrap_or(Err(UpstreamError::ConnectTimeout(limit)))
+    };
+    let begun = tokio::time::Instant::now();
+    let connected = pool.endpoint.counted(attempt).await;
+    pool.connect_duration.observe(begun.elapsed());
+    connected
 }
 
 async fn http1_over<IO>(io: IO) -> Result<Http1, UpstreamError>

@@ -2,6 +2,8 @@
 
 use std::{io, time::Duration};
 
+use attache_service::cluster::breakers::Overflow;
+
 /// Why no response came.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {
@@ -11,6 +13,9 @@ pub(crate) enum UpstreamError {
     /// No connection could be made in time.
     #[error("not connected within {0:?}")]
     ConnectTimeout(Duration),
+    /// The cluster's circuit breakers let no more through.
+    #[error(transparent)]
+    Overflow(#[from] Overflow),
     /// The connection ended or broke the protocol before a response.
     #[error("{0}")]
     Reset(#[source] hyper::Error),

@@ -2,70 +2,232 @@
 //! one request for one response.
 
 mod body;
+mod breakers;
 mod connect;
+mod destination;
 mod error;
 mod pool;
 mod replay;
 mod wait;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::{net::SocketAddr, sync::Arc};
 
-use attache_service::Metrics;
-use http::{Request, Response};
+use attache_filter::RequestContext;
+use attache_service::{
+    Metrics,
+    cluster::{
+        Balancer, InFlight, Local,
+        breakers::{Overflow, Permit, Resource},
+        health,
+        outlier::Outcome,
+    },
+};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use destination::Destinations;
 
 pub(crate) use body::{Upload, UploadBody, UpstreamBody};
 pub(crate) use error::UpstreamError;
-pub(crate) use pool::{Endpoint, Lease, SWEEPS_PER_IDLE_TIMEOUT};
+pub(crate) use pool::{Lease, Pool, SWEEPS_PER_IDLE_TIMEOUT};
 pub(crate) use replay::Replay;
-pub(crate) use wait::{Limits, Waited, within};
+pub(crate) use wait::{Lifetime, LifetimeOf, Limits, Waited, within};
 
 use crate::{
-    plan::{ClusterPlan, Protocol},
+    plan::{ClusterPlan, Guards, Protocol},
     stats::ClusterStats,
 };
+
+/// An endpoint that a request has been given, with the worker's connections to it.
+pub(crate) type Endpoint = InFlight<Pool>;
 
 /// One cluster in one worker.
 pub(crate) struct Cluster {
     pub(crate) plan: Arc<ClusterPlan>,
-    endpoints: Vec<Arc<Endpoint>>,
-    next: AtomicUsize,
+    balancer: Balancer<Pool>,
+    pub(crate) guards: Guards,
+    /// The endpoints that requests have named, where they do that themselves.
+    destinations: Option<Destinations>,
     pub(crate) stats: ClusterStats,
 }
 
 impl Cluster {
     pub(crate) fn new(plan: Arc<ClusterPlan>, metrics: &Metrics) -> Self {
-        let endpoints = plan
-            .targets
-            .iter()
-            .map(|target| Arc::new(Endpoint::new(target.0.clone(), plan.clone())))
-            .collect();
+        let stats = ClusterStats::new(&plan.name, metrics);
+        plan.endpoints.describe(metrics);
+        let balancer = {
+            let plan = plan.clone();
+            let endpoints = plan.endpoints.clone();
+            let connects = stats.connect_duration.clone();
+            Balancer::new(endpoints, plan.balance, move |endpoint| {
+                Pool::new(endpoint.clone(), plan.clone(), connects.clone())
+            })
+        };
+        let destinations = plan.destination.is_some().then(|| {
+            let connects = stats.connect_duration.clone();
+            Destinations::new(plan.clone(), connects, metrics)
+        });
         Self {
-            stats: ClusterStats::new(&plan.name, metrics),
+            guards: plan.guards(metrics).clone(),
+            stats,
+            destinations,
             plan,
-            endpoints,
-            next: AtomicUsize::new(0),
+            balancer,
         }
     }
 
-    /// The endpoint whose turn it is.
-    pub(crate) fn pick(&self) -> Option<&Arc<Endpoint>> {
-        match self.endpoints.as_slice() {
-            [] => None,
-            [one] => Some(one),
-            many => many.get(self.next.fetch_add(1, Ordering::Relaxed) % many.len()),
+    /// What is to be known of a request for its endpoint to be picked; `key` is its hash.
+    pub(crate) fn wanted(
+        &self,
+        key: Option<u64>,
+        headers: &HeaderMap,
+        context: &RequestContext,
+    ) -> Wanted {
+        match &self.destinations {
+            None => Wanted::Balanced(key),
+            Some(destinations) => Wanted::At(destinations.named(headers, context)),
         }
     }
 
-    /// Drops connections that were unused for long; called by the worker's clock.
+    /// The endpoint for an attempt; the first is number 0.
+    pub(crate) fn pick(&self, wanted: &Wanted, attempt: u32) -> Option<Endpoint> {
+        let local = match (wanted, &self.destinations) {
+            (Wanted::Balanced(key), _) => self.balancer.pick(*key)?,
+            (Wanted::At(named), Some(destinations)) => destinations.pick(named, attempt)?,
+            (Wanted::At(_), None) => return None,
+        };
+        Some(InFlight::new(local))
+    }
+
+    /// The same, if possible none of those `tried`, which is looked for so often.
+    pub(crate) fn pick_other(
+        &self,
+        wanted: &Wanted,
+        attempt: u32,
+        tried: &[Arc<Local<Pool>>],
+        searches: u32,
+    ) -> Option<Endpoint> {
+        let is_new = |local: &Arc<Local<Pool>>| !tried.iter().any(|t| Arc::ptr_eq(t, local));
+        let picked = self.pick(wanted, attempt)?;
+        let Wanted::Balanced(key) = wanted else {
+            return Some(picked);
+        };
+        if is_new(picked.local()) {
+            return Some(picked);
+        }
+        // Chosen by a hash, it is the same again and again.
+        let searches = if key.is_some() { 0 } else { searches };
+        let other = (0..searches)
+            .filter_map(|_| self.balancer.pick(*key))
+            .find(is_new);
+        let other = other.or_else(|| self.balancer.usable().into_iter().find(is_new));
+        Some(other.map_or(picked, InFlight::new))
+    }
+
+    /// When a stream that is sent here at `from` ends, where the route's and the listener's
+    /// bound is `downstream`.
+    pub(crate) fn lifetime(&self, downstream: Option<Lifetime>, from: Instant) -> Option<Lifetime> {
+        let own = self.plan.max_stream_duration;
+        let own = own.and_then(|bound| from.checked_add(bound));
+        let own = own.map(|until| Lifetime {
+            until,
+            of: LifetimeOf::Upstream,
+        });
+        Lifetime::earlier(downstream, own)
+    }
+
+    /// Room for a request, where the cluster limits them.
+    pub(crate) fn admit(&self) -> Result<Option<Permit>, Overflow> {
+        let breakers = &self.guards.breakers;
+        match breakers.limit() {
+            true => breakers.acquire(Resource::Requests).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    /// Tells all that judge the endpoint how a request went.
+    pub(crate) fn note(&self, endpoint: &mut Endpoint, ended: &Ended) {
+        note(endpoint, ended);
+        if self.plan.health.is_some()
+            && let Waited::Done(Ok((response, _))) = ended
+            && response.headers().contains_key(health::IMMEDIATE_FAIL)
+        {
+            health::fail_at_once(&self.plan.name, &endpoint.endpoint);
+        }
+        if let Some(outliers) = &self.guards.outliers
+            && let Some(outcome) = outcome(ended)
+        {
+            outliers.note(&self.plan.endpoints, &endpoint.endpoint, outcome);
+        }
+    }
+
+    /// Drops connections that were unused for long or are too old, and those to endpoints that
+    /// are gone; called by the worker's clock.
     pub(crate) fn sweep(&self) {
-        for endpoint in &self.endpoints {
-            endpoint.sweep();
+        for local in self.balancer.all() {
+            local.own.sweep();
+        }
+        if let Some(destinations) = &self.destinations {
+            destinations.sweep();
         }
     }
+}
+
+/// How an exchange ended.
+pub(crate) type Ended = Waited<Result<(Response<Incoming>, Lease), UpstreamError>>;
+
+/// Tells the balancer how long an answer took, or that there is none.
+pub(crate) fn note(endpoint: &mut Endpoint, ended: &Ended) {
+    match ended {
+        Waited::Done(Ok(_)) => endpoint.answered(),
+        _ => endpoint.failed(),
+    }
+}
+
+/// What an exchange says of its endpoint; `None` where it says nothing.
+fn outcome(ended: &Ended) -> Option<Outcome> {
+    match ended {
+        Waited::Done(Ok((response, _))) => {
+            let grpc = response.headers().get("grpc-status");
+            let grpc = grpc.and_then(|code| code.to_str().ok()?.parse().ok());
+            Some(Outcome::Answered(match grpc {
+                Some(code) => http_status(code),
+                None => response.status(),
+            }))
+        }
+        // The client's fault, or ours.
+        Waited::Done(Err(UpstreamError::Reset(error))) if error.is_user() => None,
+        Waited::Done(Err(UpstreamError::Overflow(_))) => None,
+        Waited::Done(Err(_)) => Some(Outcome::Broken),
+        Waited::Timeout | Waited::AttemptTimeout | Waited::AttemptIdle => Some(Outcome::TimedOut),
+        Waited::Idle | Waited::Lifetime(_) => None,
+    }
+}
+
+/// The HTTP status that a gRPC status stands for (as in Envoy, `google.rpc.Code`).
+fn http_status(grpc: u8) -> StatusCode {
+    match grpc {
+        0 => StatusCode::OK,
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+/// What an endpoint is picked by.
+pub(crate) enum Wanted {
+    /// One of the cluster's, by this hash where there is one.
+    Balanced(Option<u64>),
+    /// The one at the first of these addresses; those after it are for further attempts.
+    At(Vec<SocketAddr>),
 }
 
 /// Sends `request`, in the form that the cluster's protocol wants, and waits for the head of the
@@ -76,24 +238,26 @@ impl Cluster {
 ///
 /// The request is taken from its place, so that the future need not have room for it.
 pub(crate) async fn exchange(
-    endpoint: &Arc<Endpoint>,
+    pool: &Pool,
     request: &mut Request<UploadBody>,
 ) -> Result<(Response<Incoming>, Lease), UpstreamError> {
-    match endpoint.protocol() {
-        Protocol::Http1 => http1(endpoint, request).await,
+    match pool.protocol() {
+        Protocol::Http1 => http1(pool, request).await,
         // Boxed, so that the common case does not carry its size.
-        Protocol::Http2 => Box::pin(http2(endpoint, std::mem::take(request))).await,
+        Protocol::Http2 => Box::pin(http2(pool, std::mem::take(request))).await,
     }
 }
 
 async fn http1(
-    endpoint: &Arc<Endpoint>,
+    pool: &Pool,
     request: &mut Request<UploadBody>,
 ) -> Result<(Response<Incoming>, Lease), UpstreamError> {
-    while let Some(mut sender) = endpoint.take_kept() {
+    while let Some(mut connection) = pool.take_kept() {
+        connection.count();
+        let sender = &mut connection.sender;
         let sent = sender.try_send_request(std::mem::take(request)).await;
         match sent {
-            Ok(response) => return Ok((response, Lease::http1(endpoint.clone(), sender))),
+            Ok(response) => return Ok((response, Lease::http1(connection))),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => *request = unsent,
                 None => return Err(UpstreamError::Reset(error.into_error())),
@@ -101,24 +265,26 @@ async fn http1(
         }
     }
     // Boxed: connecting is rare, and its state with TLS is large.
-    let mut sender = Box::pin(endpoint.connect_http1()).await?;
+    let mut connection = Box::pin(pool.connect_http1()).await?;
+    connection.count();
+    let sender = &mut connection.sender;
     match sender.try_send_request(std::mem::take(request)).await {
-        Ok(response) => Ok((response, Lease::http1(endpoint.clone(), sender))),
+        Ok(response) => Ok((response, Lease::http1(connection))),
         Err(error) => Err(UpstreamError::Reset(error.into_error())),
     }
 }
 
 async fn http2(
-    endpoint: &Arc<Endpoint>,
+    pool: &Pool,
     request: Request<UploadBody>,
 ) -> Result<(Response<Incoming>, Lease), UpstreamError> {
-    let mut sender = endpoint.http2().await?;
+    let mut sender = pool.http2().await?;
     match sender.try_send_request(request).await {
         Ok(response) => Ok((response, Lease::none())),
         Err(mut error) => match error.take_message() {
             Some(unsent) => {
-                endpoint.discard_http2();
-                let mut sender = endpoint.http2().await?;
+                pool.discard_http2();
+                let mut sender = pool.http2().await?;
                 sender
                     .send_request(unsent)
                     .await

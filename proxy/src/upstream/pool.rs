@@ -1,17 +1,19 @@
-//! The connections to one endpoint: kept HTTP/1.1 ones, last used first, and the one HTTP/2.
+//! The connections of one worker to one endpoint: kept HTTP/1.1 ones, last used first, and the one
+//! HTTP/2.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU32, Ordering},
 };
 
-use attache_service::{Address, channel::Target};
+use attache_service::{
+    cluster::{Endpoint, jittered},
+    metrics::Latency,
+};
 use hyper::client::conn::{http1, http2};
+use tokio::time::Instant;
 
-use super::{UploadBody, UpstreamError, connect};
+use super::{UploadBody, UpstreamError, breakers::Room, connect};
 use crate::{
     plan::{ClusterPlan, Protocol},
     tunnel::Io,
@@ -20,58 +22,96 @@ use crate::{
 /// Kept connections per endpoint and worker; more are closed when their response ends.
 const MAX_KEPT: usize = 1024;
 
-/// The worker's clock calls [`Endpoint::sweep`] this many times per idle timeout.
+/// The worker's clock calls [`Pool::sweep`] this many times per idle timeout.
 pub(crate) const SWEEPS_PER_IDLE_TIMEOUT: u32 = 4;
 
-type Http1 = http1::SendRequest<UploadBody>;
-type Http2 = http2::SendRequest<UploadBody>;
+pub(super) type Http1 = Connection<http1::SendRequest<UploadBody>>;
+pub(super) type Http2 = http2::SendRequest<UploadBody>;
 
-/// One endpoint of a cluster in one worker.
-pub(crate) struct Endpoint {
-    pub(super) target: Target,
-    /// The address, where it is known without asking for it.
-    pub(crate) address: Option<SocketAddr>,
+/// The connections to one endpoint in one worker.
+pub(crate) struct Pool {
+    pub(super) endpoint: Arc<Endpoint>,
     pub(super) cluster: Arc<ClusterPlan>,
+    pub(super) connect_duration: Latency,
     kept: Mutex<Vec<Kept>>,
     sweeps: AtomicU32,
-    http2: Mutex<Option<Http2>>,
+    http2: Mutex<Option<Connection<Http2>>>,
     /// Held while the HTTP/2 connection is made, so that it is made once.
     connecting: tokio::sync::Mutex<()>,
+    /// Held by each connection, where they are limited.
+    pub(super) open: Arc<()>,
+}
+
+/// A connection with how much longer it may be used.
+pub(super) struct Connection<S> {
+    pub(super) sender: S,
+    /// Only where the cluster has such bounds.
+    bounds: Option<Box<Bounds>>,
+}
+
+struct Bounds {
+    ends: Option<Instant>,
+    requests_left: Option<u32>,
+    _room: Option<Room>,
 }
 
 struct Kept {
-    sender: Http1,
+    connection: Http1,
     /// Count of sweeps when it was put here.
     since: u32,
 }
 
-impl Endpoint {
-    pub(super) fn new(target: Target, cluster: Arc<ClusterPlan>) -> Self {
-        let address = match &target {
-            Target::Address(Address::Tcp { host, port }) => {
-                let ip = host.parse().ok();
-                ip.map(|ip| SocketAddr::new(ip, *port))
-            }
-            _ => None,
-        };
+impl<S> Connection<S> {
+    pub(super) fn new(sender: S, cluster: &ClusterPlan, room: Option<Room>) -> Self {
+        let max_age = cluster.max_connection_duration;
+        let max_requests = cluster.max_requests_per_connection;
+        let bounded = max_age.is_some() || max_requests.is_some() || room.is_some();
+        let bounds = bounded.then(|| {
+            Box::new(Bounds {
+                ends: max_age.and_then(|age| Instant::now().checked_add(jittered(age))),
+                requests_left: max_requests.map(std::num::NonZero::get),
+                _room: room,
+            })
+        });
+        Self { sender, bounds }
+    }
+
+    /// Counts a request that is sent on it.
+    pub(super) fn count(&mut self) {
+        if let Some(left) = self.bounds.as_mut().and_then(|b| b.requests_left.as_mut()) {
+            *left = left.saturating_sub(1);
+        }
+    }
+
+    /// It takes no further request.
+    fn is_spent(&self) -> bool {
+        self.bounds.as_ref().is_some_and(|bounds| {
+            bounds.requests_left == Some(0)
+                || bounds.ends.is_some_and(|ends| ends <= Instant::now())
+        })
+    }
+}
+
+impl Pool {
+    pub(super) fn new(
+        endpoint: Arc<Endpoint>,
+        cluster: Arc<ClusterPlan>,
+        connect_duration: Latency,
+    ) -> Self {
         Self {
-            target,
-            address,
+            endpoint,
             cluster,
+            connect_duration,
             kept: Mutex::default(),
             sweeps: AtomicU32::new(0),
             http2: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
+            open: Arc::default(),
         }
     }
 
     pub(super) fn protocol(&self) -> Protocol {
         self.cluster.protocol
-    }
-
-    /// The address, for logs.
-    pub(crate) fn name(&self) -> String {
-        crate::plan::Endpoint(self.target.clone()).to_string()
     }
 
     fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
@@ -85,8 +125,9 @@ impl Endpoint {
         let found = loop {
             match kept.pop() {
                 None => break None,
-                Some(one) if one.sender.is_ready() => break Some(one.sender),
-                Some(one) if one.sender.is_closed() || not_yet.is_some() => {}
+                Some(one) if one.connection.is_spent() => {}
+                Some(one) if one.connection.sender.is_ready() => break Some(one.connection),
+                Some(one) if one.connection.sender.is_closed() || not_yet.is_some() => {}
                 // Its task has not seen the end of the last response yet.
                 Some(one) => not_yet = Some(one),
             }
@@ -95,26 +136,26 @@ impl Endpoint {
         found
     }
 
-    pub(super) fn keep(&self, sender: Http1) {
-        if sender.is_closed() {
+    fn keep(&self, connection: Http1) {
+        if connection.sender.is_closed() || connection.is_spent() {
             return;
         }
         let since = self.sweeps.load(Ordering::Relaxed);
         let mut kept = self.kept();
         if kept.len() < MAX_KEPT {
-            kept.push(Kept { sender, since });
+            kept.push(Kept { connection, since });
         }
     }
 
     pub(super) fn sweep(&self) {
         let now = self.sweeps.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         self.kept().retain(|one| {
-            !one.sender.is_closed() && now.wrapping_sub(one.since) <= SWEEPS_PER_IDLE_TIMEOUT
+            !one.connection.sender.is_closed()
+                && !one.connection.is_spent()
+                && now.wrapping_sub(one.since) <= SWEEPS_PER_IDLE_TIMEOUT
         });
-    }
-
-    pub(super) async fn connect_http1(&self) -> Result<Http1, UpstreamError> {
-        connect::http1(self).await
+        self.http2_slot()
+            .take_if(|connection| connection.is_spent());
     }
 
     /// A connection of one's own, without HTTP on it.
@@ -122,13 +163,21 @@ impl Endpoint {
         connect::plain(self).await
     }
 
+    fn http2_slot(&self) -> MutexGuard<'_, Option<Connection<Http2>>> {
+        self.http2.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those on a connection that is let go of go on.
     fn http2_now(&self) -> Option<Http2> {
-        let current = self.http2.lock().unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().filter(|c| !c.is_closed()).cloned()
+        let mut slot = self.http2_slot();
+        slot.take_if(|connection| connection.sender.is_closed() || connection.is_spent());
+        let connection = slot.as_mut()?;
+        connection.count();
+        Some(connection.sender.clone())
     }
 
     pub(super) fn discard_http2(&self) {
-        *self.http2.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.http2_slot() = None;
     }
 
     /// The HTTP/2 connection, made when there is none.
@@ -136,33 +185,36 @@ impl Endpoint {
         if let Some(sender) = self.http2_now() {
             return Ok(sender);
         }
+        let _pending = self.pending()?;
         let _making = self.connecting.lock().await;
         if let Some(sender) = self.http2_now() {
             return Ok(sender);
         }
-        let sender = connect::http2(self).await?;
-        *self.http2.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
+        let mut connection = self.connect_http2().await?;
+        let sender = connection.sender.clone();
+        connection.count();
+        *self.http2_slot() = Some(connection);
         Ok(sender)
     }
 }
 
 /// The right to an HTTP/1.1 connection while its response is read. Returned to the pool by
 /// [`Lease::release`]; dropped otherwise, which closes the connection.
-pub(crate) struct Lease(Option<(Arc<Endpoint>, Http1)>);
+pub(crate) struct Lease(Option<Http1>);
 
 impl Lease {
     pub(super) fn none() -> Self {
         Self(None)
     }
 
-    pub(super) fn http1(endpoint: Arc<Endpoint>, sender: Http1) -> Self {
-        Self(Some((endpoint, sender)))
+    pub(super) fn http1(connection: Http1) -> Self {
+        Self(Some(connection))
     }
 
-    /// Keeps the connection for the next request.
-    pub(crate) fn release(&mut self) {
-        if let Some((endpoint, sender)) = self.0.take() {
-            endpoint.keep(sender);
+    /// Keeps the connection in `pool`, where it is from, for the next request.
+    pub(crate) fn release(&mut self, pool: &Pool) {
+        if let Some(connection) = self.0.take() {
+            pool.keep(connection);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{pin::Pin, time::Duration};
 
+use attache_filter::context::ResponseFlag;
 use tokio::time::{Instant, timeout_at};
 
 use super::Upload;
@@ -20,6 +21,56 @@ pub(crate) struct Limits {
     /// From the end of the request, or the later start of the attempt, to the head of the
     /// response.
     pub(crate) attempt_timeout: Option<Duration>,
+    /// Longest silence of the attempt, up to the head of the response.
+    pub(crate) attempt_idle: Option<Duration>,
+    /// When the stream ends, whatever it does.
+    pub(crate) lifetime: Option<Lifetime>,
+}
+
+/// When a stream ends, whatever it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Lifetime {
+    pub(crate) until: Instant,
+    pub(crate) of: LifetimeOf,
+}
+
+/// Whose bound a lifetime is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LifetimeOf {
+    /// `max_stream_duration` of the route or the listener.
+    Downstream,
+    /// `max_stream_duration` of the cluster.
+    Upstream,
+}
+
+impl LifetimeOf {
+    /// The flag in the access log of a stream that it has ended. Envoy sets none for the bound of
+    /// a route or listener.
+    pub(crate) fn flag(self) -> Option<ResponseFlag> {
+        match self {
+            Self::Downstream => None,
+            Self::Upstream => Some(ResponseFlag::UpstreamMaxStreamDurationReached),
+        }
+    }
+
+    /// The details in the access log of such a stream.
+    pub(crate) fn details(self) -> &'static str {
+        match self {
+            Self::Downstream => "max_duration_timeout",
+            Self::Upstream => "upstream_max_stream_duration_reached",
+        }
+    }
+}
+
+impl Lifetime {
+    /// The one that ends first.
+    pub(crate) fn earlier(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        match (one, other) {
+            (Some(one), Some(other)) if other.until < one.until => Some(other),
+            (Some(one), _) => Some(one),
+            (None, other) => other,
+        }
+    }
 }
 
 /// How the wait ended.
@@ -33,6 +84,10 @@ pub(crate) enum Waited<T> {
     AttemptTimeout,
     /// Nothing moved for the idle timeout.
     Idle,
+    /// Nothing moved for the idle timeout of the attempt.
+    AttemptIdle,
+    /// The stream has come to its end.
+    Lifetime(LifetimeOf),
 }
 
 impl Limits {
@@ -97,8 +152,10 @@ pub(crate) async fn within<F: Future>(
             }
             None => deadline,
         };
-        let silent = limits.idle.map(|idle| moved_at + idle);
-        let Some(next) = earlier(earliest, silent) else {
+        let idle = earlier(limits.idle, limits.attempt_idle);
+        let silent = idle.map(|idle| moved_at + idle);
+        let end = limits.lifetime.map(|lifetime| lifetime.until);
+        let Some(next) = earlier(earlier(earliest, silent), end) else {
             return Waited::Done(future.await);
         };
         if let Ok(done) = timeout_at(next, future.as_mut()).await {
@@ -106,6 +163,9 @@ pub(crate) async fn within<F: Future>(
         }
         let now = Instant::now();
         let passed = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        if let Some(lifetime) = limits.lifetime.filter(|lifetime| lifetime.until <= now) {
+            return Waited::Lifetime(lifetime.of);
+        }
         if passed(limits.deadline(upload)) {
             return Waited::Timeout;
         }
@@ -114,7 +174,10 @@ pub(crate) async fn within<F: Future>(
         }
         let moved = upload.is_some_and(|upload| upload.frames() != frames);
         if !moved && silent.is_some_and(|silent| silent <= now) {
-            return Waited::Idle;
+            return match limits.attempt_idle {
+                Some(_) if limits.attempt_idle == idle => Waited::AttemptIdle,
+                _ => Waited::Idle,
+            };
         }
     }
 }
@@ -133,6 +196,8 @@ mod tests {
             idle: some(idle),
             attempt: Instant::now(),
             attempt_timeout: None,
+            attempt_idle: None,
+            lifetime: None,
         }
     }
 
@@ -188,6 +253,29 @@ mod tests {
             let mut limits = limits(15, 300);
             limits.attempt += Duration::from_secs(3);
             limits.attempt_timeout = Some(Duration::from_secs(attempt));
+            let waited = within(pin!(std::future::pending::<()>()), limits, None).await;
+            assert_eq!(waited, wanted);
+            let took = limits.started.elapsed().as_secs_f64();
+            assert!((after as f64..after as f64 + 0.1).contains(&took), "{took}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_of_an_attempt_and_the_end_of_the_stream_end_the_wait_too() {
+        let some = |seconds| (seconds > 0).then(|| Duration::from_secs(seconds));
+        for (timeout, idle, attempt_idle, lifetime, wanted, after) in [
+            (15, 300, 5, 0, Waited::AttemptIdle, 5),
+            (15, 4, 5, 0, Waited::Idle, 4),
+            (15, 300, 5, 3, Waited::Lifetime(LifetimeOf::Upstream), 3),
+            (0, 0, 0, 9, Waited::Lifetime(LifetimeOf::Upstream), 9),
+            (15, 300, 0, 20, Waited::Timeout, 15),
+        ] {
+            let mut limits = limits(timeout, idle);
+            limits.attempt_idle = some(attempt_idle);
+            limits.lifetime = some(lifetime).map(|lifetime| Lifetime {
+                until: limits.started + lifetime,
+                of: LifetimeOf::Upstream,
+            });
             let waited = within(pin!(std::future::pending::<()>()), limits, None).await;
             assert_eq!(waited, wanted);
             let took = limits.started.elapsed().as_secs_f64();

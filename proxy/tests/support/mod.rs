@@ -8,6 +8,8 @@
     reason = "each test binary uses its part of this"
 )]
 
+pub mod frames;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use attache_proxy::{
@@ -35,6 +37,7 @@ pub fn address(socket: SocketAddr) -> Address {
 
 pub fn entry(path: &str, forward: Forward) -> RouteEntry {
     RouteEntry {
+        changes: None,
         matches: RouteMatch::path(PathMatch::Prefix(path.to_owned())),
         action: Action::Forward(forward),
         route: Arc::default(),

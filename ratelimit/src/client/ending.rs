@@ -7,16 +7,24 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use attache_filter::{Body, BoxError, RequestContext, Route, attributes::Facts, format::Exchange};
+use attache_filter::{
+    Body, BoxError, RequestContext, Route,
+    attributes::Facts,
+    calls::{CallResult, Phase},
+    format::Exchange,
+};
 use bytes::Bytes;
 use http::{HeaderMap, Response, request, response};
 use http_body::{Frame, SizeHint};
 use tokio::runtime::Handle;
 
-use super::{action::Subject, layer::Inner};
+use super::{
+    action::Subject,
+    layer::{Inner, is_timeout},
+};
 
 /// Calls of one filter and worker at the end of exchanges that may be on their way at a time; more
 /// are left out.
@@ -78,6 +86,7 @@ impl Ending {
             },
             bytes_received: self.received.load(Ordering::Relaxed),
             bytes_sent: self.sent,
+            finished: None,
         };
         // As in Envoy: headers of the response count for hits only.
         let bare = self.response.clone().map(|mut parts| {
@@ -103,10 +112,23 @@ impl Ending {
             return;
         };
         let filter = self.filter.clone();
+        let mut question = question;
+        if let Some(trace) = &self.context.trace {
+            // The request's own span has ended: there is none for this call.
+            trace.propagate(&mut question.metadata, false);
+        }
         runtime.spawn(async move {
+            let begun = Instant::now();
             let timeout = filter.timeout().unwrap_or(MAX_ENDING_TIME);
             let result = filter.call(question, Some(timeout)).await;
             filter.stats.stream_done.inc();
+            let ended = match &result {
+                Ok(_) => CallResult::Continued,
+                Err(status) => CallResult::failure(is_timeout(status), true),
+            };
+            filter
+                .calls
+                .count(Phase::StreamDone, ended, begun.elapsed());
             if let Err(status) = result {
                 filter.stats.stream_done_error.inc();
                 tracing::debug!(

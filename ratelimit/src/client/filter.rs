@@ -5,12 +5,12 @@ use std::{sync::Arc, time::Duration};
 use attache_filter::{
     fraction::Fraction,
     grpc_service::{HttpStatus, ServiceCall},
+    header_option::HeaderAddition,
 };
 use attache_service::config::{Errors, Located};
 use http::StatusCode;
 
 use super::{
-    headers::HeaderAddition,
     policy::{self, Policy, RouteLimits, Settings},
     raw::{self, RequestType, VhRateLimitsOptions, XRateLimitHeadersRfcVersion},
 };

@@ -6,20 +6,25 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use attache_filter::{
     Body, BoxError, Channels, RequestContext, Route,
     attributes::Facts,
-    context::{PolicyCall, ResponseFlag},
+    calls::{CallEnd, CallRecorder, CallResult, Changes, FilterKind, Phase},
+    changes::Snapshot,
+    context::ResponseFlag,
     format::Exchange,
     fraction::Fraction,
     grpc_service::call_unary,
     reply::{self, ReplyForm},
 };
 use attache_proto::ratelimit::RateLimitResponse;
-use attache_service::{Channel, Method, Metrics, channel::frame_message};
+use attache_service::{
+    Channel, Method, Metrics,
+    channel::{FRAME_HEADER, frame_message},
+};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, request::Parts};
 use prost::Message as _;
@@ -62,6 +67,7 @@ pub(super) struct Inner {
     channel: Option<Channel>,
     method: Method,
     pub(super) stats: Stats,
+    pub(super) calls: CallRecorder,
     /// Room for calls at the end of exchanges.
     pub(super) ending: Arc<Semaphore>,
 }
@@ -75,6 +81,7 @@ impl RateLimitLayer {
                 channel: channels.get(&filter.service.cluster.value).cloned(),
                 method: Method::new(METHOD),
                 stats: Stats::new(&filter, channels.http_clusters(), metrics),
+                calls: CallRecorder::new(name.clone(), FilterKind::Ratelimit, metrics),
                 ending: Arc::new(Semaphore::new(MAX_ENDING)),
                 name,
                 filter,
@@ -209,8 +216,15 @@ struct Engaged {
 /// What the service is asked, and for each descriptor whether its limit may show.
 pub(super) struct Question {
     message: Vec<u8>,
-    metadata: HeaderMap,
+    pub(super) metadata: HeaderMap,
     shown: Vec<bool>,
+}
+
+impl Question {
+    /// The size of the message, gRPC framing included.
+    pub(super) fn bytes(&self) -> u64 {
+        (self.message.len() + FRAME_HEADER) as u64
+    }
 }
 
 impl Inner {
@@ -304,19 +318,58 @@ impl Inner {
         let filter = &*self.filter;
         let cluster = route.and_then(|route| route.cluster.as_deref());
         let shown = std::mem::take(&mut question.shown);
-        let started = Instant::now();
-        let result = self.call(question, filter.timeout).await;
-        let status = result.as_ref().err();
-        context.record_call(PolicyCall::one(
-            self.name.clone(),
-            "should_rate_limit",
-            started.elapsed(),
-            status.map_or(0, |status| status.code().into()),
-        ));
-        let mut answer = match result {
-            Ok(answer) => answer,
-            Err(status) => return self.fail(&status, context, cluster),
+        let mut asking = self.calls.begin(context, Phase::ShouldRateLimit);
+        if let Some(trace) = &context.trace {
+            asking.span = trace.propagate(&mut question.metadata, true);
+        }
+        let sent_bytes = question.bytes();
+        let answered = self.call(question, filter.timeout).await;
+        let latency = asking.begun().elapsed();
+        let (effect, end) = match answered {
+            Ok((answer, bytes)) => {
+                let effect = self.act(answer, &shown, head, context, cluster);
+                let result = match effect {
+                    Effect::Continue { .. } => CallResult::Continued,
+                    Effect::Reply(_) => CallResult::Answered,
+                };
+                let end = CallEnd {
+                    result,
+                    status: 0,
+                    latency,
+                    sent_bytes,
+                    received_bytes: bytes as u64,
+                    changes: added(head, &effect, context),
+                };
+                (effect, end)
+            }
+            Err(status) => {
+                let effect = self.fail(&status, context, cluster);
+                let goes_on = matches!(effect, Effect::Continue { .. });
+                let end = CallEnd {
+                    result: CallResult::failure(is_timeout(&status), goes_on),
+                    status: status.code().into(),
+                    latency,
+                    sent_bytes,
+                    received_bytes: 0,
+                    changes: None,
+                };
+                (effect, end)
+            }
         };
+        asking.end(end);
+        effect
+    }
+
+    /// Does what the service answered.
+    fn act(
+        &self,
+        mut answer: RateLimitResponse,
+        shown: &[bool],
+        head: &Parts,
+        context: &RequestContext,
+        cluster: Option<&str>,
+    ) -> Effect {
+        let filter = &*self.filter;
         if let Some(metadata) = answer
             .dynamic_metadata
             .take()
@@ -349,11 +402,12 @@ impl Inner {
         effect
     }
 
+    /// Asks the service; with its answer comes the size of that, gRPC framing included.
     pub(super) async fn call(
         &self,
         question: Question,
         timeout: Option<Duration>,
-    ) -> Result<RateLimitResponse, Status> {
+    ) -> Result<(RateLimitResponse, usize), Status> {
         let service = &self.filter.service;
         let Some(channel) = &self.channel else {
             let cluster = &service.cluster.value;
@@ -372,7 +426,9 @@ impl Inner {
             retry,
         )
         .await?;
+        let bytes = answer.len() + FRAME_HEADER;
         RateLimitResponse::decode(answer)
+            .map(|answer| (answer, bytes))
             .map_err(|error| Status::internal(format!("the answer is not valid: {error}")))
     }
 
@@ -389,6 +445,28 @@ impl Inner {
             response: HeaderMap::new(),
         }
     }
+}
+
+/// Whether a call failed for want of time.
+pub(super) fn is_timeout(status: &Status) -> bool {
+    status.code() == tonic::Code::DeadlineExceeded
+}
+
+/// What goes on with other headers than it came with, where somebody watches.
+fn added(head: &Parts, effect: &Effect, context: &RequestContext) -> Option<Box<Changes>> {
+    let Effect::Continue { request, response } = effect else {
+        return None;
+    };
+    if !context.records_changes() || request.is_empty() && response.is_empty() {
+        return None;
+    }
+    let before = Snapshot::of_map(&head.headers);
+    let mut headers = head.headers.clone();
+    headers::append_all(&mut headers, request);
+    Some(Box::new(Changes {
+        request: before.changes_to(&Snapshot::of_map(&headers)),
+        response: Snapshot::default().changes_to(&Snapshot::of_map(response)),
+    }))
 }
 
 /// Whether a filter for requests of this type applies.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use attache_filter::{
     fraction::RuntimeFractionalPercent,
     grpc_service::{ApiVersion, GrpcService, HttpStatus},
+    header_option::HeaderValueOption,
 };
 use attache_service::{config::Located, config_enum, config_struct};
 
@@ -14,8 +15,7 @@ mod policy;
 
 pub use action::{
     Action, AddressMatcher, GenericKey, HeaderValueMatch, MaskedRemoteAddress, MetaData,
-    MetadataSource, QueryParameterMatch, QueryParameterMatcher, QueryParameterValueMatch,
-    QueryParameters, RemoteAddressMatch, RequestHeaders,
+    MetadataSource, QueryParameterValueMatch, QueryParameters, RemoteAddressMatch, RequestHeaders,
 };
 pub use extension::{
     DestinationIpInput, DestinationPortInput, DirectSourceIpInput, Expr, Extension, HeaderInput,
@@ -137,49 +137,5 @@ config_enum! {
         Include = "INCLUDE",
         /// Not at all.
         Ignore = "IGNORE",
-    }
-}
-
-config_struct! {
-    /// Envoy's `config.core.v3.HeaderValueOption`.
-    pub struct HeaderValueOption {
-        /// Name and value.
-        pub header: Located<HeaderValue>,
-        /// What to do when the header is there already. Default `APPEND_IF_EXISTS_OR_ADD`.
-        pub append_action: Option<HeaderAppendAction>,
-        /// Add the header even with an empty value. Default false.
-        pub keep_empty_value: Option<bool>,
-    }
-    elsewhere {
-        "append" => "is deprecated in Envoy: use `append_action`",
-    }
-}
-
-config_struct! {
-    /// Envoy's `config.core.v3.HeaderValue`.
-    pub struct HeaderValue {
-        /// Name.
-        pub key: String,
-        /// Value; may be empty. May contain the formatters of [`attache_filter::format`].
-        pub value: Option<String>,
-    }
-    elsewhere {
-        "raw_value" => "write the value as text in `value`",
-    }
-}
-
-config_enum! {
-    /// Envoy's `HeaderValueOption.HeaderAppendAction`.
-    #[derive(Default)]
-    pub enum HeaderAppendAction {
-        /// Add another one.
-        #[default]
-        AppendIfExistsOrAdd = "APPEND_IF_EXISTS_OR_ADD",
-        /// Add it when there is none.
-        AddIfAbsent = "ADD_IF_ABSENT",
-        /// Replace what is there, or add it.
-        OverwriteIfExistsOrAdd = "OVERWRITE_IF_EXISTS_OR_ADD",
-        /// Replace what is there; do nothing when there is none.
-        OverwriteIfExists = "OVERWRITE_IF_EXISTS",
     }
 }

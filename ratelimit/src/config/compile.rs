@@ -8,7 +8,7 @@ use super::{
     level::{Level, Node},
     limit::{Algorithm, LONGEST, Limit, Policy},
     metric_path,
-    rules::{Allowance, Rule, RuleId, Rules},
+    rules::{self, Allowance, Rule, RuleId, Rules},
     tree::{AlgorithmName, Defaults, Descriptor, Domain, Extension, RateLimit},
 };
 use crate::{
@@ -41,8 +41,10 @@ impl Rules {
             return;
         }
         let Self { domains, rules } = self;
-        let merged = domains.contains_key(&name);
-        let target = domains.entry(name.clone()).or_default();
+        let merged = !domains.insert(&name, rules::Domain::default());
+        let Some(target) = domains.get_mut(&name) else {
+            return;
+        };
         if let Some(charging) = domain.charging {
             if merged && charging.value != target.charging {
                 let text = format!("the domain '{name}' has another `charging` in another file");

@@ -6,7 +6,7 @@ use super::{
     level::{Level, Match},
     rules::{Allowance, RuleId, Rules},
 };
-use crate::{limiter::UnixTime, store::Batch};
+use crate::store::key::KeyText;
 
 /// Names that are told of when nothing matched.
 const NEAREST: usize = 3;
@@ -117,18 +117,18 @@ impl Rules {
             explanation.outcome = Outcome::UnknownDomain { nearest };
             return explanation;
         };
-        let mut batch = Batch::new(UnixTime::default());
-        batch.begin(domain);
+        let mut counter = KeyText::default();
+        counter.begin(domain);
         let mut last = None;
         let mut lost = false;
         for (key, value) in entries {
-            let composite = batch.entry(key, value).to_owned();
+            let composite = counter.entry(key, value).to_owned();
             let found = if lost {
                 Found::Unreached
             } else if let Some((how, node)) = level.find(&composite, key) {
                 let shared = node.shared(how, key);
                 if let Some(shared) = shared {
-                    batch.share(shared);
+                    counter.share(shared);
                 }
                 last = Some(node);
                 level = node.children();
@@ -163,7 +163,7 @@ impl Rules {
                     rule: id,
                     path: rule.path.clone(),
                     allowance: rule.allowance.clone(),
-                    counter: batch.key().to_owned(),
+                    counter: counter.key().to_owned(),
                     metric_path: {
                         let entries = entries.iter().copied();
                         self.metric_path(domain, entries, rule.detailed_metric)

@@ -1,8 +1,6 @@
 //! The descriptors of one list, and how an entry of a request finds its own.
 
-use std::collections::HashMap;
-
-use super::{rules::RuleId, wildcard::Wildcard};
+use super::{names::Names, rules::RuleId, wildcard::Wildcard};
 
 /// The descriptors of one list.
 ///
@@ -11,13 +9,12 @@ use super::{rules::RuleId, wildcard::Wildcard};
 /// the counter's key, which is put together anyway.
 #[derive(Debug, Default)]
 pub(super) struct Level {
-    /// Positions in `nodes` by composite name, wildcards included.
-    names: HashMap<Box<str>, usize, foldhash::fast::RandomState>,
+    /// By composite name, wildcards included.
+    nodes: Names<Node>,
     /// Whether any name could be a composite.
     composites: bool,
-    /// Wildcards in the order of the file.
+    /// Wildcards in the order of the file, with the positions of their nodes.
     wildcards: Vec<(Wildcard, usize)>,
-    nodes: Vec<Node>,
 }
 
 /// One descriptor.
@@ -42,41 +39,35 @@ pub(super) enum Match<'r> {
 
 impl Level {
     /// Exact name, else the first wildcard in file order, else the rule without a value.
+    #[inline]
     pub(super) fn find(&self, composite: &str, key: &str) -> Option<(Match<'_>, &Node)> {
-        let (how, at) = self.position(composite, key)?;
-        Some((how, self.nodes.get(at)?))
-    }
-
-    fn position(&self, composite: &str, key: &str) -> Option<(Match<'_>, usize)> {
         if self.composites
-            && let Some(at) = self.names.get(composite)
+            && let Some(node) = self.nodes.get(composite)
         {
-            return Some((Match::Exact, *at));
+            return Some((Match::Exact, node));
         }
         let mut wildcards = self.wildcards.iter();
         if let Some((wildcard, at)) = wildcards.find(|(wildcard, _)| wildcard.matches(composite)) {
-            return Some((Match::Wildcard(wildcard.text()), *at));
+            return Some((Match::Wildcard(wildcard.text()), self.nodes.at(*at)?));
         }
-        self.names.get(key).map(|at| (Match::Key, *at))
+        Some((Match::Key, self.nodes.get(key)?))
     }
 
-    /// The names of its descriptors, in no order.
+    /// The names of its descriptors.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.keys().map(|name| &**name)
+        self.nodes.iter().map(|(name, _)| name)
     }
 
     /// Adds a descriptor; false when there is one of this name already.
     pub(super) fn insert(&mut self, name: &str, node: Node) -> bool {
-        if self.names.contains_key(name) {
+        let at = self.nodes.len();
+        if !self.nodes.insert(name, node) {
             return false;
         }
-        let at = self.nodes.len();
-        self.names.insert(name.into(), at);
         self.composites |= name.contains('_');
         if let Some(wildcard) = Wildcard::parse(name) {
             self.wildcards.push((wildcard, at));
         }
-        self.nodes.push(node);
         true
     }
 }
@@ -183,8 +174,8 @@ mod tests {
             }
             let found = level.find(&format!("{key}_{value}"), &key);
             let name = found.and_then(|(_, node)| {
-                let at = level.nodes.iter().position(|other| other.rule == node.rule)?;
-                kept.get(at).map(String::as_str)
+                let mut nodes = level.nodes.iter();
+                nodes.find_map(|(name, other)| (other.rule == node.rule).then_some(name))
             });
             prop_assert_eq!(name, naive(&kept, &key, &value));
         }

@@ -68,11 +68,13 @@ impl Limit {
 
     /// The length of a span in seconds, at most 100 years. Days, weeks, months and years of the
     /// calendar are as long as they happen to be.
+    #[inline]
     pub fn window_seconds(&self) -> u64 {
         self.unit.window_seconds(self.unit_multiplier).min(LONGEST)
     }
 
     /// How hits at `now` are counted.
+    #[inline]
     pub fn terms(&self, now: UnixTime) -> Terms {
         let length = self.window_seconds();
         let window = || Window::at(now.seconds(), length);

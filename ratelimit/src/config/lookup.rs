@@ -27,6 +27,7 @@ impl<'r> LookUp<'r> {
 
     /// Takes the next entry, of which `composite` is `<key>_<value>`. Returns what stands for the
     /// value in the counter's key, when many values share a counter.
+    #[inline]
     pub(crate) fn entry(&mut self, composite: &str, key: &str) -> Option<&'r str> {
         let found = self.level.and_then(|level| level.find(composite, key));
         let Some((how, node)) = found else {

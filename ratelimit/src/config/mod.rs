@@ -34,6 +34,7 @@ pub mod limit;
 mod lookup;
 mod metadata;
 pub(crate) mod metric_path;
+mod names;
 mod resource;
 pub mod rules;
 pub mod tree;

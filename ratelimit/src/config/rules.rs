@@ -1,6 +1,6 @@
 //! The rules of all domains, compiled for look-up.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use prost_types::Struct;
 
@@ -8,6 +8,7 @@ use super::{
     level::Level,
     limit::{Limit, Policy},
     lookup::LookUp,
+    names::Names,
     tree::Defaults,
 };
 use crate::store::{Charging, Rejected};
@@ -54,7 +55,7 @@ pub struct RuleId(pub(crate) usize);
 /// The rules of all domains: an immutable snapshot.
 #[derive(Debug, Default)]
 pub struct Rules {
-    pub(super) domains: HashMap<Arc<str>, Domain, foldhash::fast::RandomState>,
+    pub(super) domains: Names<Domain>,
     pub(super) rules: Vec<Rule>,
 }
 
@@ -70,6 +71,7 @@ pub(crate) struct Domain {
 
 impl Domain {
     /// Starts a look-up.
+    #[inline]
     pub(crate) fn start(&self) -> LookUp<'_> {
         LookUp::start(&self.root)
     }
@@ -100,12 +102,12 @@ impl Domain {
 impl Rules {
     /// Whether there is a domain of this name.
     pub fn has_domain(&self, domain: &str) -> bool {
-        self.domains.contains_key(domain)
+        self.domains.get(domain).is_some()
     }
 
     /// Whether there is no domain at all.
     pub fn is_empty(&self) -> bool {
-        self.domains.is_empty()
+        self.domains.len() == 0
     }
 
     /// All rules, in the order of their numbers.
@@ -117,16 +119,18 @@ impl Rules {
     }
 
     /// The rule of this number.
+    #[inline]
     pub fn get(&self, id: RuleId) -> Option<&Rule> {
         self.rules.get(id.0)
     }
 
     /// The names of all domains.
     pub fn domains(&self) -> impl Iterator<Item = &str> {
-        self.domains.keys().map(|domain| &**domain)
+        self.domains.iter().map(|(name, _)| name)
     }
 
     /// The rules of `domain`; `None` when the domain is unknown.
+    #[inline]
     pub(crate) fn domain(&self, domain: &str) -> Option<&Domain> {
         self.domains.get(domain)
     }

@@ -11,8 +11,8 @@ use attache_proto::{
 use super::{
     Clock, Decision, DescriptorDecision, Hits, LimitError, SystemClock, UnixTime,
     judgement::NearLimitRatio,
-    pending::{Pending, Scope},
-    work::Work,
+    pending::{Charged, Pending, Scope},
+    work::{Work, with_key},
 };
 use crate::{
     config::{Rules, rules::Domain},
@@ -155,7 +155,7 @@ impl<S: Store, C: Clock> Limiter<S, C> {
             None => {
                 let Work {
                     batch, readings, ..
-                } = &mut work;
+                } = &mut *work;
                 self.store.charge(batch, readings).await?;
             }
             Some((binding, mut shadows)) => {
@@ -186,7 +186,7 @@ impl<S: Store, C: Clock> Limiter<S, C> {
         &self,
         rules: &Rules,
         request: &RateLimitRequest,
-    ) -> Result<Option<Work>, LimitError> {
+    ) -> Result<Option<Box<Work>>, LimitError> {
         if request.domain.is_empty() {
             return Err(LimitError::EmptyDomain);
         }
@@ -257,18 +257,15 @@ impl<S: ImmediateStore, C: Clock> Limiter<S, C> {
             name: domain,
             domain: found,
         };
-        let mut work = Work::take(self.now(), Charging::Each);
-        let Work {
-            batch, readings, ..
-        } = &mut work;
-        let amount = Amount::Add(hits);
-        let pending = scope.by_rule(entries.iter().copied(), amount, &[], batch);
-        if !batch.is_empty() {
-            self.store.charge_now(batch, readings);
-        }
-        let decision = pending.decide(&self.modes, || readings.pop());
-        work.put_back();
-        decision
+        let now = self.now();
+        with_key(|keys| {
+            let entries = entries.iter().copied();
+            let pending = scope.by_rule(entries, Amount::Add(hits), &[], keys, now);
+            let reading = pending.charged().map(|Charged { terms, amount, .. }| {
+                self.store.charge_one(keys.key(), terms, *amount, now)
+            });
+            pending.decide(&self.modes, || reading)
+        })
     }
 }
 

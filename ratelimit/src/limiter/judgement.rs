@@ -56,6 +56,7 @@ pub struct Judgement {
 }
 
 /// Judges what became of `addend` hits on a counter that may go up to `capacity`.
+#[inline]
 pub fn judge(capacity: u32, addend: u64, reading: &Reading, near: NearLimitRatio) -> Judgement {
     let top = u64::from(capacity);
     if reading.source == Source::OverLimitCache {
@@ -96,6 +97,7 @@ pub fn judge(capacity: u32, addend: u64, reading: &Reading, near: NearLimitRatio
 
 /// Shares hits that were counted out to the statistics. Those of a descriptor that is over stay
 /// counted; the part of them that still fitted counts as near the limit.
+#[inline]
 fn count(tally: &mut Tally, top: u64, near_from: u64, after: u64) {
     let addend = tally.total;
     let before = after.saturating_sub(addend);

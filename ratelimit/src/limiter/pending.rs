@@ -1,9 +1,9 @@
 //! What is known of a descriptor before its counter is charged.
 
-use super::{Applied, DescriptorDecision, Hits, engine::Modes, judgement::judge};
+use super::{Applied, DescriptorDecision, Hits, UnixTime, engine::Modes, judgement::judge};
 use crate::{
     config::{Allowance, Limit, LookUp, RuleId, Rules, metric_path, rules::Domain},
-    store::{Amount, Batch, Reading},
+    store::{Amount, Reading, Terms, key::KeyText},
 };
 
 /// What is known of a descriptor before its counter is charged.
@@ -20,8 +20,10 @@ pub(super) enum Pending {
 pub(super) struct Charged {
     rule: Option<RuleId>,
     limit: Limit,
-    capacity: u32,
-    amount: Amount,
+    /// How its counter counts.
+    pub(super) terms: Terms,
+    /// What to do with its counter.
+    pub(super) amount: Amount,
     shadow: bool,
     quota: bool,
     metric_path: Option<Box<str>>,
@@ -36,28 +38,27 @@ pub(super) struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// Puts the key of a descriptor that brings its limit itself into `batch` and charges it.
+    /// Puts the key of a descriptor that brings its limit itself together.
     pub(super) fn by_limit<'e>(
         self,
         entries: impl Iterator<Item = (&'e str, &'e str)> + Clone,
         limit: Limit,
         amount: Amount,
-        batch: &mut Batch,
+        keys: &mut KeyText,
+        now: UnixTime,
     ) -> Pending {
-        batch.begin(self.name);
+        keys.begin(self.name);
         for (key, value) in entries.clone() {
-            batch.entry(key, value);
+            keys.entry(key, value);
         }
         let limit = Limit {
             policy: self.domain.policy(),
             ..limit
         };
-        let terms = limit.terms(batch.now());
-        batch.charge(terms, amount);
         Pending::Charged(Charged {
             rule: None,
             limit,
-            capacity: terms.capacity(),
+            terms: limit.terms(now),
             amount,
             shadow: false,
             quota: false,
@@ -65,16 +66,18 @@ impl Scope<'_> {
         })
     }
 
-    /// Finds the rule of a descriptor, and charges its counter in `batch` if it has one. Rules of
-    /// the names `replaced` do not apply.
+    /// Finds the rule of a descriptor, and puts the key of its counter together. Rules of the
+    /// names `replaced` do not apply.
+    #[inline]
     pub(super) fn by_rule<'e>(
         self,
         entries: impl Iterator<Item = (&'e str, &'e str)> + Clone,
         amount: Amount,
         replaced: &[&str],
-        batch: &mut Batch,
+        keys: &mut KeyText,
+        now: UnixTime,
     ) -> Pending {
-        let look_up = self.look_up(entries.clone(), batch);
+        let look_up = self.look_up(entries.clone(), keys);
         let found = look_up.rule();
         let Some((id, rule)) = found.and_then(|id| Some((id, self.rules.get(id)?))) else {
             return Pending::NOTHING;
@@ -86,13 +89,11 @@ impl Scope<'_> {
         if !replaced.is_empty() && !rule.name.is_empty() && replaced.contains(&&*rule.name) {
             return Pending::Free(Applied::Replaced(id));
         }
-        let terms = limit.terms(batch.now());
-        batch.charge(terms, amount);
         let named_by_request = rule.detailed_metric || look_up.named_by_request();
         Pending::Charged(Charged {
             rule: Some(id),
             limit,
-            capacity: terms.capacity(),
+            terms: limit.terms(now),
             amount,
             shadow: rule.shadow_mode,
             quota: rule.quota_mode,
@@ -104,17 +105,18 @@ impl Scope<'_> {
     }
 
     /// Walks down the rules, and puts the counter's key together on the way.
+    #[inline]
     pub(super) fn look_up<'e>(
         &self,
         entries: impl Iterator<Item = (&'e str, &'e str)>,
-        batch: &mut Batch,
+        keys: &mut KeyText,
     ) -> LookUp<'_> {
-        batch.begin(self.name);
+        keys.begin(self.name);
         let mut look_up = self.domain.start();
         for (key, value) in entries {
-            let composite = batch.entry(key, value);
+            let composite = keys.entry(key, value);
             if let Some(shared) = look_up.entry(composite, key) {
-                batch.share(shared);
+                keys.share(shared);
             }
         }
         look_up
@@ -126,6 +128,7 @@ impl Pending {
     pub(super) const NOTHING: Self = Self::Free(Applied::Nothing);
 
     /// Whether its counter is charged.
+    #[inline]
     pub(super) fn charged(&self) -> Option<&Charged> {
         match self {
             Self::Free(_) => None,
@@ -134,6 +137,7 @@ impl Pending {
     }
 
     /// What becomes of it, with the reading of its counter if that was charged.
+    #[inline]
     pub(super) fn decide(
         self,
         modes: &Modes,
@@ -151,7 +155,12 @@ impl Pending {
             return DescriptorDecision::free(Applied::Nothing, modes.quota);
         };
         let hits = charged.hits().into();
-        let judgement = judge(charged.capacity, hits, &reading, modes.near_limit_ratio);
+        let judgement = judge(
+            charged.terms.capacity(),
+            hits,
+            &reading,
+            modes.near_limit_ratio,
+        );
         let applied = Applied::Limit {
             rule: charged.rule,
             limit: charged.limit,

@@ -1,6 +1,9 @@
 //! What a request needs on the way to its decision, used again by the next one.
 
-use std::{cell::RefCell, num::NonZeroU32};
+use std::{
+    cell::{Cell, RefCell},
+    num::NonZeroU32,
+};
 
 use attache_proto::{common_ratelimit::RateLimitDescriptor, ratelimit::RateLimitRequest};
 
@@ -11,7 +14,7 @@ use super::{
 };
 use crate::{
     config::Limit,
-    store::{Amount, Batch, Charging, Reading},
+    store::{Amount, Batch, Charging, Reading, key::KeyText},
 };
 
 /// Spare ones that a thread keeps, for requests that wait for the store at the same time.
@@ -21,7 +24,21 @@ const SPARE: usize = 64;
 const LARGEST: usize = 16 * 1024;
 
 thread_local! {
-    static SPARES: RefCell<Vec<Work>> = const { RefCell::new(Vec::new()) };
+    // In boxes, since they are handed around: that moves one word.
+    #[allow(clippy::vec_box)]
+    static SPARES: RefCell<Vec<Box<Work>>> = const { RefCell::new(Vec::new()) };
+    static KEY: Cell<KeyText> = const { Cell::new(KeyText::EMPTY) };
+}
+
+/// Lends this thread's room for the key of a counter that is charged alone.
+#[inline]
+pub(super) fn with_key<T>(work: impl FnOnce(&mut KeyText) -> T) -> T {
+    let mut key = KEY.take();
+    let result = work(&mut key);
+    if key.footprint() <= LARGEST {
+        KEY.set(key);
+    }
+    result
 }
 
 /// The descriptors of one request, their charges, and what becomes of those.
@@ -34,19 +51,21 @@ pub(super) struct Work {
 
 impl Work {
     /// An empty one.
-    pub(super) fn take(now: UnixTime, charging: Charging) -> Self {
+    pub(super) fn take(now: UnixTime, charging: Charging) -> Box<Self> {
         let spare = SPARES.with_borrow_mut(Vec::pop);
-        let mut work = spare.unwrap_or_else(|| Self {
-            batch: Batch::new(now),
-            pending: Vec::new(),
-            readings: Vec::new(),
+        let mut work = spare.unwrap_or_else(|| {
+            Box::new(Self {
+                batch: Batch::new(now),
+                pending: Vec::new(),
+                readings: Vec::new(),
+            })
         });
         work.batch.restart(now, charging);
         work
     }
 
     /// Keeps it for the next request.
-    pub(super) fn put_back(mut self) {
+    pub(super) fn put_back(mut self: Box<Self>) {
         let lists = self.pending.capacity() * size_of::<Pending>()
             + self.readings.capacity() * size_of::<Reading>();
         if lists + self.batch.footprint() > LARGEST {
@@ -64,14 +83,19 @@ impl Work {
     /// Looks up every descriptor and puts the counters to charge into the batch.
     pub(super) fn prepare(&mut self, scope: Scope<'_>, request: &RateLimitRequest) {
         let Self { batch, pending, .. } = self;
-        let replaced = replaced(scope, request, batch);
+        let replaced = replaced(scope, request, batch.keys());
         for descriptor in &request.descriptors {
             let entries = entries(descriptor);
             let amount = amount(descriptor, request.hits_addend);
-            pending.push(match limit_of_request(descriptor) {
-                Some(limit) => scope.by_limit(entries, limit, amount, batch),
-                None => scope.by_rule(entries, amount, &replaced, batch),
-            });
+            let now = batch.now();
+            let found = match limit_of_request(descriptor) {
+                Some(limit) => scope.by_limit(entries, limit, amount, batch.keys(), now),
+                None => scope.by_rule(entries, amount, &replaced, batch.keys(), now),
+            };
+            if let Some(charged) = found.charged() {
+                batch.charge(charged.terms, charged.amount);
+            }
+            pending.push(found);
         }
     }
 
@@ -103,7 +127,7 @@ impl Work {
     }
 
     /// What becomes of the request.
-    pub(super) fn decide(mut self, modes: &Modes) -> Decision {
+    pub(super) fn decide(mut self: Box<Self>, modes: &Modes) -> Decision {
         let mut readings = self.readings.drain(..);
         let descriptors = self
             .pending
@@ -123,7 +147,7 @@ impl Work {
 }
 
 /// The names of rules that do not apply, since a rule replaces them that also applies.
-fn replaced<'r>(scope: Scope<'r>, request: &RateLimitRequest, batch: &mut Batch) -> Vec<&'r str> {
+fn replaced<'r>(scope: Scope<'r>, request: &RateLimitRequest, keys: &mut KeyText) -> Vec<&'r str> {
     if !scope.domain.has_replacing_rules() {
         return Vec::new();
     }
@@ -131,7 +155,7 @@ fn replaced<'r>(scope: Scope<'r>, request: &RateLimitRequest, batch: &mut Batch)
     descriptors
         .filter(|descriptor| limit_of_request(descriptor).is_none())
         .filter_map(|descriptor| {
-            let found = scope.look_up(entries(descriptor), batch).rule();
+            let found = scope.look_up(entries(descriptor), keys).rule();
             scope.rules.get(found?)
         })
         .flat_map(|rule| rule.replaces.iter().map(|name| &**name))

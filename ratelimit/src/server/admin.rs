@@ -271,8 +271,9 @@ fn bad(reason: &str) -> PageAnswer {
 fn failed(error: &StoreError) -> PageAnswer {
     let status = match error {
         StoreError::Unsupported { .. } => StatusCode::NOT_IMPLEMENTED,
-        StoreError::Failed { .. } => StatusCode::BAD_REQUEST,
-        StoreError::NotConnected { .. } | StoreError::Timeout { .. } => StatusCode::BAD_GATEWAY,
+        StoreError::NoCursor { .. } => StatusCode::BAD_REQUEST,
+        StoreError::Failed { .. } | StoreError::NotConnected { .. } => StatusCode::BAD_GATEWAY,
+        StoreError::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
     };
     PageAnswer::failure(status, error)
 }
@@ -362,6 +363,48 @@ mod tests {
         assert!(reset.contains("\"forgotten\": 1"), "{reset}");
         let top = asked(&server, "").top().await.text;
         assert!(top.contains("ada") && !top.contains("bob"), "{top}");
+    }
+
+    #[test]
+    fn what_the_store_refuses_is_no_mistake_of_who_asks() {
+        let (store, address) = ("redis", "host:1".to_owned());
+        let (reason, cursor) = ("NOPERM".to_owned(), "x".to_owned());
+        for (error, status) in [
+            (StoreError::NoCursor { cursor }, StatusCode::BAD_REQUEST),
+            (
+                StoreError::Failed {
+                    store,
+                    address: address.clone(),
+                    reason: reason.clone(),
+                },
+                StatusCode::BAD_GATEWAY,
+            ),
+            (
+                StoreError::NotConnected {
+                    store,
+                    address: address.clone(),
+                    reason,
+                },
+                StatusCode::BAD_GATEWAY,
+            ),
+            (
+                StoreError::Timeout {
+                    store,
+                    address,
+                    millis: 1,
+                },
+                StatusCode::GATEWAY_TIMEOUT,
+            ),
+        ] {
+            assert_eq!(failed(&error).status, status, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cursor_that_is_none_is_refused() {
+        let server = server(&["ada"]).await;
+        let refused = asked(&server, "cursor=x").counters().await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST);
     }
 
     #[tokio::test]

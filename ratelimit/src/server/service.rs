@@ -12,17 +12,17 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use attache_proto::ratelimit::{
-    RateLimitRequest, RateLimitResponse,
-    rate_limit_response::DescriptorStatus,
-    rate_limit_service_server::{RateLimitService, RateLimitServiceServer},
+    RateLimitRequest, RateLimitResponse, rate_limit_response::DescriptorStatus,
+    rate_limit_service_server,
 };
 use attache_proto::ratelimit_config::RateLimitConfig;
 use attache_service::{
-    Metrics,
+    Metrics, Unary, UnaryMethod,
     config::Errors,
     trace::{Ended, Span, Tracer},
 };
-use tonic::{Request, Response, Status, service::Routes};
+use http::HeaderMap;
+use tonic::{Status, service::Routes};
 
 use super::{
     Answers, RuleSource,
@@ -204,9 +204,14 @@ impl<S: Store, C: Clock> RateLimitServer<S, C> {
         self.inner.settings.rules.watched()
     }
 
-    /// The gRPC service, to be hosted.
+    /// The gRPC service, for a [`Host`](attache_service::Host).
+    pub fn service(&self) -> Unary<Self> {
+        Unary::new(self.clone())
+    }
+
+    /// The gRPC service, for a server of your own.
     pub fn routes(&self) -> Routes {
-        Routes::new(RateLimitServiceServer::new(self.clone()))
+        Routes::new(self.service())
     }
 
     /// Answers one request.
@@ -340,22 +345,26 @@ impl<S, C> fmt::Debug for RateLimitServer<S, C> {
     }
 }
 
-#[tonic::async_trait]
-impl<S: Store, C: Clock> RateLimitService for RateLimitServer<S, C> {
-    async fn should_rate_limit(
+impl<S: Store, C: Clock> UnaryMethod for RateLimitServer<S, C> {
+    type Request = RateLimitRequest;
+    type Answer = RateLimitResponse;
+    const SERVICE: &'static str = rate_limit_service_server::SERVICE_NAME;
+    const METHOD: &'static str = "ShouldRateLimit";
+
+    async fn answer(
         &self,
-        request: Request<RateLimitRequest>,
-    ) -> Result<Response<RateLimitResponse>, Status> {
+        headers: HeaderMap,
+        request: RateLimitRequest,
+    ) -> Result<RateLimitResponse, Status> {
         let inner = &self.inner;
         // Only here there is a runtime for sure.
         if !inner.swept.load(Ordering::Relaxed) && !inner.swept.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(inner)));
         }
         let begun = inner.settings.time_calls.then(Instant::now);
-        let call = Ended::of(self.tracer.call(METHOD, request.metadata().as_ref()));
-        let request = request.get_ref();
-        let answer = self.decide(request).await;
-        describe(call.span(), request, &answer);
+        let call = Ended::of(self.tracer.call(METHOD, &headers));
+        let answer = self.decide(&request).await;
+        describe(call.span(), &request, &answer);
         call.with(
             answer
                 .as_ref()
@@ -364,7 +373,7 @@ impl<S: Store, C: Clock> RateLimitService for RateLimitServer<S, C> {
         if let Some(begun) = begun {
             inner.statistics.call(begun.elapsed());
         }
-        answer.map(Response::new)
+        answer
     }
 }
 

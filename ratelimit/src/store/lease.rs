@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher as _, RandomState},
     num::NonZeroU32,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,8 +18,8 @@ use attache_service::{
 use tokio::time::Instant;
 
 use super::{
-    Amount, Batch, Charge, Charging, Inspect, Meter, Page, Query, Reading, Rejected, Sharing,
-    Source, Store, StoreError, Terms,
+    Amount, Batch, Charge, Charging, Inspect, Meter, Outage, Page, Query, Reading, Rejected,
+    Sharing, Source, Store, StoreError, Terms,
     split::{Known, charge_rest},
 };
 use crate::limiter::{UnixTime, Window};
@@ -50,7 +53,8 @@ impl Default for LeaseSettings {
 /// A store from which shares of limits are borrowed, for charges of fixed windows that ask for
 /// it ([`Sharing::Leased`]); all others go through.
 ///
-/// A share is taken by adding it to the counter as if it were hits, and only if it fits: so
+/// A share is taken by adding it to the counter as if it were hits, and only if it fits, together
+/// with a hit that the store decides: so
 /// together the instances never let more pass than the limit. What they have borrowed and not
 /// spent others cannot have: of `N` instances up to `N` times the size of a share may be refused
 /// though the limit is not reached. A share grows while it is spent sooner than it is meant to
@@ -71,6 +75,8 @@ struct Inner<S> {
     instances: NonZeroU32,
     hasher: RandomState,
     shards: Box<[Mutex<Leases>]>,
+    /// The last leased charge was decided without the store.
+    is_away: AtomicBool,
     borrowed: Counter,
     returned: Counter,
     held: Gauge,
@@ -104,8 +110,8 @@ enum Step {
     Known(Reading),
     /// The store decides.
     Exact,
-    /// The store is asked for this much more than the hits.
-    Borrow(u64),
+    /// The store decides, and is asked for a share of this size.
+    Borrow(u32),
 }
 
 impl<S: Store> LeaseStore<S> {
@@ -124,6 +130,7 @@ impl<S: Store> LeaseStore<S> {
             instances,
             hasher: RandomState::new(),
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            is_away: AtomicBool::new(false),
             borrowed: metrics.counter(
                 "attache_ratelimit_lease_borrowed",
                 "Hits borrowed from the store in advance.",
@@ -182,53 +189,44 @@ fn leased(charge: &Charge) -> Option<(Window, u32)> {
 
 impl<S: Store> Inner<S> {
     async fn charge(&self, batch: &Batch, readings: &mut Vec<Reading>) -> Result<(), StoreError> {
-        let mut known = Known::with_capacity(batch.len());
+        // The charges, and behind each for which a share is borrowed the share.
         let mut asked = batch.another(Charging::Each);
+        let mut known = Known::with_capacity(batch.len());
+        let mut shares = Vec::with_capacity(batch.len());
         let mut borrows = Borrows {
             inner: self,
             keys: Vec::new(),
         };
-        let mut extra = Vec::with_capacity(batch.len());
         for (key, charge) in batch.iter() {
             let step = match leased(charge) {
                 Some((window, hits)) => self.step(key, charge, window, hits, batch.now()),
                 None => Step::Exact,
             };
-            let (mut terms, mut amount) = (charge.terms, charge.amount);
-            known.push(None);
-            extra.push(0);
-            match step {
-                Step::Known(reading) => known.fill_last(reading),
-                Step::Exact => {}
-                Step::Borrow(more) => {
-                    borrows.keys.push(key);
-                    extra.fill_last(more);
-                    terms.rejected = Rejected::Free;
-                    amount = more_than(amount, more);
-                }
-            }
-            asked.charge_key(key, terms, amount);
-        }
-        charge_rest(&self.store, &asked, Charging::Each, known, readings).await?;
-        let mut refused = Known::with_capacity(batch.len());
-        let mut again = false;
-        for (((key, charge), more), reading) in batch.iter().zip(&extra).zip(readings.iter_mut()) {
-            if *more > 0 && !self.settle(key, charge, *more, reading) {
-                again = true;
-                refused.push(None);
-            } else {
-                refused.push(Some(*reading));
+            asked.charge_key(key, charge.terms, charge.amount);
+            let (answer, share) = match step {
+                Step::Known(reading) => (Some(reading), None),
+                Step::Exact => (None, None),
+                Step::Borrow(size) => (None, Some(size)),
+            };
+            known.push(answer);
+            shares.push(share);
+            if let Some(size) = share {
+                borrows.keys.push(key);
+                asked.charge_key(key, share_of(&charge.terms), Amount::Add(size));
+                known.push(None);
             }
         }
-        drop(borrows);
-        if again {
-            // The share did not fit, the hits themselves may.
-            readings.clear();
-            charge_rest(&self.store, batch, Charging::Each, refused, readings).await?;
-        }
-        for ((key, charge), reading) in batch.iter().zip(readings.iter()) {
-            if leased(charge).is_some() && reading.source == Source::Store {
-                self.note(key, reading);
+        let mut answers = Vec::with_capacity(asked.len());
+        charge_rest(&self.store, &asked, Charging::Each, known, &mut answers).await?;
+        let mut answers = answers.into_iter();
+        for ((key, charge), share) in batch.iter().zip(shares) {
+            let Some(reading) = answers.next() else { break };
+            readings.push(reading);
+            if leased(charge).is_some() {
+                self.note(key, charge, &reading);
+            }
+            if let (Some(size), Some(answer)) = (share, share.and_then(|_| answers.next())) {
+                self.settle(key, charge, size, &answer);
             }
         }
         Ok(())
@@ -280,8 +278,8 @@ impl<S: Store> Inner<S> {
                 source: Source::Lease,
             });
         }
-        // With so many hits a share more would be no number of hits.
-        if hits == 0 || hits > u64::from(u32::MAX / 2) || lease.is_borrowing {
+        // What is decided while the store is away is no share of its counter.
+        if hits == 0 || lease.is_borrowing || self.is_away.load(Ordering::Relaxed) {
             return Step::Exact;
         }
         lease.resize(at, &self.settings, self.instances);
@@ -290,49 +288,40 @@ impl<S: Store> Inner<S> {
             return Step::Exact;
         }
         lease.is_borrowing = true;
-        Step::Borrow(lease.size)
+        Step::Borrow(u32::try_from(lease.size).unwrap_or(u32::MAX))
     }
 
-    /// Takes what was borrowed; false when it was not granted.
-    fn settle(&self, key: &str, charge: &Charge, more: u64, reading: &mut Reading) -> bool {
-        let Amount::Add(hits) = charge.amount else {
-            return false;
-        };
+    /// Takes what was borrowed, if it was granted.
+    fn settle(&self, key: &str, charge: &Charge, size: u32, share: &Reading) {
+        let granted = share.source == Source::Store && share.charged;
+        if granted {
+            self.borrowed.inc_by(size.into());
+        }
         let Some(mut shard) = self.shard(key) else {
-            return false;
+            return;
         };
-        let granted = reading.source == Source::Store && reading.charged;
         let Some(lease) = shard.get_mut(key) else {
-            return false;
+            return;
         };
         if !granted {
-            if matches!(reading.source, Source::Store | Source::OverLimitCache) {
-                lease.count = reading.before;
-            }
             lease.size = 0;
-            return false;
-        }
-        self.borrowed.inc_by(more);
-        let is_same = Meter::FixedWindow(lease.window) == charge.terms.meter;
-        if is_same {
-            lease.tokens = lease.tokens.saturating_add(more);
-            lease.count = reading.after;
+        } else if lease.is_of(&charge.terms) {
+            lease.tokens = lease.tokens.saturating_add(size.into());
+            lease.count = share.after;
             lease.spent_at = Instant::now();
         }
-        let spent = reading.after.saturating_sub(match is_same {
-            true => lease.tokens,
-            false => more,
-        });
-        reading.after = spent;
-        reading.before = spent.saturating_sub(hits.into());
-        reading.source = Source::Lease;
-        true
     }
 
-    /// Remembers what the store said of a counter.
-    fn note(&self, key: &str, reading: &Reading) {
+    /// Remembers what was said of a counter.
+    fn note(&self, key: &str, charge: &Charge, reading: &Reading) {
+        match reading.source {
+            Source::Lease => return,
+            Source::Store | Source::OverLimitCache => self.is_away.store(false, Ordering::Relaxed),
+            Source::Outage => return self.is_away.store(true, Ordering::Relaxed),
+        }
         if let Some(mut shard) = self.shard(key)
             && let Some(lease) = shard.get_mut(key)
+            && lease.is_of(&charge.terms)
         {
             lease.count = match reading.charged {
                 true => reading.after,
@@ -373,6 +362,11 @@ impl<S: Store> Inner<S> {
 }
 
 impl Lease {
+    /// Whether it is a share of what these terms limit.
+    fn is_of(&self, terms: &Terms) -> bool {
+        Meter::FixedWindow(self.window) == terms.meter && self.limit == terms.limit
+    }
+
     fn new(window: Window, limit: u32, time: UnixTime) -> Self {
         let now = Instant::now();
         let end = UnixTime::from_seconds(window.end()).micros();
@@ -420,32 +414,13 @@ impl Lease {
     }
 }
 
-fn more_than(amount: Amount, more: u64) -> Amount {
-    match amount {
-        Amount::Add(hits) => {
-            Amount::Add(hits.saturating_add(u32::try_from(more).unwrap_or(u32::MAX)))
-        }
-        Amount::Refund(hits) => Amount::Refund(hits),
-    }
-}
-
-trait FillLast<T> {
-    fn fill_last(&mut self, value: T);
-}
-
-impl FillLast<Reading> for Known {
-    fn fill_last(&mut self, value: Reading) {
-        if let Some(last) = self.last_mut() {
-            *last = Some(value);
-        }
-    }
-}
-
-impl FillLast<u64> for Vec<u64> {
-    fn fill_last(&mut self, value: u64) {
-        if let Some(last) = self.last_mut() {
-            *last = value;
-        }
+/// A share is taken only if it fits, and of the store alone.
+fn share_of(terms: &Terms) -> Terms {
+    Terms {
+        rejected: Rejected::Free,
+        sharing: Sharing::Exact,
+        outage: Outage::Closed,
+        ..*terms
     }
 }
 
@@ -512,7 +487,10 @@ impl<S: Store + Inspect> Inspect for LeaseStore<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::MemoryStore;
+    use crate::store::{
+        MemoryStore,
+        outage::{BreakerSettings, OutageStore},
+    };
 
     const NOW: UnixTime = UnixTime::from_seconds(7200);
 
@@ -585,7 +563,8 @@ mod tests {
         }
         let borrowed = instances[0].inner.borrowed.get();
         assert!(borrowed >= 49_000, "{borrowed}");
-        assert!(of_store < 10, "{of_store}");
+        // Once for each share.
+        assert!(of_store < 100, "{of_store}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -609,6 +588,62 @@ mod tests {
             assert_eq!((reading.before, reading.after), (count - 1, count));
         }
         assert!(!hit(&instances[0], 1000).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn while_the_store_is_away_nothing_is_borrowed_of_the_local_share() {
+        /// Not there.
+        struct Away;
+        impl Store for Away {
+            async fn charge(&self, _: &Batch, _: &mut Vec<Reading>) -> Result<(), StoreError> {
+                Err(StoreError::Timeout {
+                    store: "redis",
+                    address: "host:1".to_owned(),
+                    millis: 10,
+                })
+            }
+        }
+        let (metrics, four) = (Metrics::default(), NonZeroU32::new(4).unwrap());
+        let away = OutageStore::new(Away, &BreakerSettings::default(), four, &metrics);
+        let store = LeaseStore::new(away, LeaseSettings::default(), four, &metrics);
+        let mut passed = 0;
+        for _ in 0..1000 {
+            let mut batch = Batch::new(NOW);
+            let terms = Terms {
+                outage: Outage::LocalShare,
+                ..terms(1000)
+            };
+            batch.charge_key("k", terms, Amount::Add(1));
+            let mut readings = Vec::new();
+            store.charge(&batch, &mut readings).await.unwrap();
+            passed += u32::from(readings[0].after <= 1000);
+        }
+        // A fourth.
+        assert_eq!(passed, 250);
+        let text = metrics.render();
+        assert!(
+            text.contains("admitted_without_store_total{} 250"),
+            "{text}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_share_of_one_limit_is_not_spent_on_another() {
+        let (_, instances) = instances(1, 1000);
+        let lease = &instances[0];
+        for _ in 0..20 {
+            hit(lease, 10_000).await;
+        }
+        let mut batch = Batch::new(NOW);
+        batch.charge_key("k", terms(10_000), Amount::Add(1));
+        let (key, charge) = batch.iter().next().unwrap();
+        // The answer to a share of the old limit comes when a lower one is in force.
+        hit(lease, 10).await;
+        lease
+            .inner
+            .settle(key, charge, 500, &Reading::of_store(20, 520, 60));
+        let shard = lease.inner.shard("k").unwrap();
+        assert_eq!(shard.get("k").unwrap().tokens, 0);
     }
 
     #[tokio::test(start_paused = true)]

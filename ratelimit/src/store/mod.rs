@@ -1,6 +1,7 @@
 //! Where counters live.
 
 pub mod inspect;
+pub(crate) mod key;
 pub mod lease;
 pub mod memcached;
 pub mod memory;
@@ -12,6 +13,7 @@ mod split;
 
 use std::{fmt::Write as _, future::Future, ops::Range};
 
+use self::key::KeyText;
 use crate::limiter::{UnixTime, Window};
 
 pub use inspect::{CounterState, Inspect, Page, Query};
@@ -57,19 +59,21 @@ pub trait Store: Send + Sync + 'static {
 
 /// A store that is never waited for.
 pub trait ImmediateStore: Store {
-    /// What [`Store::charge`] does, at once.
-    fn charge_now(&self, batch: &Batch, readings: &mut Vec<Reading>);
+    /// Does at once what [`Store::charge`] does for a batch of one charge.
+    fn charge_one(&self, key: &str, terms: &Terms, amount: Amount, now: UnixTime) -> Reading;
 }
 
 impl ImmediateStore for MemoryStore {
-    fn charge_now(&self, batch: &Batch, readings: &mut Vec<Reading>) {
-        MemoryStore::charge_now(self, batch, readings);
+    #[inline]
+    fn charge_one(&self, key: &str, terms: &Terms, amount: Amount, now: UnixTime) -> Reading {
+        MemoryStore::charge_one(self, key, terms, amount, now)
     }
 }
 
 impl<S: ImmediateStore> ImmediateStore for std::sync::Arc<S> {
-    fn charge_now(&self, batch: &Batch, readings: &mut Vec<Reading>) {
-        S::charge_now(self, batch, readings);
+    #[inline]
+    fn charge_one(&self, key: &str, terms: &Terms, amount: Amount, now: UnixTime) -> Reading {
+        S::charge_one(self, key, terms, amount, now)
     }
 }
 
@@ -105,6 +109,12 @@ pub enum StoreError {
         address: String,
         /// What it said.
         reason: String,
+    },
+    /// A list of counters cannot go on there.
+    #[error("`{cursor}` is not a cursor of a list of counters")]
+    NoCursor {
+        /// Where it was to go on.
+        cursor: String,
     },
     /// The store cannot count in the way that the rule asks for.
     #[error("{store} cannot count {what}")]
@@ -248,9 +258,7 @@ pub enum Source {
 pub struct Batch {
     now: UnixTime,
     charging: Charging,
-    keys: String,
-    /// Where the value of the last entry begins.
-    value_at: usize,
+    keys: KeyText,
     charges: Vec<Charge>,
 }
 
@@ -267,6 +275,7 @@ impl Terms {
     }
 
     /// What a reading is held against: the limit, or what fits into the bucket.
+    #[inline]
     pub fn capacity(&self) -> u32 {
         match self.meter {
             Meter::FixedWindow(_) | Meter::SlidingWindow(_) => self.limit,
@@ -294,8 +303,7 @@ impl Batch {
         Self {
             now,
             charging: Charging::default(),
-            keys: String::new(),
-            value_at: 0,
+            keys: KeyText::default(),
             charges: Vec::new(),
         }
     }
@@ -305,7 +313,6 @@ impl Batch {
         self.now = now;
         self.charging = charging;
         self.keys.clear();
-        self.value_at = 0;
         self.charges.clear();
     }
 
@@ -316,8 +323,7 @@ impl Batch {
         part.charging = self.charging;
         for (number, (key, charge)) in self.iter().enumerate() {
             if keep(number) {
-                part.keys.push_str(key);
-                part.charge(charge.terms, charge.amount);
+                part.charge_key(key, charge.terms, charge.amount);
             }
         }
         part
@@ -332,7 +338,7 @@ impl Batch {
 
     /// Bytes that the batch holds on to.
     pub(crate) fn footprint(&self) -> usize {
-        self.keys.capacity() + self.charges.capacity() * size_of::<Charge>()
+        self.keys.footprint() + self.charges.capacity() * size_of::<Charge>()
     }
 
     /// The time of the request.
@@ -345,6 +351,13 @@ impl Batch {
         self.charging
     }
 
+    /// Whether what becomes of a charge is not up to its own terms.
+    fn is_together(&self) -> bool {
+        let counted = |charge: &Charge| charge.terms.rejected == Rejected::Counted;
+        self.charging == Charging::AllOrNothing
+            && (self.charges.len() > 1 || self.charges.iter().any(counted))
+    }
+
     /// Sets whether the charges depend on each other.
     pub fn set_charging(&mut self, charging: Charging) {
         self.charging = charging;
@@ -352,46 +365,28 @@ impl Batch {
 
     /// Starts a key with a domain. An earlier key that was not charged is dropped.
     pub fn begin(&mut self, domain: &str) {
-        self.keys.truncate(self.committed());
-        self.keys.push_str(domain);
-        self.keys.push('_');
-        self.value_at = self.keys.len();
+        self.keys.begin(domain);
     }
 
     /// Extends the key by one entry of a descriptor.
     ///
     /// Returns `<key>_<value>`, which is also the name that rules are looked up by.
     pub fn entry(&mut self, key: &str, value: &str) -> &str {
-        let start = self.keys.len();
-        self.keys.push_str(key);
-        self.keys.push('_');
-        self.value_at = self.keys.len();
-        self.keys.push_str(value);
-        let end = self.keys.len();
-        self.keys.push('_');
-        self.keys.get(start..end).unwrap_or_default()
-    }
-
-    /// Puts `shared` in the place of the last entry's value: all values that it stands for have
-    /// one counter.
-    pub fn share(&mut self, shared: &str) {
-        self.keys.truncate(self.value_at);
-        self.keys.push_str(shared);
-        self.keys.push('_');
+        self.keys.entry(key, value)
     }
 
     /// Charges the key that was put together last.
     pub fn charge(&mut self, terms: Terms, amount: Amount) {
         self.charges.push(Charge {
-            key: self.committed()..self.keys.len(),
+            key: self.keys.keep(),
             terms,
             amount,
         });
     }
 
-    /// The key that was put together last, if it was not charged yet.
-    pub fn key(&self) -> &str {
-        self.keys.get(self.committed()..).unwrap_or_default()
+    /// Where the next key is put together.
+    pub(crate) fn keys(&mut self) -> &mut KeyText {
+        &mut self.keys
     }
 
     /// Nothing to charge.
@@ -406,12 +401,8 @@ impl Batch {
 
     /// The charges with their keys, `<domain>_<key>_<value>_...`, without the window.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Charge)> {
-        self.charges.iter().map(|charge| {
-            (
-                self.keys.get(charge.key.clone()).unwrap_or_default(),
-                charge,
-            )
-        })
+        let charges = self.charges.iter();
+        charges.map(|charge| (self.keys.kept(&charge.key), charge))
     }
 
     /// A key as it stands in a shared store: behind a prefix, followed by the window's start.
@@ -432,18 +423,8 @@ impl Batch {
 
     /// Charges a key as it stands in another batch.
     fn charge_key(&mut self, key: &str, terms: Terms, amount: Amount) {
-        let start = self.committed();
-        self.keys.truncate(start);
-        self.keys.push_str(key);
-        self.charges.push(Charge {
-            key: start..self.keys.len(),
-            terms,
-            amount,
-        });
-    }
-
-    fn committed(&self) -> usize {
-        self.charges.last().map_or(0, |charge| charge.key.end)
+        self.keys.whole(key);
+        self.charge(terms, amount);
     }
 }
 
@@ -603,9 +584,9 @@ mod tests {
         let mut batch = Batch::new(UnixTime::from_seconds(1234));
         batch.begin("domain");
         batch.entry("top", "a");
-        batch.share("top/*");
+        batch.keys.share("top/*");
         batch.entry("files", "ü.pdf");
-        batch.share("files/*");
+        batch.keys.share("files/*");
         charge(&mut batch, 1);
         assert_eq!(stored_keys(&batch), ["domain_top_top/*_files_files/*_1234"]);
     }

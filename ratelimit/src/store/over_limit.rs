@@ -34,8 +34,8 @@ pub struct OverLimitStore<S> {
     store: S,
     sets: Box<[Mutex<[Full; WAYS]>]>,
     hasher: RandomState,
-    /// How often all was forgotten.
-    resets: AtomicU64,
+    /// How often counters were forgotten.
+    stale: AtomicU64,
     hits: Counter,
     misses: Counter,
 }
@@ -60,7 +60,7 @@ impl<S: Store> OverLimitStore<S> {
             store,
             sets: (0..sets).map(|_| Mutex::default()).collect(),
             hasher: RandomState::new(),
-            resets: AtomicU64::new(0),
+            stale: AtomicU64::new(0),
             hits: metrics.counter(
                 "attache_ratelimit_over_limit_cache_hits",
                 "Charges answered without asking the store.",
@@ -113,9 +113,9 @@ impl<S: Store> OverLimitStore<S> {
         })
     }
 
-    /// Remembers a counter that is full. What the store said before `resets` went up is not true
-    /// any more.
-    fn note(&self, key: &str, charge: &Charge, reading: &Reading, now: UnixTime, resets: u64) {
+    /// Remembers a counter that is full. What the store said before `stale` went up may not be
+    /// true any more.
+    fn note(&self, key: &str, charge: &Charge, reading: &Reading, now: UnixTime, stale: u64) {
         let Meter::FixedWindow(window) = charge.terms.meter else {
             return;
         };
@@ -129,7 +129,7 @@ impl<S: Store> OverLimitStore<S> {
         let Some((hash, mut set)) = self.set(key, window) else {
             return;
         };
-        if self.resets.load(Ordering::Relaxed) != resets {
+        if self.stale.load(Ordering::Relaxed) != stale {
             return;
         }
         let known = set.iter().position(|full| full.hash == hash);
@@ -149,19 +149,23 @@ impl<S: Store> OverLimitStore<S> {
         }
     }
 
-    fn forget(&self, batch: &Batch) {
+    /// Forgets the counters that hits are given back to; false if there are none.
+    fn forget(&self, batch: &Batch) -> bool {
+        let mut any = false;
         for (key, charge) in batch.iter() {
             let (Meter::FixedWindow(window), Amount::Refund(_)) =
                 (charge.terms.meter, charge.amount)
             else {
                 continue;
             };
+            any = true;
             if let Some((hash, mut set)) = self.set(key, window) {
                 for full in set.iter_mut().filter(|full| full.hash == hash) {
                     *full = Full::default();
                 }
             }
         }
+        any
     }
 
     /// One does not fit, so none is charged; the others are only looked at.
@@ -195,7 +199,7 @@ impl<S: Store> Store for OverLimitStore<S> {
             return self.store.charge(batch, readings).await;
         }
         let now = batch.now();
-        let resets = self.resets.load(Ordering::Relaxed);
+        let stale = self.stale.load(Ordering::Relaxed);
         let mut known = Known::new();
         for (place, (key, charge)) in batch.iter().enumerate() {
             if let Some(reading) = self.find(key, charge, now) {
@@ -207,7 +211,7 @@ impl<S: Store> Store for OverLimitStore<S> {
         self.hits.inc_by(u64::try_from(found).unwrap_or(u64::MAX));
         let asked = batch.len().saturating_sub(found);
         self.misses.inc_by(u64::try_from(asked).unwrap_or(u64::MAX));
-        self.forget(batch);
+        let gives_back = self.forget(batch);
         if found == 0 {
             self.store.charge(batch, readings).await?;
         } else {
@@ -219,9 +223,13 @@ impl<S: Store> Store for OverLimitStore<S> {
             }
         }
         for ((key, charge), reading) in batch.iter().zip(readings.iter()) {
-            self.note(key, charge, reading, now, resets);
+            self.note(key, charge, reading, now, stale);
         }
-        self.forget(batch);
+        if gives_back {
+            // What the store said to others before is not true any more.
+            self.stale.fetch_add(1, Ordering::Relaxed);
+            self.forget(batch);
+        }
         Ok(())
     }
 
@@ -248,7 +256,7 @@ impl<S: Store + Inspect> Inspect for OverLimitStore<S> {
     async fn reset(&self, prefix: &str) -> Result<u64, StoreError> {
         let forgotten = self.store.reset(prefix).await;
         // Of those that could not all be forgotten some may be.
-        self.resets.fetch_add(1, Ordering::Relaxed);
+        self.stale.fetch_add(1, Ordering::Relaxed);
         for set in &self.sets {
             *set.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();
         }
@@ -327,10 +335,10 @@ mod tests {
         batch.charge_key("k", terms(1), Amount::Add(1));
         let (key, charge) = batch.iter().next().unwrap();
         let full = Reading::of_store(0, 1, 60);
-        let resets = store.resets.fetch_add(1, Ordering::Relaxed);
-        store.note(key, charge, &full, NOW, resets);
+        let stale = store.stale.fetch_add(1, Ordering::Relaxed);
+        store.note(key, charge, &full, NOW, stale);
         assert_eq!(store.find(key, charge, NOW), None);
-        store.note(key, charge, &full, NOW, resets + 1);
+        store.note(key, charge, &full, NOW, stale + 1);
         assert!(store.find(key, charge, NOW).is_some());
     }
 
@@ -341,6 +349,20 @@ mod tests {
         one(&store, 1, Amount::Refund(1)).await;
         let again = one(&store, 1, Amount::Add(1)).await;
         assert_eq!((again.after, again.source), (1, Source::Store));
+    }
+
+    #[tokio::test]
+    async fn an_answer_from_before_hits_were_given_back_is_not_remembered() {
+        let store = store(1 << 10);
+        let mut batch = Batch::new(NOW);
+        batch.charge_key("k", terms(1), Amount::Add(1));
+        let (key, charge) = batch.iter().next().unwrap();
+        let asked = store.stale.load(Ordering::Relaxed);
+        let full = Reading::of_store(0, 1, 60);
+        // Another request gives the hit back before this one has heard of its answer.
+        one(&store, 1, Amount::Refund(1)).await;
+        store.note(key, charge, &full, NOW, asked);
+        assert_eq!(store.find(key, charge, NOW), None);
     }
 
     #[tokio::test]

@@ -22,14 +22,14 @@ use crate::server::Server;
 
 const SLOTS: u16 = 16384;
 
-struct Nodes {
+pub(crate) struct Nodes {
     servers: Vec<Server>,
     ids: Vec<String>,
 }
 
 impl Nodes {
     /// Three nodes with a third of the slots each, and one without.
-    async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         let mut nodes = Self {
             servers: Vec::new(),
             ids: Vec::new(),
@@ -99,14 +99,15 @@ impl Nodes {
         words.query_async(&mut connection).await.unwrap()
     }
 
+    pub(crate) fn url(&self) -> String {
+        let port = self.servers[1].port;
+        format!("redis+cluster://127.0.0.1:{port},127.0.0.1:1")
+    }
+
     async fn store(&self) -> RedisStore {
         let settings = RedisSettings {
             timeout: Duration::from_secs(5),
-            ..RedisSettings::parse(&format!(
-                "redis+cluster://127.0.0.1:{},127.0.0.1:1",
-                self.servers[1].port
-            ))
-            .unwrap()
+            ..RedisSettings::parse(&self.url()).unwrap()
         };
         let store = RedisStore::connect(settings, &Metrics::default()).await;
         assert!(store.is_connected());
@@ -118,13 +119,13 @@ impl Nodes {
         slot.to_string()
     }
 
-    async fn owner(&self, key: &str) -> usize {
+    pub(crate) async fn owner(&self, key: &str) -> usize {
         let slot: u16 = self.slot(key).await.parse().unwrap();
         usize::from(slot / (SLOTS / 3)).min(2)
     }
 
     /// Moves the slot of a key, with a moment in which the key is on the way.
-    async fn move_slot(&self, key: &str, from: usize, to: usize) {
+    pub(crate) async fn move_slot(&self, key: &str, from: usize, to: usize) {
         let slot = self.slot(key).await;
         let (source, target) = (&self.ids[from], &self.ids[to]);
         self.ask::<String>(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", source])
@@ -300,6 +301,32 @@ async fn exactly_the_limit_passes_while_the_counter_moves() {
         let lifetime: i64 = nodes.ask((from + 1) % 3, &["TTL", &key]).await;
         assert!(lifetime > 0, "{lifetime}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn charges_that_belong_together_leave_nothing_behind_when_a_node_is_dead() {
+    let Some(mut nodes) = Nodes::start().await else {
+        return;
+    };
+    let store = nodes.store().await;
+    let (mut alive, mut dead) = (None, None);
+    for number in 0..30 {
+        let name = format!("n{number}");
+        match nodes.owner(&format!("d_k_{name}_0")).await {
+            0 => dead = Some(name),
+            owner => alive = Some((name, owner)),
+        }
+    }
+    let (dead, (alive, owner)) = (dead.unwrap(), alive.unwrap());
+    let limit = terms(1_000_000, Rejected::Counted);
+    nodes.servers[0].kill();
+    for _ in 0..20 {
+        let charged = hit(&store, &[&alive, &dead], limit, Charging::AllOrNothing).await;
+        assert!(charged.is_err(), "{charged:?}");
+    }
+    let key = format!("d_k_{alive}_0");
+    let held: Option<u64> = nodes.ask(owner, &["GET", &key]).await;
+    assert_eq!(held.unwrap_or_default(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,13 +18,17 @@ use attache_ratelimit::{
 };
 use attache_service::Metrics;
 
-use crate::server::Server;
+use crate::{
+    cluster::Nodes,
+    sentinel::{Watched, wait_for},
+    server::Server,
+};
 
 const LIMIT: u32 = 1000;
 const INSTANCES: u32 = 4;
 
-fn settings(server: &Server) -> SharedSettings {
-    let redis = RedisSettings::parse(&server.url()).unwrap();
+fn settings(url: &str) -> SharedSettings {
+    let redis = RedisSettings::parse(url).unwrap();
     SharedSettings {
         instances: NonZeroU32::new(INSTANCES).unwrap(),
         over_limit_cache: 0,
@@ -79,11 +83,11 @@ fn bound() -> Duration {
     }
 }
 
-async fn run(server: &mut Server, away: impl AsyncFnOnce(&mut Server)) {
+async fn run(url: &str, away: impl AsyncFnOnce()) {
     let metrics = Metrics::default();
     let mut stores = Vec::new();
     for _ in 0..INSTANCES {
-        stores.push(settings(server).open(&metrics).await);
+        stores.push(settings(url).open(&metrics).await);
     }
     let (stores, done) = (Arc::new(stores), Arc::new(AtomicBool::new(false)));
     let clients: Vec<_> = (0..16)
@@ -91,7 +95,7 @@ async fn run(server: &mut Server, away: impl AsyncFnOnce(&mut Server)) {
         .collect();
     tokio::time::sleep(Duration::from_millis(200)).await;
 
-    away(server).await;
+    away().await;
 
     // The store is asked again.
     let back = Instant::now();
@@ -135,7 +139,7 @@ async fn decisions_go_on_while_redis_is_dead() {
     let Some(mut server) = Server::start().await else {
         return;
     };
-    run(&mut server, async |server| {
+    run(&server.url(), async || {
         server.kill();
         tokio::time::sleep(Duration::from_secs(1)).await;
         server.restart().await;
@@ -145,13 +149,42 @@ async fn decisions_go_on_while_redis_is_dead() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn decisions_go_on_while_redis_is_stalled() {
-    let Some(mut server) = Server::start().await else {
+    let Some(server) = Server::start().await else {
         return;
     };
-    run(&mut server, async |server| {
+    run(&server.url(), async || {
         server.signal("-STOP");
         tokio::time::sleep(Duration::from_secs(1)).await;
         server.signal("-CONT");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_go_on_while_another_redis_becomes_the_master() {
+    let Some(mut watched) = Watched::start().await else {
+        return;
+    };
+    let (url, replica) = (watched.url.clone(), &watched.replica);
+    let master = &mut watched.master;
+    run(&url, async || {
+        master.kill();
+        wait_for(replica, "role:master").await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn decisions_go_on_while_the_cluster_is_resharded() {
+    let Some(nodes) = Nodes::start().await else {
+        return;
+    };
+    let key = "d_k_v_0";
+    let first = nodes.owner(key).await;
+    run(&nodes.url(), async || {
+        nodes.move_slot(key, first, 3).await;
+        nodes.move_slot(key, 3, (first + 1) % 3).await;
     })
     .await;
 }
@@ -163,7 +196,9 @@ async fn instances_that_lease_never_let_more_than_the_limit_pass() {
     };
     let mut stores = Vec::new();
     for _ in 0..INSTANCES {
-        stores.push(Arc::new(settings(&server).open(&Metrics::default()).await));
+        stores.push(Arc::new(
+            settings(&server.url()).open(&Metrics::default()).await,
+        ));
     }
     let tasks: Vec<_> = (0..32)
         .map(|number: usize| {

@@ -21,7 +21,7 @@ pub use readiness::{Condition, Readiness};
 use crate::{
     address::Address,
     http_server::{self, HttpLimits},
-    listen::{ListenError, Listener},
+    listen::{Bound, ListenError, Listener},
     metrics::Metrics,
     shutdown::Shutdown,
 };
@@ -100,9 +100,20 @@ impl Admin {
         if !self.allow_network && !is_local(address) {
             return Err(AdminError::NotLoopback(address.clone()));
         }
-        let listener = Listener::bind(address).await?;
+        self.on(Bound::bind(address).await?)
+    }
+
+    /// Listens on a socket of a predecessor.
+    ///
+    /// # Errors
+    /// Its address is not local, or the system refuses.
+    pub fn on(self, socket: Bound) -> Result<BoundAdmin, AdminError> {
+        if !self.allow_network && !is_local(socket.address()) {
+            return Err(AdminError::NotLoopback(socket.address().clone()));
+        }
         Ok(BoundAdmin {
-            listener,
+            listener: socket.listen()?,
+            socket,
             admin: self,
         })
     }
@@ -111,6 +122,7 @@ impl Admin {
 /// An admin endpoint that listens and does not serve yet.
 pub struct BoundAdmin {
     listener: Listener,
+    socket: Bound,
     admin: Admin,
 }
 
@@ -118,6 +130,11 @@ impl BoundAdmin {
     /// Where it listens, with the port that the system chose.
     pub fn address(&self) -> &Address {
         self.listener.address()
+    }
+
+    /// The socket, for a successor.
+    pub fn socket(&self) -> Bound {
+        self.socket.clone()
     }
 
     /// Serves until `shutdown`. To answer probes during a drain, shut it down after it.

@@ -1,9 +1,9 @@
 //! The answers. All are text for programs and people, never HTML, so nothing needs escaping
 //! beyond telling browsers not to guess.
 
-use std::fmt::Write;
+use std::{fmt::Write, net::IpAddr};
 
-use http::{HeaderValue, Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header, uri::Authority};
 
 use super::Admin;
 use crate::http_server::{Reply, TEXT, reply};
@@ -14,6 +14,13 @@ const READS_ONLY: &str = "GET, HEAD";
 
 impl Admin {
     pub(super) async fn respond<B>(&self, request: &Request<B>) -> Reply {
+        if !self.allow_network && !names_this_machine(request) {
+            return reply(
+                StatusCode::FORBIDDEN,
+                TEXT,
+                "only for hosts such as localhost and 127.0.0.1\n",
+            );
+        }
         let path = request.uri().path();
         if let Some((status, content_type, text)) = self.answer(path) {
             return match *request.method() {
@@ -73,6 +80,28 @@ impl Admin {
         }
         paths.iter().map(|path| format!("{path}\n")).collect()
     }
+}
+
+/// Whether a request asks for this machine by a name or address that only means itself.
+///
+/// A page in a browser on this machine may have a name of its own lead here, and would then be
+/// shown what the endpoint says (DNS rebinding). What is no browser may leave the name out.
+fn names_this_machine<B>(request: &Request<B>) -> bool {
+    let host = request.headers().get(header::HOST);
+    let host = host.map(|host| host.to_str().unwrap_or("?"));
+    let Some(host) = host
+        .or_else(|| request.uri().host())
+        .filter(|host| !host.is_empty())
+    else {
+        return true;
+    };
+    let authority = host.parse::<Authority>().ok();
+    let Some(authority) = authority.filter(|_| !host.contains('@')) else {
+        return false;
+    };
+    let name = authority.host();
+    let ip = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost") || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 fn not_allowed(methods: &'static str) -> Reply {

@@ -7,8 +7,12 @@ use super::*;
 
 /// Sends one request and returns the whole answer.
 async fn ask(address: &Address, request: &str) -> String {
+    ask_host(address, request, "localhost").await
+}
+
+async fn ask_host(address: &Address, request: &str, host: &str) -> String {
     let mut stream = TcpStream::connect(address.to_string()).await.unwrap();
-    let request = format!("{request} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    let request = format!("{request} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
@@ -127,5 +131,54 @@ async fn a_program_adds_pages_with_parameters() {
             answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(part),
             "{request}: {answer}"
         );
+    }
+}
+
+#[tokio::test]
+async fn names_that_lead_here_from_elsewhere_are_refused() {
+    let admin = Admin::new(Readiness::default(), Metrics::default());
+    let (address, shutdown, serving) = start(admin).await;
+    for (host, status) in [
+        ("localhost", "200"),
+        ("LOCALHOST:9901", "200"),
+        ("127.0.0.1:9901", "200"),
+        ("127.1.2.3", "200"),
+        ("[::1]:9901", "200"),
+        ("", "200"),
+        ("evil.example", "403"),
+        ("localhost.evil.example", "403"),
+        ("127.0.0.1.evil.example", "403"),
+        ("10.0.0.1", "403"),
+        ("[::2]", "403"),
+        ("user@localhost:x", "403"),
+    ] {
+        let answer = ask_host(&address, "GET /healthz", host).await;
+        let wanted = format!("HTTP/1.1 {status}");
+        assert!(answer.starts_with(&wanted), "{host}: {answer}");
+    }
+    shutdown.trigger();
+    serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_endpoint_that_is_open_to_the_network_has_any_name() {
+    let admin = Admin::new(Readiness::default(), Metrics::default()).allow_network(true);
+    let (address, _shutdown, _serving) = start(admin).await;
+    let answer = ask_host(&address, "GET /healthz", "pod.example").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn answers_are_never_taken_for_html() {
+    let metrics = Metrics::default();
+    let name = "<script>alert(1)</script>";
+    metrics.counter("seen", "Seen.", &[("name", name)]).inc();
+    let admin = Admin::new(Readiness::default(), metrics);
+    let (address, _shutdown, _serving) = start(admin).await;
+    for path in ["/", "/healthz", "/readyz", "/metrics", "/none"] {
+        let answer = ask(&address, &format!("GET {path}")).await;
+        let head = answer.split("\r\n\r\n").next().unwrap();
+        assert!(head.contains("x-content-type-options: nosniff"), "{head}");
+        assert!(!head.contains("html"), "{head}");
     }
 }

@@ -7,13 +7,17 @@ use h2::{Ping, PingPong, client::SendRequest};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
+    net::TcpStream,
     task::JoinError,
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{ChannelSettings, OutageLog, Target};
-use crate::{address::Address, gather::gather, tls::ClientTls};
+use crate::{
+    cluster::{Endpoint, Opened, jittered},
+    gather::gather,
+    tls::ClientTls,
+};
 
 /// What one call may have unread. Small beside [`CONNECTION_WINDOW`], so that calls whose reader
 /// has stopped do not stop the others on the connection.
@@ -34,9 +38,10 @@ const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 
 /// How to reach one endpoint.
 pub(super) struct Connector {
-    target: Target,
+    endpoint: Arc<Endpoint>,
     tls: Option<ClientTls>,
     timeout: Duration,
+    max_age: Option<Duration>,
     cluster: Arc<str>,
     pub(super) outage_log: OutageLog,
 }
@@ -52,11 +57,12 @@ pub(super) struct Connected {
 pub(super) type Driver = AbortOnDropHandle<Result<(), h2::Error>>;
 
 impl Connector {
-    pub(super) fn new(target: Target, settings: &ChannelSettings) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>, settings: &ChannelSettings) -> Self {
         Self {
-            target,
+            endpoint,
             tls: settings.tls.clone(),
             timeout: settings.connect_timeout,
+            max_age: settings.max_connection_duration,
             cluster: settings.name.clone(),
             outage_log: settings.outage_log,
         }
@@ -64,44 +70,51 @@ impl Connector {
 
     /// Connects within the timeout; the error names the endpoint and the cluster.
     pub(super) async fn connect(&self) -> Result<Connected, Arc<str>> {
-        let outcome = match tokio::time::timeout(self.timeout, self.open()).await {
-            Ok(outcome) => outcome.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("not connected within {:?}", self.timeout)),
+        let attempt = async {
+            match tokio::time::timeout(self.timeout, self.open()).await {
+                Ok(outcome) => outcome.map_err(|error| error.to_string()),
+                Err(_) => Err(format!("not connected within {:?}", self.timeout)),
+            }
         };
+        let outcome = self.endpoint.counted(attempt).await;
         outcome.map_err(|error| format!("cannot reach {self}: {error}").into())
     }
 
+    /// Waits until a connection that begins now is as old as it may get.
+    pub(super) async fn aged(&self) {
+        match self.max_age {
+            Some(max_age) => tokio::time::sleep(jittered(max_age)).await,
+            None => std::future::pending().await,
+        }
+    }
+
     async fn open(&self) -> io::Result<Connected> {
-        match &self.target {
-            Target::Embedded(connector) => handshake(connector()).await,
-            Target::Address(Address::Unix(path)) => {
-                self.secure("", UnixStream::connect(path).await?).await
-            }
-            Target::Address(Address::Tcp { host, port }) => {
-                // Resolved anew each time, so a service that has moved is found again.
-                let io = TcpStream::connect((host.as_str(), *port)).await?;
+        match self.endpoint.open().await? {
+            Opened::Embedded(io) => handshake(io).await,
+            Opened::Unix(io) => self.secure(io).await,
+            Opened::Tcp(io) => {
                 notice_vanished_peers(&io)?;
                 send_unpaced_on_this_host(&io);
-                self.secure(host, io).await
+                self.secure(io).await
             }
         }
     }
 
-    async fn secure<IO>(&self, host: &str, io: IO) -> io::Result<Connected>
+    async fn secure<IO>(&self, io: IO) -> io::Result<Connected>
     where
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         match &self.tls {
             None => handshake(io).await,
-            Some(tls) => handshake(tls.connect(host, io).await?).await,
+            Some(tls) => handshake(tls.connect(self.endpoint.hostname(), io).await?).await,
         }
     }
 }
 
 impl std::fmt::Display for Connector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.target {
-            Target::Address(address) => write!(f, "{address} of cluster `{}`", self.cluster),
+        match self.endpoint.target() {
+            Target::Address(_) => write!(f, "{} of cluster `{}`", self.endpoint, self.cluster),
             Target::Embedded(_) => write!(f, "the embedded service `{}`", self.cluster),
         }
     }

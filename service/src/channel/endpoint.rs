@@ -1,6 +1,7 @@
 //! One endpoint: connected once it is wanted, and again whenever the connection is lost.
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -9,10 +10,11 @@ use rand::Rng;
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    ChannelSettings, OutageLog, Target,
+    ChannelSettings, OutageLog,
     connect::{Connected, Connector},
     link::Link,
 };
+use crate::cluster;
 
 /// Backoff after the first failed connection; doubles up to [`BACKOFF_MAX`], half of it random.
 const BACKOFF_BASE: Duration = Duration::from_millis(10);
@@ -54,10 +56,14 @@ pub(super) enum Connection {
 }
 
 impl Endpoint {
-    pub(super) fn new(target: Target, settings: &ChannelSettings, changed: Arc<Notify>) -> Self {
+    pub(super) fn new(
+        endpoint: Arc<cluster::Endpoint>,
+        settings: &ChannelSettings,
+        changed: Arc<Notify>,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
-                connector: Arc::new(Connector::new(target, settings)),
+                connector: Arc::new(Connector::new(endpoint, settings)),
                 state: Mutex::new(State::Idle),
                 changed,
                 retired: Arc::default(),
@@ -87,6 +93,13 @@ impl Endpoint {
             *state = State::Connecting;
             self.shared.retired.notify_one();
         }
+    }
+}
+
+impl Drop for Endpoint {
+    /// Calls that wait for it look for another one.
+    fn drop(&mut self) {
+        self.shared.changed.notify_waiters();
     }
 }
 
@@ -165,8 +178,10 @@ async fn use_connection(
     drop(shared);
 
     let is_current = |state: &State| matches!(state, State::Ready(link) if std::ptr::eq(Arc::as_ptr(link), this.as_ptr()));
+    let mut aged = pin!(connector.aged());
     loop {
         tokio::select! {
+            () = &mut aged => break,
             ended = &mut driver => {
                 if let Ok(Err(error)) = ended {
                     tracing::debug!(%error, "connection to {connector} ended");

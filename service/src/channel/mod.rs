@@ -26,13 +26,7 @@ mod link;
 mod status;
 mod stream;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -43,7 +37,11 @@ use http::{
 use tokio::{io::DuplexStream, sync::Notify};
 use tonic::Status;
 
-use crate::{address::Address, tls::ClientTls};
+use crate::{
+    address::Address,
+    cluster::{Balance, Balancer, Endpoints, Local},
+    tls::ClientTls,
+};
 
 pub use frame::{Deframer, FRAME_HEADER, Pieces, encode_message, frame_message};
 pub use status::TransportFailure;
@@ -65,6 +63,17 @@ pub enum Target {
     Embedded(EmbeddedConnector),
 }
 
+impl Target {
+    /// Whether both are the same place.
+    pub fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Address(one), Self::Address(other)) => one == other,
+            (Self::Embedded(one), Self::Embedded(other)) => Arc::ptr_eq(one, other),
+            (Self::Address(_), Self::Embedded(_)) | (Self::Embedded(_), Self::Address(_)) => false,
+        }
+    }
+}
+
 impl std::fmt::Display for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -79,12 +88,17 @@ impl std::fmt::Display for Target {
 pub struct ChannelSettings {
     /// Name of the cluster: the `:authority` of calls, and what errors name.
     pub name: Arc<str>,
-    /// The endpoints, used round robin. Must not be empty.
-    pub targets: Vec<Target>,
+    /// The endpoints.
+    pub endpoints: Arc<Endpoints>,
+    /// How endpoints are chosen among those that are connected.
+    pub balance: Balance,
     /// TLS to the endpoints; plain text when absent.
     pub tls: Option<ClientTls>,
     /// Bound on establishing one connection, TLS and HTTP/2 included. Default 1 s.
     pub connect_timeout: Duration,
+    /// A connection this old takes no further calls, give or take a tenth; those on it go on.
+    /// Default: no bound.
+    pub max_connection_duration: Option<Duration>,
     /// Largest message accepted from the service, in bytes. Default 16 MiB.
     pub max_message_size: usize,
     /// Who logs outages. Default [`OutageLog::Channel`].
@@ -104,11 +118,19 @@ pub enum OutageLog {
 impl ChannelSettings {
     /// Settings with defaults for a cluster `name` with these targets.
     pub fn new(name: impl Into<Arc<str>>, targets: Vec<Target>) -> Self {
+        let name = name.into();
+        Self::of(Endpoints::new(name, targets))
+    }
+
+    /// Settings with defaults for a cluster with these endpoints.
+    pub fn of(endpoints: Arc<Endpoints>) -> Self {
         Self {
-            name: name.into(),
-            targets,
+            name: endpoints.name().clone(),
+            endpoints,
+            balance: Balance::default(),
             tls: None,
             connect_timeout: Duration::from_secs(1),
+            max_connection_duration: None,
             max_message_size: 16 << 20,
             outage_log: OutageLog::default(),
         }
@@ -150,15 +172,14 @@ struct Inner {
     settings: ChannelSettings,
     scheme: Scheme,
     authority: Authority,
-    endpoints: Vec<Endpoint>,
-    next: AtomicUsize,
+    balancer: Balancer<Endpoint>,
     /// Notified when the state of any endpoint changes.
     changed: Arc<Notify>,
 }
 
 /// What a call that looks for an endpoint finds.
-enum Picked<'a> {
-    Ready(&'a Endpoint, Arc<Link>),
+enum Picked {
+    Ready(Arc<Local<Endpoint>>, Arc<Link>),
     Wait,
     Failed(Arc<str>),
     NoEndpoint,
@@ -168,11 +189,13 @@ impl Channel {
     /// A channel that connects on its first call or on [`Channel::warm_up`].
     pub fn new(settings: ChannelSettings) -> Self {
         let changed = Arc::new(Notify::new());
-        let endpoints = settings
-            .targets
-            .iter()
-            .map(|target| Endpoint::new(target.clone(), &settings, changed.clone()))
-            .collect();
+        let balancer = {
+            let (settings, changed) = (settings.clone(), changed.clone());
+            let endpoints = settings.endpoints.clone();
+            Balancer::new(endpoints, settings.balance, move |endpoint| {
+                Endpoint::new(endpoint.clone(), &settings, changed.clone())
+            })
+        };
         let authority = settings.name.parse();
         Self {
             inner: Arc::new(Inner {
@@ -183,8 +206,7 @@ impl Channel {
                 // Cluster names are free text; servers do not care, as long as it is valid.
                 authority: authority.unwrap_or_else(|_| Authority::from_static("localhost")),
                 settings,
-                endpoints,
-                next: AtomicUsize::new(0),
+                balancer,
                 changed,
             }),
         }
@@ -200,8 +222,19 @@ impl Channel {
     /// # Panics
     /// Outside a tokio runtime, as all calls.
     pub fn warm_up(&self) {
-        for endpoint in &self.inner.endpoints {
-            endpoint.connection();
+        for endpoint in self.inner.balancer.usable() {
+            endpoint.own.connection();
+        }
+    }
+
+    /// Follows the cluster's endpoints until dropped: connects to those that come, before a call
+    /// needs them, and lets go of those that are gone.
+    pub async fn follow(&self) {
+        let endpoints = self.inner.settings.endpoints.clone();
+        let mut version = endpoints.version();
+        loop {
+            self.warm_up();
+            version = endpoints.changed(version).await;
         }
     }
 
@@ -270,24 +303,30 @@ impl Channel {
         GrpcStream::open(self.clone(), request)
     }
 
-    /// The endpoint for the next call: round robin over those that are connected. The others on
-    /// the way begin to connect.
-    fn pick(&self) -> Picked<'_> {
-        let endpoints = &self.inner.endpoints;
-        let turn = match endpoints.len() {
-            0 | 1 => 0,
-            count => self.inner.next.fetch_add(1, Ordering::Relaxed) % count,
+    /// The endpoint for the next call: the one that the policy picks, or another when that one is
+    /// not connected or has just `refused` the call. Those that are looked at begin to connect.
+    fn pick(&self, refused: Option<&Arc<Local<Endpoint>>>) -> Picked {
+        let balancer = &self.inner.balancer;
+        let Some(first) = balancer.pick(None) else {
+            return Picked::NoEndpoint;
         };
-        let (before, from) = endpoints.split_at(turn);
-        let mut picked = Picked::NoEndpoint;
-        for endpoint in from.iter().chain(before) {
-            match endpoint.connection() {
-                Connection::Ready(link) => return Picked::Ready(endpoint, link),
-                Connection::Wait => picked = Picked::Wait,
-                Connection::Failed(why) if !matches!(picked, Picked::Wait) => {
-                    picked = Picked::Failed(why);
-                }
-                Connection::Failed(_) => {}
+        let mut picked = match first.own.connection() {
+            Connection::Ready(link) => Picked::Ready(first.clone(), link),
+            Connection::Wait => Picked::Wait,
+            Connection::Failed(why) => Picked::Failed(why),
+        };
+        let refused = refused.is_some_and(|refused| Arc::ptr_eq(refused, &first));
+        if matches!(picked, Picked::Ready(..)) && !refused {
+            return picked;
+        }
+        let usable = balancer.usable();
+        let turn = usable.iter().position(|other| Arc::ptr_eq(other, &first));
+        let (before, from) = usable.split_at(turn.unwrap_or_default());
+        for other in from.iter().skip(1).chain(before) {
+            match other.own.connection() {
+                Connection::Ready(link) => return Picked::Ready(other.clone(), link),
+                Connection::Wait if matches!(picked, Picked::Failed(_)) => picked = Picked::Wait,
+                Connection::Wait | Connection::Failed(_) => {}
             }
         }
         picked

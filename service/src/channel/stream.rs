@@ -18,10 +18,12 @@ use tonic::Status;
 
 use super::{
     Channel, Picked,
+    endpoint::Endpoint,
     frame::{Deframer, Pieces},
     link::Link,
     status,
 };
+use crate::cluster::InFlight;
 
 /// How often a call that the service has certainly not seen is sent again.
 const MAX_RESENDS: u8 = 2;
@@ -37,6 +39,8 @@ pub struct GrpcStream {
     incoming: Incoming,
     /// The connection that the call is on.
     link: Option<Arc<Link>>,
+    /// The endpoint that the call is counted at; while it is sent again, the one that refused it.
+    in_flight: Option<InFlight<Endpoint>>,
     /// What to send again if the service has not seen it; gone once the call cannot be resent.
     resend: Option<Resend>,
     resends: u8,
@@ -91,6 +95,7 @@ impl GrpcStream {
             },
             incoming: Incoming::Opening,
             link: None,
+            in_flight: None,
             resend: None,
             resends: 0,
             bytes_sent: 0,
@@ -221,6 +226,7 @@ impl GrpcStream {
         self.incoming = Incoming::Ended(end);
         self.resend = None;
         self.link = None;
+        self.in_flight = None;
     }
 
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Pieces>, Status>> {
@@ -231,7 +237,10 @@ impl GrpcStream {
                     let response = match ready!(Pin::new(response).poll(cx)) {
                         Ok(response) => response,
                         Err(error) if self.send_again(&error) => continue,
-                        Err(error) => return Poll::Ready(Err(status::broken(&error))),
+                        Err(error) => {
+                            self.failed();
+                            return Poll::Ready(Err(status::broken(&error)));
+                        }
                     };
                     self.resend = None;
                     let (head, body) = response.into_parts();
@@ -251,6 +260,9 @@ impl GrpcStream {
                 } => {
                     let max = self.channel.inner.settings.max_message_size;
                     if let Some(message) = deframer.next_pieces(max)? {
+                        if let Some(in_flight) = &mut self.in_flight {
+                            in_flight.answered();
+                        }
                         return Poll::Ready(Ok(Some(message)));
                     }
                     if *ended {
@@ -274,6 +286,12 @@ impl GrpcStream {
                 }
                 Incoming::Ended(end) => return Poll::Ready(end.clone().map(|()| None)),
             }
+        }
+    }
+
+    fn failed(&mut self) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.failed();
         }
     }
 
@@ -308,11 +326,12 @@ impl GrpcStream {
                 ready!(changed.as_mut().poll(cx));
                 *wait = None;
             }
-            let mut picked = self.channel.pick();
+            let refused = self.in_flight.as_ref().map(InFlight::local);
+            let mut picked = self.channel.pick(refused);
             if matches!(picked, Picked::Wait) {
                 // Listen first, then look again: a change in between is not missed.
                 let changed = self.channel.inner.changed.clone().notified_owned();
-                picked = self.channel.pick();
+                picked = self.channel.pick(refused);
                 if matches!(picked, Picked::Wait) {
                     *wait = Some(Box::pin(changed));
                     continue;
@@ -331,6 +350,7 @@ impl GrpcStream {
             match begin(link.send(), call, more) {
                 Ok((response, stream)) => {
                     self.link = Some(link);
+                    self.in_flight = Some(InFlight::new(endpoint));
                     let opened = match stream {
                         Some(stream) => Outgoing::Open(stream),
                         None => Outgoing::Finished,
@@ -344,7 +364,7 @@ impl GrpcStream {
                     self.incoming = Incoming::Head(response);
                     return Poll::Ready(Ok(()));
                 }
-                Err(Begin::TryAnother) => endpoint.retire(&link),
+                Err(Begin::TryAnother) => endpoint.own.retire(&link),
                 Err(Begin::Invalid(status)) => return Poll::Ready(Err(status)),
             }
         }
@@ -355,6 +375,7 @@ impl Drop for GrpcStream {
     fn drop(&mut self) {
         if let (Incoming::Head(_), Some(link)) = (&self.incoming, &self.link) {
             link.suspect();
+            self.failed();
         }
     }
 }

@@ -70,6 +70,15 @@ impl Watch {
         })
     }
 
+    /// Counts as changes also those since `look` at the same files: what was read before the watch
+    /// began may be old already.
+    #[must_use]
+    pub fn since(mut self, look: Look) -> Self {
+        self.seen = look.0;
+        self.pending = true;
+        self
+    }
+
     /// Waits until a watched file has changed, appeared or disappeared, and things are quiet.
     ///
     /// Cancel safe: a change that was not returned is returned by the next call.
@@ -92,6 +101,17 @@ impl Watch {
                 return;
             }
         }
+    }
+}
+
+/// What files look like from outside, to be told from what they look like later.
+#[derive(Debug, Clone)]
+pub struct Look(Vec<Stamp>);
+
+impl Look {
+    /// Looks at files; to be done before they are read.
+    pub fn at(paths: &[PathBuf]) -> Self {
+        Self(stamps(paths))
     }
 }
 

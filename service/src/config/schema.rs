@@ -30,6 +30,14 @@ pub fn json_schema<T: ConfigValue>(title: &str) -> Json {
 }
 
 impl Schemas {
+    /// The schema that a reference (or a schema as it is) stands for.
+    pub fn object<'s>(&'s self, schema: &'s Json) -> Option<&'s Json> {
+        match schema.get("$ref").and_then(Json::as_str) {
+            Some(reference) => self.defs.get(reference.rsplit('/').next()?),
+            None => Some(schema),
+        }
+    }
+
     /// Gives a type a named schema, made on first use, and returns the reference to it.
     pub fn define<T>(&mut self, name: &str, make: impl FnOnce(&mut Self) -> Json) -> Json {
         let owner = std::any::type_name::<T>();

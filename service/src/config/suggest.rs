@@ -9,7 +9,7 @@ const MAX_LISTED: usize = 12;
 ///
 /// Case, dashes and camelCase do not count as distance, so `prefixRewrite` finds
 /// `prefix_rewrite`. Of equally near names the first declared wins.
-pub(crate) fn nearest<'a>(written: &str, valid: &[&'a str]) -> Option<&'a str> {
+pub fn nearest<'a>(written: &str, valid: &[&'a str]) -> Option<&'a str> {
     if written.len() > MAX_NAME {
         return None;
     }

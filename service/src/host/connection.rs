@@ -3,15 +3,12 @@
 use std::{future::pending, pin::pin, sync::atomic::Ordering, time::Duration};
 
 use hyper::server::conn::http2;
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::Rng as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::Routes;
 
-use super::preface::PrefaceDeadline;
+use super::{calls::Calls, preface::PrefaceDeadline, services::Services};
 use crate::{gather::gather, listen::Socket, shutdown::Shutdown, tls::ServerTls};
 
 /// What one call may have unread. Small beside [`CONNECTION_WINDOW`], so that calls whose handler
@@ -55,7 +52,7 @@ impl ConnectionAge {
 /// What every connection of a host shares.
 #[derive(Clone)]
 pub(super) struct Server {
-    pub(super) routes: Routes,
+    pub(super) services: Services,
     pub(super) tls: Option<ServerTls>,
     pub(super) age: Option<ConnectionAge>,
     pub(super) drain: Shutdown,
@@ -105,7 +102,8 @@ impl Server {
         IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (io, sender) = gather(io);
-        let connection = http2::Builder::new(TokioExecutor::new())
+        let calls = Calls::default();
+        let connection = http2::Builder::new(calls.clone())
             .timer(TokioTimer::new())
             .adaptive_window(false)
             .initial_stream_window_size(STREAM_WINDOW)
@@ -117,7 +115,7 @@ impl Server {
             .max_header_list_size(MAX_HEADER_LIST_SIZE)
             .keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-            .serve_connection(TokioIo::new(io), TowerToHyperService::new(self.routes));
+            .serve_connection(TokioIo::new(io), self.services);
         let mut connection = pin!(connection);
         let old = async {
             match self.age {
@@ -126,7 +124,7 @@ impl Server {
             }
         };
         let grace = tokio::select! {
-            ended = sender.drive(connection.as_mut()) => return Ok(ended?),
+            ended = sender.drive(calls.begin(connection.as_mut())) => return Ok(ended?),
             () = self.drain.recv() => None,
             () = old => self.age.map(|age| age.grace),
         };
@@ -141,7 +139,7 @@ impl Server {
             }
         };
         tokio::select! {
-            ended = sender.drive(connection.as_mut()) => Ok(ended?),
+            ended = sender.drive(calls.begin(connection.as_mut())) => Ok(ended?),
             () = self.drain.recv_immediate() => Ok(()),
             () = too_old => Ok(()),
         }

@@ -17,9 +17,11 @@
 //! often puts two of four connections on one worker. It also lets a port in use be an error
 //! instead of a port silently shared.
 
+mod calls;
 mod connection;
 mod health;
 mod preface;
+mod services;
 mod worker;
 
 use std::{convert::Infallible, io, sync::Arc, time::Duration};
@@ -42,6 +44,7 @@ use crate::{
     tls::ServerTls,
 };
 use connection::Server;
+use services::Services;
 use worker::Worker;
 
 /// Buffer of an in-memory connection, each way.
@@ -68,7 +71,7 @@ pub enum HostError {
 /// Health (`grpc.health.v1`) and reflection (v1 and v1alpha) are added on their own.
 #[derive(Clone)]
 pub struct Host {
-    routes: Routes,
+    services: Services,
     names: Vec<String>,
     descriptors: Vec<&'static [u8]>,
     health: Health,
@@ -81,14 +84,21 @@ pub struct Host {
     metrics: Metrics,
 }
 
+impl Default for Host {
+    /// A host without services yet: add them with [`Host::service`].
+    fn default() -> Self {
+        Self::new(Routes::default())
+    }
+}
+
 impl Host {
     /// A host of these services, with one worker and plain text.
     ///
-    /// `routes` do not tell their names: give them with [`Host::named`], or add the services
-    /// with [`Host::service`] instead.
+    /// `routes` do not tell their names: give them with [`Host::named`]. Services that are added
+    /// with [`Host::service`] instead have a shorter way to go.
     pub fn new(routes: Routes) -> Self {
         Self {
-            routes,
+            services: Services::new(routes),
             names: Vec::new(),
             descriptors: Vec::new(),
             health: Health::default(),
@@ -115,7 +125,7 @@ impl Host {
             + 'static,
         S::Future: Send + 'static,
     {
-        self.routes = self.routes.add_service(service);
+        self.services.add(service);
         self.named(S::NAME)
     }
 
@@ -204,7 +214,7 @@ impl Host {
             connection::with_reflection(self.with_health(), &self.names, &self.descriptors)
                 .map_err(|error| HostError::Descriptors(error.to_string()))?;
         let server = Server {
-            routes: routes.prepare(),
+            services: self.services.with_routes(routes),
             tls: self.tls.clone(),
             age: self.age,
             drain: Shutdown::new(),
@@ -248,7 +258,7 @@ impl Host {
     /// reflection is not: nobody can come to ask.
     pub fn embedded(self) -> EmbeddedConnector {
         let server = Server {
-            routes: self.with_health().prepare(),
+            services: self.services.with_routes(self.with_health()),
             tls: None,
             age: None,
             drain: Shutdown::new(),
@@ -270,7 +280,7 @@ impl Host {
 
     fn with_health(&self) -> Routes {
         let service = HealthServer::new(self.health.clone());
-        self.routes.clone().add_service(service)
+        self.services.routes().add_service(service)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Counters whose values are kept elsewhere and read at each scrape.
+//! Counters and gauges whose values are kept elsewhere and read at each scrape.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, counter::ConstCounter},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
 /// Takes one value with its labels.
@@ -17,19 +17,21 @@ pub type PutReading<'a> = dyn FnMut(&[(&str, &str)], u64) + 'a;
 
 type Read = Box<dyn Fn(&mut PutReading<'_>) -> bool + Send + Sync>;
 
-/// One counter, read by any number of functions.
+/// One metric, read by any number of functions.
 #[derive(Clone)]
 pub(super) struct Readings {
     name: String,
     help: String,
+    kind: MetricType,
     read: Arc<Mutex<Vec<Read>>>,
 }
 
 impl Readings {
-    pub(super) fn new(name: &str, help: &str) -> Self {
+    pub(super) fn new(name: &str, help: &str, kind: MetricType) -> Self {
         Self {
             name: name.to_owned(),
             help: help.to_owned(),
+            kind,
             read: Arc::default(),
         }
     }
@@ -59,10 +61,16 @@ impl Collector for Readings {
                 *sum = sum.saturating_add(value);
             })
         });
-        let mut family =
-            encoder.encode_descriptor(&self.name, &self.help, None, MetricType::Counter)?;
+        let mut family = encoder.encode_descriptor(&self.name, &self.help, None, self.kind)?;
         for (labels, value) in &sums {
-            ConstCounter::new(*value).encode(family.encode_family(labels)?)?;
+            let encoder = family.encode_family(labels)?;
+            match self.kind {
+                MetricType::Gauge => {
+                    let value = i64::try_from(*value).unwrap_or(i64::MAX);
+                    ConstGauge::new(value).encode(encoder)?;
+                }
+                _ => ConstCounter::new(*value).encode(encoder)?,
+            }
         }
         Ok(())
     }

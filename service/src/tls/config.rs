@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ClientFiles, ClientTls, ServerFiles, ServerTls, TlsError};
+use super::{
+    CipherSuite, ClientFiles, ClientTls, Curve, Handshake, ServerFiles, ServerTls, TlsError,
+};
 use crate::{
     config::{Errors, Located, Spanned},
     config_enum, config_struct,
@@ -27,12 +29,36 @@ config_struct! {
         pub certificate: Located<PathBuf>,
         /// Its private key: a PEM file.
         pub private_key: Located<PathBuf>,
+        /// Further certificates. A client gets the one that has the name it asks for (SNI) among
+        /// its DNS names, whole or with `*.` for the first label; otherwise the first of all.
+        pub certificates: Vec<CertificateFiles>,
         /// Authorities of client certificates: a PEM file. Given, clients must present one.
         pub client_ca: Option<Located<PathBuf>>,
+        /// Refuse clients without a certificate. Default true; only with `client_ca`.
+        pub require_client_certificate: Option<Located<bool>>,
         /// Oldest version spoken; `TLSv1_2` when left out.
         pub min_version: Option<TlsVersion>,
+        /// Newest version spoken; `TLSv1_3` when left out.
+        pub max_version: Option<Located<TlsVersion>>,
+        /// What TLS 1.2 encrypts with, most wanted first; all that are safe when left out.
+        pub cipher_suites: Vec<CipherSuite>,
+        /// How keys are agreed on, most wanted first; all when left out.
+        pub ecdh_curves: Vec<Curve>,
+        /// Make every connection go through the whole handshake: no session tickets. Default
+        /// false.
+        pub disable_stateless_session_resumption: Option<bool>,
         /// Application protocols, most wanted first; what the listener speaks when left out.
         pub alpn: Option<Vec<String>>,
+    }
+}
+
+config_struct! {
+    /// A certificate with its key.
+    pub struct CertificateFiles {
+        /// Certificate chain, leaf first: a PEM file.
+        pub certificate: Located<PathBuf>,
+        /// Its private key: a PEM file.
+        pub private_key: Located<PathBuf>,
     }
 }
 
@@ -55,19 +81,48 @@ impl ListenerTls {
     /// Reads the files. `alpn` is used where the configuration gives none.
     pub fn plan(&self, alpn: &[&str], errors: &mut Errors) -> Option<ServerTls> {
         let own = self.alpn.clone();
-        let loaded = ServerTls::load(ServerFiles {
+        if let (Some(written), None) = (&self.require_client_certificate, &self.client_ca) {
+            errors.push(
+                written,
+                "`require_client_certificate` needs `client_ca` beside it",
+            );
+        }
+        let min_version = self.min_version.unwrap_or_default();
+        if let Some(max) = &self.max_version
+            && max.value == TlsVersion::Tls12
+            && min_version == TlsVersion::Tls13
+        {
+            errors.push(max, "`max_version` is older than `min_version`");
+            return None;
+        }
+        let required = self.require_client_certificate.as_ref();
+        let more = self.certificates.iter();
+        let handshake = Handshake {
+            certificates: more
+                .clone()
+                .map(|files| (resolve(&files.certificate), resolve(&files.private_key)))
+                .collect(),
+            optional_client_certificate: required.is_some_and(|required| !required.value),
+            max_version: self.max_version.as_ref().map(|version| version.value),
+            cipher_suites: self.cipher_suites.clone(),
+            ecdh_curves: self.ecdh_curves.clone(),
+            no_resumption: self.disable_stateless_session_resumption.unwrap_or(false),
+        };
+        let files = ServerFiles {
             certificate: resolve(&self.certificate),
             private_key: resolve(&self.private_key),
             client_ca: self.client_ca.as_ref().map(resolve),
             client_name: None,
-            min_version: self.min_version.unwrap_or_default(),
+            min_version,
             alpn: own.unwrap_or_else(|| owned(alpn)),
-        });
+        };
+        let loaded = ServerTls::load_with(files, handshake);
         let at = |error: &TlsError| {
             let about = |field: &Located<PathBuf>| error.path() == Some(&resolve(field));
             [Some(&self.private_key), self.client_ca.as_ref()]
                 .into_iter()
                 .flatten()
+                .chain(more.flat_map(|files| [&files.private_key, &files.certificate]))
                 .find(|field| about(field))
                 .unwrap_or(&self.certificate)
         };

@@ -51,6 +51,9 @@ pub enum TlsError {
         /// What rustls said.
         source: rustls::Error,
     },
+    /// A certificate that clients are to get by its names has none.
+    #[error("{}: no DNS name in it, so that no client would get this certificate", .0.display())]
+    NoNames(PathBuf),
     /// Neither a DNS name nor an IP address.
     #[error("`{0}` is not a server name; give one with `sni`")]
     ServerName(String),
@@ -71,7 +74,8 @@ impl TlsError {
         match self {
             Self::Unreadable { path, .. }
             | Self::NotPem { path, .. }
-            | Self::Authorities { path, .. } => Some(path),
+            | Self::Authorities { path, .. }
+            | Self::NoNames(path) => Some(path),
             Self::Identity { certificate, .. } => Some(certificate),
             Self::ServerName(_)
             | Self::ClientName(_)

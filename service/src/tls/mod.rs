@@ -6,10 +6,12 @@
 
 mod any_name;
 mod authorities;
+mod by_name;
 mod certificate;
 mod client_name;
 mod config;
 mod files;
+mod handshake;
 mod peer;
 mod reload;
 
@@ -24,9 +26,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use any_name::AnyName;
 pub use authorities::{ClientAuthorities, Untrusted};
+use by_name::ByName;
 pub use certificate::{AlternativeName, Certificate, CertificateError};
-pub use config::{ClusterTls, ListenerTls, TlsVersion};
+pub use config::{CertificateFiles, ClusterTls, ListenerTls, TlsVersion};
 pub use files::TlsError;
+pub use handshake::{CipherSuite, Curve, Handshake};
 pub use peer::{Peer, principal};
 use reload::Reloading;
 
@@ -74,7 +78,7 @@ pub struct ServerTls {
 
 struct Serving {
     config: Arc<ServerConfig>,
-    principal: Option<Arc<str>>,
+    certificates: Arc<ByName>,
 }
 
 /// How a client speaks TLS to one cluster. Cheap to clone; clones share what is reloaded.
@@ -91,9 +95,21 @@ impl ServerTls {
     /// A file cannot be read or holds the wrong thing, or key and certificate do not match; the
     /// error names the file.
     pub fn load(files: ServerFiles) -> Result<Self, TlsError> {
+        Self::load_with(files, Handshake::default())
+    }
+
+    /// Reads the files, with choices beyond the defaults.
+    ///
+    /// # Errors
+    /// As [`ServerTls::load`]; also when a further certificate has no DNS name, or the choices
+    /// leave nothing to speak.
+    pub fn load_with(files: ServerFiles, handshake: Handshake) -> Result<Self, TlsError> {
         let mut watched = vec![files.certificate.clone(), files.private_key.clone()];
         watched.extend(files.client_ca.clone());
-        let current = Reloading::load(watched, move || server_config(&files))?;
+        for (certificate, private_key) in &handshake.certificates {
+            watched.extend([certificate.clone(), private_key.clone()]);
+        }
+        let current = Reloading::load(watched, move || server_config(&files, &handshake))?;
         Ok(Self {
             current: Arc::new(current),
         })
@@ -117,9 +133,9 @@ impl ServerTls {
         self.current.get().config.clone()
     }
 
-    /// Who we are, by our certificate: see [`principal`].
-    pub fn local_principal(&self) -> Option<Arc<str>> {
-        self.current.get().principal.clone()
+    /// Who we are to clients that ask for this name, by our certificate: see [`principal`].
+    pub fn local_principal(&self, name: Option<&str>) -> Option<Arc<str>> {
+        self.current.get().certificates.principal(name)
     }
 
     /// Reads the files again now.
@@ -212,39 +228,37 @@ impl ClientTls {
     }
 }
 
-fn server_config(files: &ServerFiles) -> Result<Serving, TlsError> {
-    let chain = files::certificates(&files.certificate)?;
-    let key = files::private_key(&files.private_key)?;
-    let principal = chain.first().and_then(|leaf| principal(leaf));
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(files.min_version.and_later())?;
+fn server_config(files: &ServerFiles, handshake: &Handshake) -> Result<Serving, TlsError> {
+    let first = (files.certificate.as_path(), files.private_key.as_path());
+    let certificates = Arc::new(ByName::load(first, &handshake.certificates)?);
+    let newest = handshake.max_version.unwrap_or(TlsVersion::Tls13);
+    let builder = ServerConfig::builder_with_provider(handshake.provider())
+        .with_protocol_versions(files.min_version.up_to(newest))?;
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let roots = Arc::new(files::authorities(path)?);
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
-                .build()
-                .map_err(|error| TlsError::Authorities {
-                    path: path.clone(),
-                    reason: error.to_string(),
-                })?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            let verifier = match handshake.optional_client_certificate {
+                true => verifier.allow_unauthenticated(),
+                false => verifier,
+            };
+            let verifier = verifier.build().map_err(|error| TlsError::Authorities {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
             builder.with_client_cert_verifier(match &files.client_name {
                 None => verifier,
                 Some(name) => client_name::required(verifier, name)?,
             })
         }
     };
-    let mut config = builder
-        .with_single_cert(chain, key)
-        .map_err(|source| TlsError::Identity {
-            certificate: files.certificate.clone(),
-            private_key: files.private_key.clone(),
-            source,
-        })?;
+    let mut config = builder.with_cert_resolver(certificates.clone());
     config.alpn_protocols = alpn(&files.alpn);
+    handshake.finish(&mut config)?;
     Ok(Serving {
         config: Arc::new(config),
-        principal: principal.map(Arc::from),
+        certificates,
     })
 }
 
@@ -261,7 +275,7 @@ fn client_config(files: &ClientFiles, verified: Verified) -> Result<ClientConfig
         None => system_authorities()?,
     };
     let builder = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(TlsVersion::default().and_later())?;
+        .with_protocol_versions(TlsVersion::Tls12.up_to(TlsVersion::Tls13))?;
     let builder = match verified {
         Verified::All => builder.with_root_certificates(roots),
         Verified::AllButName => builder
@@ -308,14 +322,18 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
-static TLS12_AND_LATER: &[&SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
-static TLS13_AND_LATER: &[&SupportedProtocolVersion] = &[&version::TLS13];
+static BOTH: &[&SupportedProtocolVersion] = &[&version::TLS12, &version::TLS13];
+static TLS12: &[&SupportedProtocolVersion] = &[&version::TLS12];
+static TLS13: &[&SupportedProtocolVersion] = &[&version::TLS13];
 
 impl TlsVersion {
-    fn and_later(self) -> &'static [&'static SupportedProtocolVersion] {
-        match self {
-            Self::Tls12 => TLS12_AND_LATER,
-            Self::Tls13 => TLS13_AND_LATER,
+    /// Empty when `newest` is older.
+    fn up_to(self, newest: Self) -> &'static [&'static SupportedProtocolVersion] {
+        match (self, newest) {
+            (Self::Tls12, Self::Tls13) => BOTH,
+            (Self::Tls12, Self::Tls12) => TLS12,
+            (Self::Tls13, Self::Tls13) => TLS13,
+            (Self::Tls13, Self::Tls12) => &[],
         }
     }
 }

@@ -5,12 +5,14 @@ use std::{fmt, path::PathBuf, sync::Arc};
 use arc_swap::ArcSwap;
 
 use super::TlsError;
-use crate::config::reload::Watch;
+use crate::config::reload::{Look, Watch};
 
 pub(super) struct Reloading<T> {
     current: ArcSwap<T>,
     make: Box<dyn Fn() -> Result<T, TlsError> + Send + Sync>,
     files: Vec<PathBuf>,
+    /// The files before they were first read.
+    looked: Look,
 }
 
 impl<T> Reloading<T> {
@@ -18,10 +20,12 @@ impl<T> Reloading<T> {
         files: Vec<PathBuf>,
         make: impl Fn() -> Result<T, TlsError> + Send + Sync + 'static,
     ) -> Result<Self, TlsError> {
+        let looked = Look::at(&files);
         Ok(Self {
             current: ArcSwap::from_pointee(make()?),
             make: Box::new(make),
             files,
+            looked,
         })
     }
 
@@ -39,6 +43,7 @@ impl<T> Reloading<T> {
         let watch = match self.files.is_empty() {
             true => None,
             false => Watch::new(&self.files)
+                .map(|watch| watch.since(self.looked.clone()))
                 .inspect_err(|error| {
                     tracing::warn!(%error, "certificates will not be reloaded: cannot watch their files");
                 })

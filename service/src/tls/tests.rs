@@ -113,7 +113,7 @@ async fn a_client_with_a_certificate_is_known_by_its_uri() {
     assert_eq!(peer.alpn.as_deref(), Some("h2"));
     assert_eq!(peer.certificate.as_deref(), Some(&der[..]));
     assert_eq!(peer.principal.as_deref(), Some("spiffe://test/c"));
-    assert_eq!(server.local_principal().as_deref(), Some("web.test"));
+    assert_eq!(server.local_principal(None).as_deref(), Some("web.test"));
 }
 
 #[tokio::test]
@@ -188,7 +188,7 @@ async fn changed_files_are_noticed() {
     authority.issue("server", vec![dns("new.test")]);
 
     let renamed = async {
-        while server.local_principal().as_deref() != Some("new.test") {
+        while server.local_principal(None).as_deref() != Some("new.test") {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
@@ -352,4 +352,187 @@ async fn a_server_of_any_name_still_has_to_be_signed_by_the_authority() {
 
     let stranger = ServerTls::load(theirs.server("server", false)).unwrap();
     assert!(talk(&stranger, &client, "web.test").await.is_err());
+}
+
+#[tokio::test]
+async fn each_client_gets_the_certificate_of_the_name_it_asks_for() {
+    let authority = Authority::new();
+    authority.issue("first", vec![dns("first.test")]);
+    authority.issue("exact", vec![dns("a.wild.test"), dns("exact.test")]);
+    authority.issue("wild", vec![dns("*.wild.test")]);
+    let pair = |name: &str| {
+        let file = |kind: &str| authority.path(&format!("{name}.{kind}"));
+        (file("crt"), file("key"))
+    };
+    let handshake = Handshake {
+        certificates: vec![pair("wild"), pair("exact")],
+        ..Handshake::default()
+    };
+    let server = ServerTls::load_with(authority.server("first", false), handshake).unwrap();
+    // Clients verify the name themselves, so a handshake that succeeds got the right one.
+    for name in ["first.test", "exact.test", "a.wild.test", "b.wild.test"] {
+        let client = ClientTls::load(authority.client(None)).unwrap();
+        talk(&server, &client, name).await.unwrap();
+    }
+    assert_eq!(
+        server.local_principal(Some("A.wild.test")).as_deref(),
+        Some("a.wild.test")
+    );
+    assert_eq!(
+        server.local_principal(Some("b.wild.test")).as_deref(),
+        Some("*.wild.test")
+    );
+    // A wildcard is for one label.
+    for other in [None, Some("other.test"), Some("a.b.wild.test")] {
+        assert_eq!(server.local_principal(other).as_deref(), Some("first.test"));
+    }
+
+    authority.issue("exact", vec![dns("moved.test")]);
+    server.reload().unwrap();
+    let client = ClientTls::load(authority.client(None)).unwrap();
+    talk(&server, &client, "moved.test").await.unwrap();
+    assert!(talk(&server, &client, "exact.test").await.is_err());
+}
+
+#[tokio::test]
+async fn a_client_certificate_can_be_a_matter_of_choice() {
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    ours.issue("server", vec![dns("web.test")]);
+    for authority in [&ours, &theirs] {
+        authority.issue("client", vec![dns("c.test")]);
+    }
+    let handshake = Handshake {
+        optional_client_certificate: true,
+        ..Handshake::default()
+    };
+    let server = ServerTls::load_with(ours.server("server", true), handshake).unwrap();
+    let client = |identity| ClientTls::load(ours.client(identity)).unwrap();
+    let known = talk(&server, &client(Some("client")), "web.test").await;
+    assert_eq!(known.unwrap().principal.as_deref(), Some("c.test"));
+    let unknown = talk(&server, &client(None), "web.test").await;
+    assert_eq!(unknown.unwrap().principal, None);
+    let mut files = ours.client(None);
+    files.identity = theirs.client(Some("client")).identity;
+    let distrusted = ClientTls::load(files).unwrap();
+    assert!(talk(&server, &distrusted, "web.test").await.is_err());
+}
+
+/// What was agreed on: version, cipher suite, group, and whether a session was resumed.
+async fn agreed(server: &ServerTls, client: &ClientTls) -> io::Result<String> {
+    let (near, far) = duplex(1 << 16);
+    let accept = async {
+        let mut stream = server.accept(far).await?;
+        stream.write_u8(1).await?;
+        stream.flush().await?;
+        stream.read_u8().await?;
+        let agreed = stream.get_ref().1;
+        Ok(format!(
+            "{:?} {:?} {:?} {:?}",
+            agreed.protocol_version().unwrap(),
+            agreed.negotiated_cipher_suite().unwrap().suite(),
+            agreed
+                .negotiated_key_exchange_group()
+                .map(|group| group.name()),
+            agreed.handshake_kind().unwrap(),
+        ))
+    };
+    let connect = async {
+        let mut stream = client.connect("web.test", near).await?;
+        stream.read_u8().await?;
+        stream.write_u8(2).await?;
+        stream.flush().await
+    };
+    let (agreed, connected) = tokio::join!(accept, connect);
+    connected?;
+    agreed
+}
+
+#[tokio::test]
+async fn versions_suites_and_curves_are_those_that_are_written() {
+    let authority = Authority::new();
+    authority.issue("server", vec![dns("web.test")]);
+    let server = |handshake| ServerTls::load_with(authority.server("server", false), handshake);
+    let client = ClientTls::load(authority.client(None)).unwrap();
+    let old = server(Handshake {
+        max_version: Some(TlsVersion::Tls12),
+        cipher_suites: vec![CipherSuite::EcdsaChacha, CipherSuite::EcdsaAes128],
+        ecdh_curves: vec![Curve::P384],
+        ..Handshake::default()
+    });
+    let seen = agreed(&old.unwrap(), &client).await.unwrap();
+    assert!(
+        seen.starts_with("TLSv1_2 TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256 Some(secp384r1)"),
+        "{seen}"
+    );
+    let new = server(Handshake {
+        ecdh_curves: vec![Curve::P256],
+        ..Handshake::default()
+    });
+    let seen = agreed(&new.unwrap(), &client).await.unwrap();
+    assert!(
+        seen.starts_with("TLSv1_3 TLS13_") && seen.contains("secp256r1"),
+        "{seen}"
+    );
+    let nothing_in_common = server(Handshake {
+        max_version: Some(TlsVersion::Tls12),
+        cipher_suites: vec![CipherSuite::RsaAes128],
+        ..Handshake::default()
+    });
+    assert!(agreed(&nothing_in_common.unwrap(), &client).await.is_err());
+}
+
+#[tokio::test]
+async fn sessions_are_resumed_unless_that_is_turned_off() {
+    let authority = Authority::new();
+    authority.issue("server", vec![dns("web.test")]);
+    for max_version in [TlsVersion::Tls12, TlsVersion::Tls13] {
+        for no_resumption in [false, true] {
+            let handshake = Handshake {
+                max_version: Some(max_version),
+                no_resumption,
+                ..Handshake::default()
+            };
+            let server = ServerTls::load_with(authority.server("server", false), handshake);
+            let server = server.unwrap();
+            let client = ClientTls::load(authority.client(None)).unwrap();
+            agreed(&server, &client).await.unwrap();
+            let again = agreed(&server, &client).await.unwrap();
+            assert_eq!(
+                again.ends_with("Resumed"),
+                !no_resumption,
+                "{max_version:?}: {again}"
+            );
+        }
+    }
+}
+
+#[test]
+fn mistakes_in_further_settings_are_reported_where_they_are() {
+    let authority = Authority::new();
+    authority.issue("web", vec![dns("web.test")]);
+    authority.issue("nameless", vec![uri("spiffe://test/x")]);
+    let file = authority.path("attache.yaml");
+    let refused = |more: &str| {
+        let text = format!("certificate: web.crt\nprivate_key: web.key\n{more}\n");
+        let document = Document::parse(file.display().to_string(), &text).unwrap();
+        let (raw, mut errors) = document.decode_partly::<ListenerTls>();
+        let planned = raw.and_then(|raw| raw.plan(ALPN_HTTP, &mut errors));
+        errors.into_result(planned).unwrap_err().to_string()
+    };
+    for (more, wanted) in [
+        (
+            "min_version: TLSv1_3\nmax_version: TLSv1_2",
+            "attache.yaml:4:14",
+        ),
+        ("require_client_certificate: true", "needs `client_ca`"),
+        (
+            "certificates: [{ certificate: nameless.crt, private_key: nameless.key }]",
+            "attache.yaml:3:31",
+        ),
+        ("cipher_suites: [AES128-SHA]", "no forward secrecy"),
+        ("ecdh_curves: [P-521]", "not supported here"),
+    ] {
+        let refused = refused(more);
+        assert!(refused.contains(wanted), "{more}: {refused}");
+    }
 }

@@ -1,6 +1,13 @@
 //! The place of a call in a trace, as W3C Trace Context has it (`traceparent`).
 
-use http::HeaderMap;
+use std::{fmt, sync::Arc};
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Names the trace and the caller's span.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What tracing systems tell each other.
+pub const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// The trace that a caller says its call belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +49,8 @@ impl<'a> Trace<'a> {
         })
     }
 
-    pub(super) fn ids(&self) -> Option<(TraceId, SpanId)> {
+    /// The same as numbers.
+    pub fn ids(&self) -> Option<(TraceId, SpanId)> {
         let trace = u128::from_str_radix(self.trace_id, 16).ok()?;
         let parent = u64::from_str_radix(self.parent_id, 16).ok()?;
         Some((TraceId(trace), SpanId(parent)))
@@ -51,21 +59,75 @@ impl<'a> Trace<'a> {
 
 /// A trace; not zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TraceId(pub(super) u128);
+pub struct TraceId(pub(super) u128);
 
 /// A span; not zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct SpanId(pub(super) u64);
+pub struct SpanId(pub(super) u64);
 
 impl TraceId {
-    pub(super) fn random() -> Self {
+    /// One of its own.
+    pub fn random() -> Self {
         Self(rand::random_range(1..=u128::MAX))
+    }
+
+    /// A number that is spread evenly over the traces, for stable choices among them.
+    pub fn spread(self) -> u64 {
+        self.0 as u64
     }
 }
 
 impl SpanId {
-    pub(super) fn random() -> Self {
+    /// One of its own.
+    pub fn random() -> Self {
         Self(rand::random_range(1..=u64::MAX))
+    }
+}
+
+impl fmt::Display for TraceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Display for SpanId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Where a request stands in a trace.
+#[derive(Debug, Clone)]
+pub struct RequestTrace {
+    /// The trace.
+    pub trace: TraceId,
+    /// The request's span.
+    pub span: SpanId,
+    /// The span that it is a part of, of another program.
+    pub parent: Option<SpanId>,
+    /// Whether the trace is recorded.
+    pub sampled: bool,
+    /// `tracestate`, as it came; may be empty.
+    pub state: Arc<str>,
+}
+
+impl RequestTrace {
+    /// Writes `traceparent` and `tracestate` for a call that is made on behalf of the request,
+    /// and gives the span that stands for it, if there is to be one and it will be recorded.
+    pub fn propagate(&self, headers: &mut HeaderMap, has_span: bool) -> Option<SpanId> {
+        let span = (self.sampled && has_span).then(SpanId::random);
+        let (trace, parent) = (self.trace, span.unwrap_or(self.span));
+        let flags = u8::from(self.sampled);
+        // Hexadecimal digits and hyphens fit a header; so does what came in one.
+        if let Ok(value) = HeaderValue::try_from(format!("00-{trace}-{parent}-{flags:02x}")) {
+            headers.insert(TRACEPARENT, value);
+        }
+        if !self.state.is_empty()
+            && let Ok(value) = HeaderValue::from_str(&self.state)
+        {
+            headers.insert(TRACESTATE, value);
+        }
+        span
     }
 }
 

@@ -9,13 +9,15 @@
 
 mod context;
 mod exporter;
+mod report;
 mod sampler;
 mod settings;
 mod span;
 mod tracer;
 
-pub use context::Trace;
+pub use context::{RequestTrace, SpanId, TRACEPARENT, TRACESTATE, Trace, TraceId};
 pub use exporter::Exporter;
+pub use report::{FinishedSpan, SpanSide};
 pub use sampler::Sampler;
 pub use settings::{TraceError, TraceSettings};
 pub use span::{Ended, Span, Value, Waits, code_name};

@@ -62,6 +62,22 @@ const ENDPOINTS: [&str; 2] = [
 ];
 
 impl TraceSettings {
+    /// Spans of the program `service` for the collector at `endpoint`, such as
+    /// `http://127.0.0.1:4317`.
+    ///
+    /// # Errors
+    /// What is wrong with the endpoint.
+    pub fn at(endpoint: &str, service: &str) -> Result<Option<Self>, TraceError> {
+        Self::read(Some(endpoint), service, |_| None)
+    }
+
+    /// The same for another collector.
+    #[must_use]
+    pub fn with_collector(mut self, collector: ChannelSettings) -> Self {
+        self.collector = collector;
+        self
+    }
+
     /// The settings of the environment of this process. `endpoint`, the value of
     /// `--otlp-endpoint`, counts more than it; `service` is the name of the program where
     /// `OTEL_SERVICE_NAME` gives none. `None` when no endpoint is given: tracing is off.
@@ -337,7 +353,9 @@ mod tests {
     const SOME: Option<&str> = Some("http://127.0.0.1:4317");
 
     fn target(settings: &TraceSettings) -> String {
-        settings.collector.targets[0].to_string()
+        settings.collector.endpoints.members()[0]
+            .endpoint
+            .to_string()
     }
 
     #[test]

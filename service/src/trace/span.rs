@@ -29,11 +29,11 @@ const MAX_ATTRIBUTES: usize = 128;
 /// Longest text of an attribute in bytes; the rest is cut off.
 const MAX_TEXT: usize = 1024;
 /// The trace is recorded.
-const SAMPLED: u32 = 1;
+pub(super) const SAMPLED: u32 = 1;
 /// It is known whether the parent is of another program.
-const KNOWS_REMOTE: u32 = 0x100;
+pub(super) const KNOWS_REMOTE: u32 = 0x100;
 /// The parent is of another program.
-const REMOTE: u32 = 0x200;
+pub(super) const REMOTE: u32 = 0x200;
 
 /// Something that takes time. It ends when its last clone is dropped.
 ///
@@ -114,9 +114,22 @@ impl From<bool> for Value {
 }
 
 /// As much of a text as an attribute holds.
-fn cut(text: &str) -> &str {
+pub(super) fn cut(text: &str) -> &str {
     text.get(..text.floor_char_boundary(MAX_TEXT))
         .unwrap_or(text)
+}
+
+/// An attribute as it is sent.
+pub(super) fn key_value(name: &'static str, value: Value) -> KeyValue {
+    let value = match value {
+        Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
+        Value::Number(number) => any_value::Value::IntValue(number),
+        Value::Flag(flag) => any_value::Value::BoolValue(flag),
+    };
+    KeyValue {
+        key: name.to_owned(),
+        value: Some(AnyValue { value: Some(value) }),
+    }
 }
 
 impl Span {
@@ -230,16 +243,10 @@ impl fmt::Debug for Span {
 
 impl Said {
     fn set(&mut self, name: &'static str, value: Value) {
-        let value = match value {
-            Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
-            Value::Number(number) => any_value::Value::IntValue(number),
-            Value::Flag(flag) => any_value::Value::BoolValue(flag),
-        };
-        let value = Some(AnyValue { value: Some(value) });
+        let KeyValue { key, value } = key_value(name, value);
         if let Some(known) = self.attributes.iter_mut().find(|known| known.key == name) {
             known.value = value;
         } else if self.attributes.len() < MAX_ATTRIBUTES {
-            let key = name.to_owned();
             self.attributes.push(KeyValue { key, value });
         } else {
             self.left_out = self.left_out.saturating_add(1);

@@ -46,6 +46,10 @@ impl Tracer {
         Self(Some(Arc::new(inner)))
     }
 
+    pub(super) fn inner(&self) -> Option<&Inner> {
+        self.0.as_deref()
+    }
+
     /// Whether it makes spans at all.
     pub fn is_on(&self) -> bool {
         self.0.is_some()

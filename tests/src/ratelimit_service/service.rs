@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
+use super::discovered::Discovered;
 use super::process::Process;
 use super::rpc;
 use super::statsd::Statsd;
@@ -44,6 +45,8 @@ pub enum Layout {
     Folder,
     /// Behind a link, which is swapped when they change.
     Link,
+    /// Nowhere: a control plane sends what is in them.
+    Discovery,
 }
 
 /// What a service is started with.
@@ -86,6 +89,7 @@ pub struct Service {
     process: Process,
     layout: Layout,
     folder: tempfile::TempDir,
+    discovered: Option<Discovered>,
     files: BTreeMap<String, String>,
     swaps: u32,
 }
@@ -109,9 +113,18 @@ impl Service {
                 .env("REDIS_PERSECOND_OPERATION_TIMEOUT", PATIENT);
         }
         let root = match start.layout {
-            Layout::Folder => folder.path().to_owned(),
             Layout::Link => folder.path().join("current"),
+            Layout::Folder | Layout::Discovery => folder.path().to_owned(),
         };
+        let discovered = match start.layout {
+            Layout::Discovery => Some(Discovered::start(start.files).await?),
+            Layout::Folder | Layout::Link => None,
+        };
+        if let Some(discovered) = &discovered {
+            command
+                .env("CONFIG_TYPE", "GRPC_XDS_SOTW")
+                .env("CONFIG_GRPC_XDS_SERVER_URL", discovered.address.to_string());
+        }
         command
             .env("HOST", "127.0.0.1")
             .env("PORT", http.port().to_string())
@@ -145,7 +158,9 @@ impl Service {
             folder: folder.path(),
             swaps: 0,
         };
-        files.write(start.files)?;
+        if discovered.is_none() {
+            files.write(start.files)?;
+        }
         let swaps = files.swaps;
         let mut service = Self {
             http,
@@ -157,6 +172,7 @@ impl Service {
             process: Process::spawn(&mut command)?,
             layout: start.layout,
             folder,
+            discovered,
             files: start.files.clone(),
             swaps,
         };
@@ -221,9 +237,12 @@ impl Service {
         };
         let mut refused = None;
         match self.layout {
-            Layout::Link => {
+            Layout::Link | Layout::Discovery => {
                 let before = (self.loads(), self.process.lines().len());
-                files.write(&self.files)?;
+                match &self.discovered {
+                    Some(discovered) => discovered.replace(&self.files)?,
+                    None => files.write(&self.files)?,
+                }
                 refused = self.taken_or_refused(before).await?;
             }
             Layout::Folder => {
@@ -316,7 +335,7 @@ struct Files<'a> {
 impl Files<'_> {
     fn place(&self) -> PathBuf {
         let root = match self.layout {
-            Layout::Folder => self.folder.to_owned(),
+            Layout::Folder | Layout::Discovery => self.folder.to_owned(),
             Layout::Link => self.folder.join(format!("version-{}", self.swaps)),
         };
         root.join("limits/config")

@@ -31,9 +31,27 @@ async fn an_allowed_request_goes_on_with_the_changes() {
     assert!(!outcome.context.is_route_cleared());
     let calls = outcome.context.calls();
     assert_eq!(
-        (&*calls[0].filter, calls[0].phase, calls[0].status),
+        (&*calls[0].filter, calls[0].phase.name(), calls[0].status),
         ("auth", "check", 0)
     );
+    assert_eq!(calls[0].result, CallResult::Continued);
+    let added = |name: &str, value: &str| HeaderChange::Added {
+        name: name.to_owned(),
+        value: value.to_owned(),
+    };
+    let of_request = calls[0].request_changes();
+    let set = HeaderChange::Set {
+        name: "x-e".to_owned(),
+        old: vec!["old".to_owned()],
+        new: vec!["new".to_owned()],
+    };
+    assert!(of_request.contains(&set), "{of_request:?}");
+    let removed = HeaderChange::Removed {
+        name: "authorization".to_owned(),
+        old: vec!["x".to_owned()],
+    };
+    assert!(of_request.contains(&removed), "{of_request:?}");
+    assert_eq!(calls[0].response_changes(), [added("x-r", "new")]);
 }
 
 #[tokio::test]
@@ -41,6 +59,7 @@ async fn a_denied_request_gets_the_answer_of_the_service() {
     let fixture = Fixture::new("", denied(401, "who?"));
     let outcome = fixture.get().await;
     assert!(outcome.upstream.is_none());
+    assert_eq!(outcome.context.calls()[0].result, CallResult::Answered);
     assert_eq!(outcome.response.status(), 401);
     assert_eq!(outcome.response.headers()["x-d"], "1");
     assert_eq!(outcome.response.headers()["content-type"], "text/plain");

@@ -18,7 +18,9 @@ async fn a_failed_call_is_an_error_whatever_its_status() {
             outcome.context.details().as_deref(),
             Some("ext_authz_error")
         );
-        assert_eq!(outcome.context.calls()[0].status, code);
+        let call = &outcome.context.calls()[0];
+        assert_eq!(call.status, code);
+        assert_eq!(call.result, CallResult::FailedClosed);
         assert_eq!(fixture.counted(), counts(&["error"]));
     }
 }
@@ -182,9 +184,8 @@ fn what_is_not_supported_or_makes_no_sense_is_an_error_with_its_place() {
         }
     };
     all(
-        "emit_client_span: true\nstatus_on_error: { code: 418 }\nfalure_mode_allow: true",
+        "status_on_error: { code: 418 }\nfalure_mode_allow: true",
         &[
-            "filter.yaml:2:1: `emit_client_span` is not supported",
             "an HTTP status that Envoy lists",
             "did you mean `failure_mode_allow`?",
         ],

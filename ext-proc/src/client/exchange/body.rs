@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use attache_filter::calls::CallResult;
 use attache_proto::ext_proc::{
     BodyMutation, CommonResponse, body_mutation::Mutation, common_response::ResponseStatus,
 };
@@ -71,7 +72,7 @@ impl Exchange {
             return Ok(());
         }
         // What has come since, and is still to come, passes unseen.
-        self.note_body(side, 0);
+        self.note_body(side, 0, CallResult::Continued);
         let direction = self.direction(side);
         direction.mode = BodyMode::None;
         direction.hold_queue();

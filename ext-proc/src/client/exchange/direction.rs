@@ -84,6 +84,10 @@ pub(super) enum Phase {
 /// The calls of a body summed up, so that a long body does not make a long log.
 #[derive(Default)]
 pub(super) struct BodyCalls {
+    /// When the first began.
+    pub(super) begun: Option<Instant>,
+    /// When the last ended.
+    pub(super) ended: Option<Instant>,
     pub(super) count: u32,
     pub(super) latency: Duration,
     pub(super) max_latency: Duration,
@@ -92,7 +96,10 @@ pub(super) struct BodyCalls {
 }
 
 impl BodyCalls {
-    pub(super) fn add(&mut self, latency: Duration, received: u64) {
+    pub(super) fn add(&mut self, now: Instant, latency: Duration, received: u64) {
+        self.begun
+            .get_or_insert(now.checked_sub(latency).unwrap_or(now));
+        self.ended = Some(now);
         self.count += 1;
         self.latency += latency;
         self.max_latency = self.max_latency.max(latency);

@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use attache_filter::calls::CallResult;
 use attache_proto::ext_proc::{CommonResponse, body_mutation::Mutation};
 
 use super::{
@@ -82,7 +83,7 @@ impl Exchange {
         }
         self.answered(side, Phase::Body, now);
         if piece.end_of_stream {
-            self.note_body(side, 0);
+            self.note_body(side, 0, CallResult::Continued);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, time::Instant};
 
-use attache_filter::LocalReply;
+use attache_filter::{LocalReply, calls::CallResult};
 use attache_proto::ext_proc::ImmediateResponse;
 use http::{HeaderMap, StatusCode};
 use tonic::Status;
@@ -55,9 +55,14 @@ impl Exchange {
         self.stream = Stream::Closed;
         self.terms.stats.server_half_closed.inc();
         self.terms.stats.streams_closed.inc();
-        self.end_all_calls(ABORTED, now);
         let lost = self.request.has_lent() || self.response.has_lent();
-        if lost || self.response.state == State::Local {
+        let fails = lost || self.response.state == State::Local;
+        let result = match fails {
+            true => CallResult::FailedClosed,
+            false => CallResult::Skipped,
+        };
+        self.end_all_calls(ABORTED, result, now);
+        if fails {
             let status = self.terms.filter.status_on_error;
             self.break_off(LocalReply::new(
                 status,
@@ -152,7 +157,7 @@ impl Exchange {
             _ => stats.stream_msgs_received.inc(),
         };
         if let Fault::NoStatus = fault {
-            self.end_all_calls(call_status, now);
+            self.end_all_calls(call_status, CallResult::FailedClosed, now);
             let reply = LocalReply::new(StatusCode::BAD_GATEWAY, details);
             self.break_off(reply.with_body("missing required header: :status"));
             return;
@@ -169,12 +174,14 @@ impl Exchange {
         can_pass: bool,
         now: Instant,
     ) {
-        self.end_all_calls(call_status, now);
         // No failure is let through where a body was shown of which there is no copy.
         let lossy = self.request.duplex_begun
             || self.response.duplex_begun
             || self.response.state == State::Local;
-        if can_pass && self.terms.failure_mode_allow && !lossy {
+        let passes = can_pass && self.terms.failure_mode_allow && !lossy;
+        let result = CallResult::failure(call_status == DEADLINE, passes);
+        self.end_all_calls(call_status, result, now);
+        if passes {
             self.terms.stats.failure_mode_allowed.inc();
             self.pass_through();
             return;
@@ -194,7 +201,7 @@ impl Exchange {
         if self.response.state == State::Local {
             return Err(Fault::SPURIOUS);
         }
-        self.end_all_calls(0, now);
+        self.end_all_calls(0, CallResult::Answered, now);
         let code = response
             .status
             .and_then(|status| u16::try_from(status.code).ok());
@@ -281,9 +288,9 @@ impl Exchange {
         self.close_if_done();
     }
 
-    pub(super) fn end_all_calls(&mut self, status: i32, now: Instant) {
+    pub(super) fn end_all_calls(&mut self, status: i32, result: CallResult, now: Instant) {
         for side in [Side::Request, Side::Response] {
-            self.end_calls(side, status, now);
+            self.end_calls(side, status, result, now);
         }
     }
 }

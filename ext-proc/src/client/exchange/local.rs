@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use attache_filter::calls::CallResult;
 use attache_proto::{
     core::{HeaderMap as WireMap, HeaderValueOption},
     ext_proc::{
@@ -82,7 +83,7 @@ impl Exchange {
         if head.end_of_stream && !self.form.head {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
-        self.end_all_calls(0, now);
+        self.end_all_calls(0, CallResult::Answered, now);
         self.context.set_details("ext_proc_local_response");
         let length = parts.headers.get(header::CONTENT_LENGTH);
         self.response.declared_length = length.and_then(parse_length);

@@ -24,7 +24,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use attache_filter::{LocalReply, RequestContext, reply::ReplyForm};
+use attache_filter::{
+    LocalReply, RequestContext,
+    calls::{CallResult, Changes},
+    reply::ReplyForm,
+};
+use attache_service::trace::SpanId;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Version, header};
 use http_body::Frame;
@@ -118,6 +123,8 @@ pub(crate) struct Terms {
     /// Bound on silence, unless there is none.
     pub(super) idle_timeout: Option<Duration>,
     pub(super) extras: Extras,
+    /// The span that the processor was told of.
+    pub(super) span: Option<SpanId>,
 }
 
 /// Answers in full duplex are read as long as no more than this many times the buffer limit
@@ -140,10 +147,14 @@ pub(crate) struct Exchange {
     outcome: Option<Outcome>,
     /// The exchange was broken off: bodies on their way end with an error.
     broken: bool,
+    /// When it began.
+    begun: Instant,
     /// When something was last heard of anybody.
     active: Instant,
     /// Size of the message that is being taken in.
     received: usize,
+    /// What it has changed in headers, where somebody watches.
+    changes: Option<Box<Changes>>,
 }
 
 impl Exchange {
@@ -178,8 +189,10 @@ impl Exchange {
             outbox: Outbox::default(),
             outcome: None,
             broken: false,
+            begun: now,
             active: now,
             received: 0,
+            changes: None,
         }
     }
 
@@ -294,7 +307,7 @@ impl Exchange {
             } else if mode == BodyMode::FullDuplexStreamed {
                 self.show_duplex_trailers(side, now);
             } else if state == State::Idle {
-                self.note_body(side, 0);
+                self.note_body(side, 0, CallResult::Continued);
                 let direction = self.peek(side);
                 let whole = matches!(mode, BodyMode::Buffered | BodyMode::BufferedPartial);
                 if whole && !direction.held.is_empty() {
@@ -558,6 +571,8 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         if self.observes() {
             self.note_observation();
+        } else {
+            self.abandon_calls();
         }
         if self.stream == Stream::Open {
             self.terms.stats.streams_closed.inc();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use attache_filter::context::PolicyCall;
+use attache_filter::calls::{CallResult, Noted, Phase};
 use bytes::Bytes;
 
 use super::{Exchange, Stream};
@@ -87,24 +87,31 @@ impl Exchange {
 
     /// Notes in the log what was shown; nothing was answered.
     pub(super) fn note_observation(&mut self) {
-        let mut sum = PolicyCall {
-            count: 0,
-            ..PolicyCall::one(
-                self.terms.filter.name.clone(),
-                "observability",
-                Duration::ZERO,
-                0,
-            )
-        };
+        let (mut count, mut sent_bytes) = (0, 0);
         for calls in [&self.request.body_calls, &self.response.body_calls]
             .into_iter()
             .flatten()
         {
-            sum.count += calls.count;
-            sum.sent_bytes += calls.sent;
+            count += calls.count;
+            sent_bytes += calls.sent;
         }
-        if sum.count > 0 {
-            self.context.record_call(sum);
+        if count == 0 || !self.context.records_calls() {
+            return;
         }
+        let noted = Noted {
+            begun: self.begun,
+            ended: self.active,
+            count,
+            latency: Duration::ZERO,
+            max_latency: Duration::ZERO,
+            result: CallResult::Continued,
+            status: 0,
+            sent_bytes,
+            received_bytes: 0,
+            span: self.terms.span,
+            changes: None,
+        };
+        let recorder = &self.terms.stats.calls;
+        recorder.note(&self.context, Phase::Observability, noted);
     }
 }

@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use attache_filter::{
+    calls::{CallResult, Changes},
+    changes::Snapshot,
+};
 use attache_proto::ext_proc::{
     BodyMutation, CommonResponse, HeaderMutation, ProcessingResponse, TrailersResponse,
     common_response::ResponseStatus, processing_response::Response,
@@ -170,6 +174,8 @@ impl Exchange {
         {
             let mut rejected = 0;
             let rules = &self.terms.filter.mutation_rules;
+            let before = self.context.records_changes();
+            let before = before.then(|| Snapshot::of_map(&trailers));
             let result = mutation::apply(
                 mutation,
                 &mut *trailers,
@@ -178,12 +184,15 @@ impl Exchange {
                 &mut rejected,
             );
             self.terms.stats.rejected_header_mutations.inc_by(rejected);
+            if let Some(before) = before {
+                self.changes = changed(side, &before, &Snapshot::of_map(&trailers));
+            }
             self.direction(side).trailers = Some(trailers);
             result?;
         }
         self.answered(side, Phase::Trailers, now);
         if duplex {
-            self.note_body(side, 0);
+            self.note_body(side, 0, CallResult::Continued);
         }
         let direction = self.direction(side);
         direction.state = State::Idle;
@@ -244,12 +253,17 @@ impl Exchange {
         };
         let mut rejected = 0;
         let rules = &self.terms.filter.mutation_rules;
+        let before = self.context.records_changes();
+        let before = before.then(|| Snapshot::of(head.as_head()));
         let result = mutation::apply(mutation, head.as_head_mut(), target, rules, &mut rejected);
         // Streaming changes lengths: what the processor says of them cannot hold.
         if direction.mode.resizes() && !self.terms.filter.allow_content_length_header {
             head.as_head_mut()
                 .headers_mut()
                 .remove(header::CONTENT_LENGTH);
+        }
+        if let Some(before) = before {
+            self.changes = changed(side, &before, &Snapshot::of(head.as_head()));
         }
         if rejected > 0 {
             self.terms.stats.rejected_header_mutations.inc_by(rejected);
@@ -276,5 +290,14 @@ impl Exchange {
             }
             _ => {}
         }
+    }
+}
+
+/// What is different, where it was changed in a message of this direction.
+fn changed(side: Side, before: &Snapshot, after: &Snapshot) -> Option<Box<Changes>> {
+    let changes = before.changes_to(after);
+    match side {
+        Side::Request => Changes::of_request(changes),
+        Side::Response => Changes::of_response(changes),
     }
 }

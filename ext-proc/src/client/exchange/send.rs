@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use attache_filter::context::PolicyCall;
+use attache_filter::calls::{self, CallResult, Noted};
 use bytes::Bytes;
 
 use super::{
     Exchange, Stream,
-    direction::{BodyCalls, Call, Phase, State},
+    direction::{BodyCalls, Call, Direction, Phase, State},
 };
 use crate::client::{
     Side, attributes,
@@ -147,7 +147,9 @@ impl Exchange {
             of_body += u64::from(unanswered.sent);
         }
         if of_body > 0 {
-            direction.body_calls.get_or_insert_default().sent += of_body;
+            let calls = direction.body_calls.get_or_insert_default();
+            calls.sent += of_body;
+            calls.begun.get_or_insert(now);
         }
         direction.call = Some(Call {
             phase,
@@ -164,76 +166,119 @@ impl Exchange {
     /// has begun a call of its own, it is from then that the latency counts, as in Envoy.
     pub(super) fn answered(&mut self, side: Side, phase: Phase, now: Instant) {
         let received = std::mem::take(&mut self.received) as u64;
-        let direction = self.direction(side);
+        let direction = match side {
+            Side::Request => &mut self.request,
+            Side::Response => &mut self.response,
+        };
         direction.deadline = None;
         let started = direction.call.as_ref().map_or(now, |call| call.started);
         let call = direction.call.take_if(|call| call.phase == phase);
         let latency = now.saturating_duration_since(started);
+        let result = CallResult::Continued;
+        let recorder = &self.terms.stats.calls;
+        recorder.count(named(side, phase), result, latency);
         if phase == Phase::Body {
             let calls = direction.body_calls.get_or_insert_default();
-            calls.add(latency, received);
+            calls.add(now, latency, received);
             let ended = direction.queue.is_empty() && direction.input_ended;
             if ended && !direction.is_duplex() {
-                self.note_body(side, 0);
+                self.note_body(side, 0, result);
             }
         } else {
             let mut calls = BodyCalls {
                 sent: call.map_or(0, |call| call.sent.into()),
                 ..BodyCalls::default()
             };
-            calls.add(latency, received);
-            self.note(side, phase, &calls, 0);
+            calls.add(now, latency, received);
+            self.note(side, phase, &calls, 0, result);
         }
     }
 
     /// The calls of a direction ended without their answers.
-    pub(super) fn end_calls(&mut self, side: Side, status: i32, now: Instant) {
-        let direction = self.direction(side);
+    pub(super) fn end_calls(&mut self, side: Side, status: i32, result: CallResult, now: Instant) {
+        let direction = match side {
+            Side::Request => &mut self.request,
+            Side::Response => &mut self.response,
+        };
         direction.deadline = None;
-        // Of a body, the last call's status is noted: that of answered calls stays.
-        let mut of_body = 0;
+        // Of a body, the last call's end is noted: that of answered calls stays.
+        let mut of_body = (0, CallResult::Continued);
         if let Some(call) = direction.call.take() {
             let latency = now.saturating_duration_since(call.started);
+            let recorder = &self.terms.stats.calls;
+            recorder.count(named(side, call.phase), result, latency);
             if call.phase == Phase::Body {
-                direction.body_calls.get_or_insert_default().add(latency, 0);
-                of_body = status;
+                let calls = direction.body_calls.get_or_insert_default();
+                calls.add(now, latency, 0);
+                of_body = (status, result);
             } else {
                 let mut calls = BodyCalls {
                     sent: call.sent.into(),
                     ..BodyCalls::default()
                 };
-                calls.add(latency, 0);
-                self.note(side, call.phase, &calls, status);
+                calls.add(now, latency, 0);
+                self.note(side, call.phase, &calls, status, result);
             }
         }
-        self.note_body(side, of_body);
+        self.note_body(side, of_body.0, of_body.1);
     }
 
     /// Notes the calls of a body, which are one entry.
-    pub(super) fn note_body(&mut self, side: Side, status: i32) {
+    pub(super) fn note_body(&mut self, side: Side, status: i32, result: CallResult) {
         if let Some(calls) = self.direction(side).body_calls.take() {
-            self.note(side, Phase::Body, &calls, status);
+            self.note(side, Phase::Body, &calls, status, result);
         }
     }
 
-    fn note(&self, side: Side, phase: Phase, calls: &BodyCalls, status: i32) {
-        let phase = match (side, phase) {
-            (Side::Request, Phase::Headers) => "request_headers",
-            (Side::Request, Phase::Body) => "request_body",
-            (Side::Request, Phase::Trailers) => "request_trailers",
-            (Side::Response, Phase::Headers) => "response_headers",
-            (Side::Response, Phase::Body) => "response_body",
-            (Side::Response, Phase::Trailers) => "response_trailers",
-        };
-        self.context.record_call(PolicyCall {
-            filter: self.terms.filter.name.clone(),
-            phase,
+    /// Nobody waits for the calls any more that are not answered.
+    pub(super) fn abandon_calls(&mut self) {
+        let pending = |direction: &Direction| direction.call.is_some();
+        if pending(&self.request) || pending(&self.response) {
+            let now = crate::client::drive::now();
+            self.end_all_calls(CANCELLED, CallResult::Abandoned, now);
+        }
+    }
+
+    fn note(
+        &mut self,
+        side: Side,
+        phase: Phase,
+        calls: &BodyCalls,
+        status: i32,
+        result: CallResult,
+    ) {
+        let changes = self.changes.take();
+        if !self.context.records_calls() {
+            return;
+        }
+        let noted = Noted {
+            begun: calls.begun.unwrap_or(self.active),
+            ended: calls.ended.unwrap_or(self.active),
             count: calls.count,
             latency: calls.latency,
             max_latency: calls.max_latency,
+            result,
             status,
             sent_bytes: calls.sent,
             received_bytes: calls.received,
-        });
+            span: self.terms.span,
+            changes,
+        };
+        let recorder = &self.terms.stats.calls;
+        recorder.note(&self.context, named(side, phase), noted);
+    }
+}
+
+const CANCELLED: i32 = 1;
+
+/// A phase by its name for logs and metrics.
+fn named(side: Side, phase: Phase) -> calls::Phase {
+    match (side, phase) {
+        (Side::Request, Phase::Headers) => calls::Phase::RequestHeaders,
+        (Side::Request, Phase::Body) => calls::Phase::RequestBody,
+        (Side::Request, Phase::Trailers) => calls::Phase::RequestTrailers,
+        (Side::Response, Phase::Headers) => calls::Phase::ResponseHeaders,
+        (Side::Response, Phase::Body) => calls::Phase::ResponseBody,
+        (Side::Response, Phase::Trailers) => calls::Phase::ResponseTrailers,
     }
 }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use attache_filter::Body;
+use attache_filter::{Body, calls::CallResult};
 use attache_proto::ext_proc::{
     ProcessingResponse, processing_request::Request as Part,
     processing_response::Response as Answer,
@@ -26,10 +26,14 @@ async fn a_silent_processor_costs_504_or_nothing() {
     assert_eq!(seen.count("message_timeouts"), 1);
     assert_eq!(seen.count("streams_closed"), 1);
     assert_eq!(seen.context.calls()[0].status, 4);
+    let result = seen.context.calls()[0].result;
+    assert_eq!(result, CallResult::TimedOutClosed);
 
     let seen = setup(allow, |_| vec![Act::Stall]).send(post_hello()).await;
     assert_eq!((seen.status, seen.text()), (200, "upstream-body"));
     assert_eq!(seen.count("failure_mode_allowed"), 1);
+    let result = seen.context.calls()[0].result;
+    assert_eq!(result, CallResult::TimedOutOpen);
     assert_eq!(seen.upstream.unwrap().body.as_deref(), Ok(&b"hello"[..]));
 }
 

@@ -29,7 +29,7 @@ async fn a_get_shows_both_heads_and_passes_unchanged() {
         .context
         .calls()
         .iter()
-        .map(|c| (c.phase, c.status))
+        .map(|c| (c.phase.name(), c.status))
         .collect();
     assert_eq!(calls, [("request_headers", 0), ("response_headers", 0)]);
 }

@@ -87,7 +87,9 @@ async fn calls_are_logged_with_their_number_and_their_bytes() {
         .send(post(chunks(&["aa", "bb"])))
         .await;
     let calls = seen.context.calls();
-    let body = calls.iter().find(|call| call.phase == "request_body");
+    let body = calls
+        .iter()
+        .find(|call| call.phase.name() == "request_body");
     let body = body.unwrap();
     assert_eq!((body.count, body.status), (3, 0));
     let wire = |n: usize| prost::Message::encoded_len(&seen.messages[n]) as u64 + 5;
@@ -308,7 +310,10 @@ async fn a_processor_that_looks_on_changes_and_delays_nothing() {
     assert_eq!(seen.count("message_timeouts"), 0);
     assert_eq!(started.elapsed(), Duration::ZERO);
     let calls = seen.context.calls();
-    assert_eq!((calls[0].phase, calls[0].count), ("observability", 6));
+    assert_eq!(
+        (calls[0].phase.name(), calls[0].count),
+        ("observability", 6)
+    );
 }
 
 #[tokio::test]

@@ -1,16 +1,23 @@
 //! Clusters.
 
-use std::path::PathBuf;
+use std::{net::IpAddr, num::NonZero, path::PathBuf, time::Duration};
 
+use attache_filter::metadata::MetadataPath;
 use attache_service::{
-    Address, channel,
+    Address,
+    channel::Target as At,
+    cluster::{
+        Balance, Described, Dns, DnsType, Endpoints, LbPolicy, LookupFamily, Named, Source,
+        breakers::BreakersPlan, health::HealthPlan, outlier::Detector,
+    },
     config::{Errors, Located},
 };
+use http::HeaderName;
 
 use super::Builder;
 use crate::{
-    config::{Cluster, Embedded, EmbeddedService, Target},
-    plan::{ClusterPlan, Endpoint, Protocol},
+    config::{self, Cluster, Embedded, EmbeddedService, OriginalDst, Target},
+    plan::{ClusterPlan, DestinationPlan, Protocol},
 };
 
 impl Builder<'_> {
@@ -22,24 +29,47 @@ impl Builder<'_> {
         if let Some(timeout) = raw.idle_timeout {
             plan.idle_timeout = timeout;
         }
+        let common = raw.common_http_protocol_options.as_ref();
+        let duration = common.and_then(|common| common.max_stream_duration);
+        plan.max_stream_duration = duration.filter(|bound| !bound.is_zero());
+        if let Some(breakers) = &raw.circuit_breakers {
+            plan.breakers = BreakersPlan::plan(breakers, errors);
+        }
+        let outliers = raw.outlier_detection.as_ref();
+        plan.outliers = outliers.map(|raw| Detector::plan(raw, errors));
+        plan.health = health(raw, errors);
+        plan.max_connection_duration = positive(raw.max_connection_duration.as_ref(), errors);
+        if let Some(max) = &raw.max_requests_per_connection {
+            // 0 is no bound, as in Envoy.
+            plan.max_requests_per_connection = NonZero::new(max.value);
+        }
         plan.protocol = if raw.http2.is_some() {
             Protocol::Http2
         } else {
             Protocol::Http1
         };
-        plan.targets = match &raw.target.value {
-            Target::Endpoints(addresses) => {
-                if addresses.is_empty() {
+        plan.balance = balance(raw, errors);
+        let named = match &raw.target.value {
+            Target::Endpoints(written) => {
+                if written.is_empty() {
                     errors.push(&raw.target, "`endpoints` needs at least one address");
                 }
-                for address in addresses {
-                    if matches!(address.value, Address::Tcp { port: 0, .. }) {
-                        errors.push(address, "an endpoint needs a port");
-                    }
+                let described = written.iter().map(|one| one.plan(errors));
+                Some(Named::Here(described.collect()))
+            }
+            Target::Dns(name) => {
+                if is_literal(&name.value) {
+                    errors.push(name, "`dns` needs a name; write addresses in `endpoints`");
                 }
-                let endpoint =
-                    |a: &Located<Address>| Endpoint(channel::Target::Address(a.value.clone()));
-                addresses.iter().map(endpoint).collect()
+                if matches!(name.value, Address::Tcp { port: 0, .. }) {
+                    errors.push(name, "an endpoint needs a port");
+                }
+                Some(Named::Here(vec![name.value.clone().into()]))
+            }
+            Target::EndpointsFile(path) => Some(Named::File(self.document.resolve(&path.value))),
+            Target::OriginalDst(raw) => {
+                plan.destination = destination(raw, errors);
+                None
             }
             Target::Embedded(service) => {
                 plan.protocol = Protocol::Http2;
@@ -48,9 +78,19 @@ impl Builder<'_> {
                 }
                 let service = self.embedded_service(service);
                 let connector = self.embedded.connect(&raw.name, &service, errors)?;
-                vec![Endpoint(channel::Target::Embedded(connector))]
+                Some(Named::Here(vec![At::Embedded(connector).into()]))
             }
         };
+        if let Some(named) = named {
+            let dns = dns(raw, &named, errors);
+            if let Named::Here(described) = &named {
+                // Names get their addresses when the source is followed.
+                let known = described.iter().filter(|one| !is_name(one)).cloned();
+                plan.endpoints = Endpoints::new(plan.name.clone(), known);
+            }
+            plan.source = Some(Source { named, dns });
+        }
+        plan.configured = Some(raw.clone());
         if let Some(tls) = &raw.tls {
             let alpn: &[&str] = match plan.protocol {
                 Protocol::Http1 => &["http/1.1"],
@@ -72,4 +112,141 @@ impl Builder<'_> {
             Embedded::ExtProc(name) => EmbeddedService::ExtProc(name.clone()),
         }
     }
+}
+
+/// The health checks of a cluster.
+fn health(raw: &Cluster, errors: &mut Errors) -> Option<HealthPlan> {
+    let mut checks = raw.health_checks.iter();
+    let check = checks.next()?;
+    if let Some(second) = checks.next() {
+        errors.push(second, "a cluster has one health check, as in Envoy");
+    }
+    let plan = HealthPlan::plan(check, &raw.name, errors)?;
+    let embedded = matches!(raw.target.value, Target::Embedded(_));
+    if plan.is_grpc() && raw.http2.is_none() && !embedded {
+        errors.push(check, "`grpc_health_check` needs `http2: {}`");
+    }
+    Some(plan)
+}
+
+fn is_literal(address: &Address) -> bool {
+    match address {
+        Address::Tcp { host, .. } => host.parse::<IpAddr>().is_ok(),
+        Address::Unix(_) => true,
+    }
+}
+
+fn is_name(described: &Described) -> bool {
+    matches!(&described.target, At::Address(address) if !is_literal(address))
+}
+
+/// A duration that must not be 0.
+fn positive(raw: Option<&Located<Duration>>, errors: &mut Errors) -> Option<Duration> {
+    let raw = raw?;
+    if raw.value.is_zero() {
+        errors.push(raw, "expected more than 0 s");
+    }
+    Some(raw.value)
+}
+
+fn balance(raw: &Cluster, errors: &mut Errors) -> Balance {
+    let ewma = raw.peak_ewma_lb_config.as_ref();
+    if let Some(ewma) = ewma
+        && raw.lb_policy != Some(config::LbPolicy::PeakEwma)
+    {
+        errors.push(ewma, "it is for `lb_policy: PEAK_EWMA`");
+    }
+    let decay = ewma.and_then(|ewma| positive(ewma.value.decay_time.as_ref(), errors));
+    let policy = match raw.lb_policy {
+        None | Some(config::LbPolicy::LeastRequest) => LbPolicy::LeastRequest,
+        Some(config::LbPolicy::RoundRobin) => LbPolicy::RoundRobin,
+        Some(config::LbPolicy::Random) => LbPolicy::Random,
+        Some(config::LbPolicy::PeakEwma) => LbPolicy::PeakEwma {
+            decay: decay.unwrap_or(Duration::from_secs(10)),
+        },
+        Some(config::LbPolicy::RingHash | config::LbPolicy::Maglev) => LbPolicy::Hash,
+    };
+    let threshold = raw.common_lb_config.as_ref();
+    let threshold = threshold.and_then(|common| common.healthy_panic_threshold.as_ref());
+    let panic_threshold = threshold.map_or(Balance::default().panic_threshold, |percent| {
+        if !(0.0..=100.0).contains(&percent.value.value) {
+            errors.push(&percent.value, "a percentage is between 0 and 100");
+        }
+        percent.value.value
+    });
+    Balance {
+        policy,
+        panic_threshold,
+    }
+}
+
+fn dns(raw: &Cluster, named: &Named, errors: &mut Errors) -> Dns {
+    let mut dns = Dns::default();
+    if let Some(kind) = &raw.dns_type {
+        dns.kind = match kind.value {
+            config::DnsType::Strict => DnsType::Strict,
+            config::DnsType::Logical => DnsType::Logical,
+        };
+        let one_name =
+            matches!(named, Named::Here(all) if matches!(all.as_slice(), [one] if is_name(one)));
+        if dns.kind == DnsType::Logical && !one_name {
+            errors.push(kind, "`LOGICAL_DNS` is for one name: `dns: host:port`");
+        }
+    }
+    if let Some(every) = positive(raw.dns_refresh_rate.as_ref(), errors) {
+        dns.refresh_rate = every;
+    }
+    if let Some(family) = raw.dns_lookup_family {
+        dns.family = match family {
+            config::DnsLookupFamily::Auto => LookupFamily::Auto,
+            config::DnsLookupFamily::V4Only => LookupFamily::V4Only,
+            config::DnsLookupFamily::V6Only => LookupFamily::V6Only,
+            config::DnsLookupFamily::V4Preferred => LookupFamily::V4Preferred,
+            config::DnsLookupFamily::All => LookupFamily::All,
+        };
+    }
+    dns
+}
+
+fn destination(raw: &OriginalDst, errors: &mut Errors) -> Option<DestinationPlan> {
+    let header = raw.http_header_name.as_ref().and_then(|name| {
+        HeaderName::try_from(name.as_str())
+            .map_err(|_| errors.push(name, format!("`{}` is not a header name", name.value)))
+            .ok()
+    });
+    let metadata = raw.metadata_key.as_ref();
+    let metadata = metadata.and_then(|key| MetadataPath::plan(key, errors));
+    if raw.http_header_name.is_none() && raw.metadata_key.is_none() {
+        errors.push(
+            &raw.allowed,
+            "beside it, `http_header_name` or `metadata_key` is needed",
+        );
+    }
+    if raw.allowed.value.is_empty() {
+        errors.push(
+            &raw.allowed,
+            "`allowed` needs at least one network, such as `10.0.0.0/8`",
+        );
+    }
+    let allowed = raw.allowed.value.iter().filter_map(|text| {
+        let network = text
+            .parse()
+            .or_else(|_| text.parse::<IpAddr>().map(ipnet::IpNet::from));
+        network
+            .map_err(|_| errors.push(text, format!("`{}` is not a network", text.value)))
+            .ok()
+    });
+    let allowed = allowed.collect();
+    let max_endpoints = raw.max_endpoints.as_ref().map_or(1024, |max| {
+        if max.value == 0 {
+            errors.push(max, "at least 1 is needed");
+        }
+        max.value
+    });
+    Some(DestinationPlan {
+        header,
+        metadata,
+        allowed,
+        max_endpoints,
+    })
 }

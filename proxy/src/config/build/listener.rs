@@ -1,34 +1,79 @@
-//! Listeners and their access logs.
+//! Listeners.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
-use attache_service::{Address, config::Errors};
+use attache_service::{
+    Address,
+    config::{Errors, Located},
+    listen::ListenAddress,
+};
+use ipnet::IpNet;
 
-use super::{Builder, Policies};
+use super::{Builder, ClusterNames, Policies, local_reply};
 use crate::{
-    access_log::{AccessLogPlan, Sink},
-    config::{AccessLog, EscapedSlashesAction, Listener},
+    config::{
+        self, CodecType, EscapedSlashesAction, Listener, ProxyProtocolVersion, Tcp, TlsPassthrough,
+    },
     path::EscapedSlashes,
-    plan::ListenerPlan,
+    plan::{Codec, ListenerPlan},
+    proxy_protocol::{ProxyProtocol, Version},
+    server_names::ServerNames,
+    tcp::TcpPlan,
 };
 
 /// Envoy's bound on a header block, in bytes; hyper needs some room at least.
 const LEAST_HEADER_BYTES: u64 = 8 << 10;
+/// A client does not wait for more.
+const MOST_ATTEMPTS: u32 = 10;
 
 impl Builder<'_> {
     pub(super) fn listener(
         &self,
         raw: &Listener,
         policies: &Policies,
+        clusters: &ClusterNames<'_>,
         errors: &mut Errors,
     ) -> Option<ListenerPlan> {
         let mut plan = ListenerPlan::new(&raw.name, raw.address.value.clone());
-        if matches!(raw.address.value, Address::Unix(_)) {
+        plan.mode = raw.mode.as_ref().map(|mode| mode.value);
+        if let Some(mode) = &raw.mode
+            && !is_socket_file(&raw.address.value)
+        {
+            errors.push(mode, "only the file of a Unix socket has a mode");
+        }
+        if let Some(written) = &raw.proxy_protocol {
+            plan.proxy_protocol = Some(proxy_protocol(written, errors));
+        }
+        plan.tls_passthrough = passthrough(&raw.tls_passthrough, clusters, errors);
+        if let Some(tcp) = &raw.tcp {
+            let Tcp {
+                cluster,
+                idle_timeout,
+                max_connect_attempts,
+            } = &tcp.value;
+            let attempts = max_connect_attempts.as_ref();
+            plan.tcp = Some(self::tcp(
+                cluster,
+                *idle_timeout,
+                attempts,
+                clusters,
+                errors,
+            )?);
+        }
+        let opens = raw.tls_passthrough.is_empty() || raw.tls.is_some();
+        if let Some(name) = raw.filters.first()
+            && (raw.tcp.is_some() || !opens)
+        {
             errors.push(
-                &raw.address,
-                "listeners on Unix sockets are not supported yet",
+                name,
+                "policies see HTTP, and this listener passes connections on",
             );
         }
+        plan.codec = match raw.codec_type {
+            None | Some(CodecType::Auto) => Codec::Auto,
+            Some(CodecType::Http1) => Codec::Http1,
+            Some(CodecType::Http2) => Codec::Http2,
+        };
         for name in &raw.filters {
             if !policies.contains_key(name.as_str()) {
                 errors.unknown_name(name, "filter", policies.keys().map(String::as_str));
@@ -53,6 +98,17 @@ impl Builder<'_> {
             to.max_concurrent_streams = limits
                 .max_concurrent_streams
                 .unwrap_or(to.max_concurrent_streams);
+            to.max_requests = limits.max_requests;
+            if let Some(requests) = &limits.max_requests_per_connection {
+                if requests.value == 0 {
+                    errors.push(requests, "must be more than 0: no request could be made");
+                }
+                to.max_requests_per_connection = Some(requests.value);
+            }
+            to.max_connection_duration = limits.max_connection_duration;
+            to.body_timeout = limits.body_timeout.unwrap_or(to.body_timeout);
+            to.write_timeout = limits.write_timeout.unwrap_or(to.write_timeout);
+            to.max_resets = limits.max_resets.unwrap_or(to.max_resets);
         }
         let forward = &mut plan.forward;
         forward.use_remote_address = raw.use_remote_address.unwrap_or(forward.use_remote_address);
@@ -89,48 +145,111 @@ impl Builder<'_> {
                 errors.push(limit, "must be more than 0: no body could pass");
             }
         }
+        let common = raw.common_http_protocol_options.as_ref();
+        let duration = common.and_then(|common| common.max_stream_duration);
+        plan.max_stream_duration = duration.filter(|bound| !bound.is_zero());
+        plan.local_replies = raw
+            .local_reply_config
+            .as_ref()
+            .and_then(|raw| local_reply::plan(raw, errors));
         if let Some(log) = &raw.access_log {
-            plan.access_log = self.access_log(log, errors);
+            plan.access_logs = self.access_logs(log, errors);
         }
         if let Some(tls) = &raw.tls {
-            plan.tls = Some(tls.plan(&["h2", "http/1.1"], errors)?);
-        }
-        Some(plan)
-    }
-
-    fn access_log(&self, raw: &AccessLog, errors: &mut Errors) -> Option<AccessLogPlan> {
-        let mut plan = AccessLogPlan {
-            sink: match &raw.path {
-                Some(path) => Sink::File(self.document.resolve(&path.value)),
-                None => Sink::Stdout,
-            },
-            sample: 1.0,
-            always_errors: false,
-            always_slower: None,
-        };
-        if let Some(sample) = &raw.sample {
-            if !(0.0..=1.0).contains(&sample.value) {
-                errors.push(sample, "`sample` is a part between 0 and 1");
-            }
-            plan.sample = sample.value;
-        }
-        for condition in &raw.always {
-            match condition.strip_prefix("slow>").map(parse_duration) {
-                Some(Some(duration)) => plan.always_slower = Some(duration),
-                None if condition.value == "errors" => plan.always_errors = true,
-                _ => errors.push(
-                    condition,
-                    format!(
-                        "`{}` is not a condition: `errors` and `slow>1s` are",
-                        condition.value
-                    ),
-                ),
-            }
+            let protocols: &[_] = match plan.codec {
+                _ if raw.tcp.is_some() => &[],
+                Codec::Auto => &["h2", "http/1.1"],
+                Codec::Http1 => &["http/1.1"],
+                Codec::Http2 => &["h2"],
+            };
+            plan.tls = Some(tls.plan(protocols, errors)?);
         }
         Some(plan)
     }
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
-    attache_service::config::parse_duration(text)
+fn is_socket_file(address: &ListenAddress) -> bool {
+    match address {
+        ListenAddress::At(Address::Unix(path)) => !path.to_string_lossy().starts_with('@'),
+        ListenAddress::At(Address::Tcp { .. }) | ListenAddress::Systemd(_) => false,
+    }
+}
+
+fn proxy_protocol(raw: &config::ProxyProtocol, errors: &mut Errors) -> ProxyProtocol {
+    let mut from = Vec::new();
+    for written in &raw.from {
+        let net = written.parse::<IpNet>().ok();
+        match net.or_else(|| written.parse::<IpAddr>().ok().map(IpNet::from)) {
+            Some(net) => from.push(net),
+            None => errors.push(
+                written,
+                format!("`{}` is no network such as `10.0.0.0/8`", written.value),
+            ),
+        }
+    }
+    let disallowed = raw.disallowed_versions.iter();
+    ProxyProtocol {
+        optional: raw.allow_requests_without_proxy_protocol.unwrap_or(false),
+        from,
+        disallowed: disallowed
+            .map(|version| match version {
+                ProxyProtocolVersion::V1 => Version::V1,
+                ProxyProtocolVersion::V2 => Version::V2,
+            })
+            .collect(),
+    }
+}
+
+fn passthrough(
+    raw: &[TlsPassthrough],
+    clusters: &ClusterNames<'_>,
+    errors: &mut Errors,
+) -> Option<ServerNames<TcpPlan>> {
+    if raw.is_empty() {
+        return None;
+    }
+    let mut names = ServerNames::default();
+    for one in raw {
+        let attempts = one.max_connect_attempts.as_ref();
+        names.push(tcp(
+            &one.cluster,
+            one.idle_timeout,
+            attempts,
+            clusters,
+            errors,
+        )?);
+        if one.server_names.is_empty() {
+            errors.push(&one.cluster, "`server_names` beside it names nothing");
+        }
+        for name in &one.server_names {
+            if let Err(error) = names.name(name) {
+                errors.push(name, error.to_string());
+            }
+        }
+    }
+    Some(names)
+}
+
+fn tcp(
+    cluster: &Located<String>,
+    idle_timeout: Option<Duration>,
+    attempts: Option<&Located<u32>>,
+    clusters: &ClusterNames<'_>,
+    errors: &mut Errors,
+) -> Option<TcpPlan> {
+    let Some((index, _)) = clusters.get(cluster.as_str()) else {
+        errors.unknown_name(cluster, "cluster", clusters.keys().copied());
+        return None;
+    };
+    let mut plan = TcpPlan::to(*index);
+    if let Some(idle) = idle_timeout {
+        plan.idle_timeout = (!idle.is_zero()).then_some(idle);
+    }
+    if let Some(attempts) = attempts {
+        if !(1..=MOST_ATTEMPTS).contains(&attempts.value) {
+            errors.push(attempts, format!("is between 1 and {MOST_ATTEMPTS}"));
+        }
+        plan.max_connect_attempts = attempts.value;
+    }
+    Some(plan)
 }

@@ -1,19 +1,24 @@
 //! From what was written to what runs: names resolved, values checked, defaults filled in.
 
+mod access_log;
 mod cluster;
 mod listener;
+mod local_reply;
+mod overload;
 mod route;
+mod tracing;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use attache_filter::metadata::{RouteMetadata, StructValue};
 use attache_service::{
     Address,
     admin::{AdminError, is_local},
     config::{Document, Errors, Located},
+    listen::ListenAddress,
 };
 
-use super::{Cluster, Config, EmbeddedServices, Listener, Target};
+use super::{Cluster, Config, DrainConfig, EmbeddedServices, Listener, Target};
 use crate::{
     Plan,
     filters::{FilterPlans, OnRoutes},
@@ -35,11 +40,13 @@ pub(super) fn plan(
         .map(|cluster| builder.cluster(cluster, errors))
         .collect();
     let names = cluster_names(&config.clusters, errors);
+    let tracing = config.tracing.as_ref();
+    let tracing = tracing.and_then(|raw| tracing::plan(raw, &names, &clusters, errors));
     let policies = builder.policies(config, &names, errors);
     let listeners: Vec<_> = config
         .listeners
         .iter()
-        .map(|l| builder.listener(l, &policies, errors))
+        .map(|l| builder.listener(l, &policies, &names, errors))
         .collect();
     if config.listeners.is_empty() {
         errors.push(document.root(), "`listeners` needs at least one listener");
@@ -58,6 +65,10 @@ pub(super) fn plan(
         policies: &policies,
     };
     let routes = builder.routes(config, &scope, errors);
+    let overload = config
+        .overload
+        .as_ref()
+        .and_then(|raw| overload::overload(raw, errors));
     let workers = match &config.workers {
         Some(workers) if workers.value == 0 || workers.value > 1024 => {
             errors.push(
@@ -69,6 +80,14 @@ pub(super) fn plan(
         Some(workers) => workers.value,
         None => 0,
     };
+    let (drain_min, drain_timeout) = drain(config.drain.as_ref(), errors);
+    let max_connections = config.max_active_downstream_connections.as_ref();
+    let max_connections = max_connections.map(|limit| {
+        if limit.value == 0 {
+            errors.push(limit, "must be more than 0: nobody could connect");
+        }
+        limit.value
+    });
     let mut filters = FilterPlans::default();
     for (name, policy) in policies {
         if let Some(policy) = policy {
@@ -94,10 +113,27 @@ pub(super) fn plan(
             .into_iter()
             .map(Arc::new)
             .collect(),
+        tracing,
         filters,
         workers,
-        drain_timeout: DEFAULT_DRAIN_TIMEOUT,
+        drain_min,
+        drain_timeout,
+        max_connections,
+        overload,
     })
+}
+
+/// The least and the most time that a drain takes.
+fn drain(raw: Option<&Located<DrainConfig>>, errors: &mut Errors) -> (Duration, Duration) {
+    let min = raw.and_then(|raw| raw.value.min).unwrap_or_default();
+    let max = raw.and_then(|raw| raw.value.max);
+    let max = max.unwrap_or(DEFAULT_DRAIN_TIMEOUT);
+    if let Some(raw) = raw
+        && min > max
+    {
+        errors.push(raw, "`min` is longer than `max` (by default 30s)");
+    }
+    (min, max)
 }
 
 /// The policies by name; `None` for those with mistakes, so that their names still count.
@@ -147,7 +183,10 @@ fn listener_names(listeners: &[Listener], errors: &mut Errors) {
             let message = format!("there are two listeners `{}`", listener.name.value);
             errors.push(&listener.name, message);
         }
-        let system_chooses = matches!(listener.address.value, Address::Tcp { port: 0, .. });
+        let system_chooses = matches!(
+            listener.address.value,
+            ListenAddress::At(Address::Tcp { port: 0, .. })
+        );
         if !system_chooses && earlier().any(|other| other.address == listener.address) {
             let message = format!(
                 "another listener has the address `{}`",

@@ -1,11 +1,10 @@
 //! Matchers of actions that make an entry or leave the descriptor out.
 
-use attache_filter::matcher::{FieldMatcher, TextMatcher};
+use attache_filter::matcher::{FieldMatcher, QueryParameterMatch, TextMatcher};
 use attache_service::config::Errors;
 use http::request::Parts;
 
 use super::query_value;
-use crate::client::raw;
 
 /// What a [`super::Action::Match`] looks at.
 #[derive(Debug, Clone)]
@@ -43,14 +42,11 @@ impl Matchers {
 }
 
 impl ParameterMatch {
-    pub(super) fn plan(
-        raw: Option<&raw::QueryParameterMatch>,
-        errors: &mut Errors,
-    ) -> Option<Self> {
+    pub(super) fn plan(raw: Option<&QueryParameterMatch>, errors: &mut Errors) -> Option<Self> {
         Some(match raw {
             None => Self::Present(true),
-            Some(raw::QueryParameterMatch::PresentMatch(present)) => Self::Present(*present),
-            Some(raw::QueryParameterMatch::StringMatch(raw)) => {
+            Some(QueryParameterMatch::PresentMatch(present)) => Self::Present(*present),
+            Some(QueryParameterMatch::StringMatch(raw)) => {
                 Self::Value(TextMatcher::plan(raw, errors)?)
             }
         })

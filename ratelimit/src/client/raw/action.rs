@@ -1,7 +1,7 @@
 //! Actions, as written: Envoy's `RateLimit.Action`.
 
 use attache_filter::{
-    matcher::{CidrRange, HeaderMatcher, StringMatcher},
+    matcher::{CidrRange, HeaderMatcher, QueryParameterMatcher},
     metadata::MetadataKey,
 };
 use attache_service::{
@@ -124,28 +124,6 @@ config_struct! {
         /// Accepted for configurations written for Envoy, where it stands in for an empty value.
         /// With Envoy's defaults, values are literal, and so never empty.
         pub default_value: Option<String>,
-    }
-}
-
-config_struct! {
-    /// Envoy's `config.route.v3.QueryParameterMatcher`.
-    pub struct QueryParameterMatcher {
-        /// The parameter's name.
-        pub name: String,
-    }
-    oneof {
-        /// What its value must be; present when left out.
-        pub matches: Option<QueryParameterMatch>,
-    }
-}
-
-config_oneof! {
-    /// How a [`QueryParameterMatcher`] compares the parameter's value.
-    pub enum QueryParameterMatch {
-        /// The value matches.
-        StringMatch(StringMatcher) = "string_match",
-        /// The parameter is present (true) or absent (false).
-        PresentMatch(bool) = "present_match",
     }
 }
 

@@ -24,7 +24,7 @@ use self::{
     protocol::{Answer, Command, LONGEST_LIFETIME, Step},
 };
 use super::{
-    Amount, Batch, Charge, Charging, Meter, Reading, Rejected, Store, StoreError,
+    Amount, Batch, Charge, Meter, Reading, Rejected, Store, StoreError,
     redis::settings::{InvalidUrl, address},
 };
 use crate::limiter::Window;
@@ -295,8 +295,7 @@ impl MemcachedStore {
             matches!(charge.amount, Amount::Refund(_))
                 || reading.after <= u64::from(charge.terms.limit)
         };
-        let together = batch.charging() == Charging::AllOrNothing && batch.len() > 1;
-        if !together || readings.iter().zip(batch.iter()).all(fits) {
+        if !batch.is_together() || readings.iter().zip(batch.iter()).all(fits) {
             return Ok(());
         }
         for (reading, (key, charge)) in readings.iter_mut().zip(batch.iter()) {

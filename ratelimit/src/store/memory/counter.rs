@@ -7,14 +7,14 @@ use crate::{
 
 const MICROS: u64 = 1_000_000;
 
-/// What a meter remembers.
+/// What a meter remembers, in half a cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Counter {
     /// Hits of one window.
-    Fixed { window: Window, count: u64 },
+    Fixed { window: Kept, count: u64 },
     /// Hits of one window and of the one before it.
     Sliding {
-        window: Window,
+        window: Kept,
         count: u64,
         previous: u64,
     },
@@ -32,20 +32,68 @@ pub(super) enum Counter {
     },
 }
 
-/// What tells counters of one key apart: the same key with another unit is another counter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Kind {
-    Fixed(u64),
-    Sliding(u64),
-    Bucket(u64),
+/// A window in less room. No length is longer than 32 bits of seconds: that is more than
+/// [`LONGEST`](crate::config::limit::LONGEST).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(Rust, packed(4))]
+pub(super) struct Kept {
+    start: u64,
+    length: u32,
 }
 
+impl From<Window> for Kept {
+    fn from(window: Window) -> Self {
+        Self {
+            start: window.start,
+            length: length_of(window),
+        }
+    }
+}
+
+impl Kept {
+    #[inline]
+    pub(super) fn window(self) -> Window {
+        Window {
+            start: self.start,
+            length: self.length.into(),
+        }
+    }
+}
+
+fn length_of(window: Window) -> u32 {
+    u32::try_from(window.length).unwrap_or(u32::MAX)
+}
+
+/// What tells counters of one key apart: the same key with another unit is another counter. One
+/// number, since it is hashed and compared for every charge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Kind(u64);
+
 impl Kind {
+    /// By the window's length in seconds.
+    #[inline]
+    fn fixed(length: u32) -> Self {
+        Self(length.into())
+    }
+
+    /// The same.
+    #[inline]
+    fn sliding(length: u32) -> Self {
+        Self(u64::from(length) | 1 << 32)
+    }
+
+    /// By the period in microseconds, which is far from having its top bits set.
+    #[inline]
+    fn bucket(period: u64) -> Self {
+        Self(!period)
+    }
+
+    #[inline]
     pub(super) fn of(meter: &Meter) -> Self {
         match meter {
-            Meter::FixedWindow(window) => Self::Fixed(window.length),
-            Meter::SlidingWindow(window) => Self::Sliding(window.length),
-            Meter::TokenBucket { period, .. } => Self::Bucket(period_of(*period)),
+            Meter::FixedWindow(window) => Self::fixed(length_of(*window)),
+            Meter::SlidingWindow(window) => Self::sliding(length_of(*window)),
+            Meter::TokenBucket { period, .. } => Self::bucket(period_of(*period)),
         }
     }
 }
@@ -58,9 +106,12 @@ impl Counter {
     /// A counter that was never charged.
     pub(super) fn new(terms: &Terms, now: UnixTime) -> Self {
         match terms.meter {
-            Meter::FixedWindow(window) => Self::Fixed { window, count: 0 },
+            Meter::FixedWindow(window) => Self::Fixed {
+                window: window.into(),
+                count: 0,
+            },
             Meter::SlidingWindow(window) => Self::Sliding {
-                window,
+                window: window.into(),
                 count: 0,
                 previous: 0,
             },
@@ -73,11 +124,12 @@ impl Counter {
         }
     }
 
+    #[inline]
     pub(super) fn kind(&self) -> Kind {
         match self {
-            Self::Fixed { window, .. } => Kind::Fixed(window.length),
-            Self::Sliding { window, .. } => Kind::Sliding(window.length),
-            Self::Bucket { period, .. } => Kind::Bucket(*period),
+            Self::Fixed { window, .. } => Kind::fixed(window.length),
+            Self::Sliding { window, .. } => Kind::sliding(window.length),
+            Self::Bucket { period, .. } => Kind::bucket(*period),
         }
     }
 
@@ -86,11 +138,13 @@ impl Counter {
     /// Of two threads at the edge of a window the one with the older time may come second: its
     /// hit counts in the new window. A window further ahead was opened by a clock that has been
     /// set back since, and is given up.
+    #[inline]
     pub(super) fn enter(&mut self, terms: &Terms, now: UnixTime) {
         match (self, terms.meter) {
             (Self::Fixed { window, count }, Meter::FixedWindow(present)) => {
-                if window.start != present.start && window.start != present.end() {
-                    *window = present;
+                let start = window.start;
+                if start != present.start && start != present.end() {
+                    *window = present.into();
                     *count = 0;
                 }
             }
@@ -102,13 +156,14 @@ impl Counter {
                 },
                 Meter::SlidingWindow(present),
             ) => {
-                if window.start != present.start && window.start != present.end() {
-                    *previous = if window.end() == present.start {
+                let held = window.window();
+                if held.start != present.start && held.start != present.end() {
+                    *previous = if held.end() == present.start {
                         *count
                     } else {
                         0
                     };
-                    *window = present;
+                    *window = present.into();
                     *count = 0;
                 }
             }
@@ -139,6 +194,7 @@ impl Counter {
     }
 
     /// How many hits count at `now`. A part of one is one.
+    #[inline]
     pub(super) fn used(&self, now: UnixTime) -> u64 {
         match self {
             Self::Fixed { count, .. } => *count,
@@ -146,7 +202,7 @@ impl Counter {
                 window,
                 count,
                 previous,
-            } => count.saturating_add(weighted(*previous, *window, now)),
+            } => count.saturating_add(weighted(*previous, window.window(), now)),
             Self::Bucket {
                 full_at,
                 part,
@@ -164,7 +220,7 @@ impl Counter {
         let mut at_now = *self;
         match &mut at_now {
             Self::Fixed { window, count } => {
-                if window.end() <= now.seconds() {
+                if window.window().end() <= now.seconds() {
                     *count = 0;
                 }
             }
@@ -173,15 +229,16 @@ impl Counter {
                 count,
                 previous,
             } => {
-                if window.end() <= now.seconds() {
-                    let present = Window::at(now.seconds(), window.length);
-                    *previous = if window.end() == present.start {
+                let held = window.window();
+                if held.end() <= now.seconds() {
+                    let present = Window::at(now.seconds(), held.length);
+                    *previous = if held.end() == present.start {
                         *count
                     } else {
                         0
                     };
                     *count = 0;
-                    *window = present;
+                    *window = present.into();
                 }
             }
             Self::Bucket { .. } => {}
@@ -190,6 +247,7 @@ impl Counter {
     }
 
     /// Adds hits or gives them back, whether they fit or not. A bucket is not emptier than empty.
+    #[inline]
     fn apply(&mut self, terms: &Terms, amount: Amount, now: UnixTime) {
         match self {
             Self::Fixed { count, .. } | Self::Sliding { count, .. } => {
@@ -219,6 +277,7 @@ impl Counter {
 
     /// What a charge would make of the counter, which is at the time of the charge, if
     /// `pending` hits more counted.
+    #[inline]
     pub(super) fn preview(
         &self,
         terms: &Terms,
@@ -242,6 +301,7 @@ impl Counter {
     }
 
     /// Carries out a charge at `now`, to which the counter was brought.
+    #[inline]
     pub(super) fn charge(&mut self, terms: &Terms, amount: Amount, now: UnixTime) -> Reading {
         let mut reading = self.preview(terms, amount, 0, now);
         if reading.charged {
@@ -253,6 +313,7 @@ impl Counter {
 
     /// Whole seconds, at least 1: until the window ends; of a sliding window or a bucket, until
     /// hits that did not fit would, or else until nothing counts any more.
+    #[inline]
     pub(super) fn resets_in(
         &self,
         terms: &Terms,
@@ -266,25 +327,27 @@ impl Counter {
             Amount::Refund(_) => 1,
         };
         // How much may count for the hits to fit; nothing, when they never will.
-        let target = if reading.after > capacity {
-            capacity.saturating_sub(wanted)
-        } else {
-            0
+        let target = || {
+            if reading.after > capacity {
+                capacity.saturating_sub(wanted)
+            } else {
+                0
+            }
         };
         match self {
-            Self::Fixed { window, .. } => window.resets_in(now.seconds()),
+            Self::Fixed { window, .. } => window.window().resets_in(now.seconds()),
             Self::Sliding {
                 window,
                 count,
                 previous,
-            } => sliding_resets_in(*window, *count, *previous, target, now),
+            } => sliding_resets_in(window.window(), *count, *previous, target(), now),
             Self::Bucket {
                 full_at,
                 part,
                 limit,
                 period,
             } => {
-                let target = u128::from(target) * u128::from(*period);
+                let target = u128::from(target()) * u128::from(*period);
                 let missing = missing(*full_at, *part, *limit, now).saturating_sub(target);
                 let (reached, part) = full_at_of(missing, *limit, now);
                 let micros = (reached - now.micros()).saturating_add(u64::from(part > 0));
@@ -296,8 +359,11 @@ impl Counter {
     /// The second from which on the counter is as if it had never been charged.
     pub(super) fn ends(&self) -> u64 {
         match self {
-            Self::Fixed { window, .. } => window.end(),
-            Self::Sliding { window, .. } => window.end().saturating_add(window.length),
+            Self::Fixed { window, .. } => window.window().end(),
+            Self::Sliding { window, .. } => {
+                let window = window.window();
+                window.end().saturating_add(window.length)
+            }
             Self::Bucket { full_at, part, .. } => full_at
                 .saturating_add(u64::from(*part > 0))
                 .div_ceil(MICROS),
@@ -325,6 +391,7 @@ fn full_at_of(missing: u128, limit: u32, now: UnixTime) -> (u64, u32) {
 
 /// Whether a charge that makes `after` hits count fits. Giving back always does, also when more
 /// than the limit still count then.
+#[inline]
 pub(super) fn fits(terms: &Terms, amount: Amount, after: u64) -> bool {
     matches!(amount, Amount::Refund(_)) || after <= u64::from(terms.capacity())
 }
@@ -394,6 +461,11 @@ mod tests {
     fn charge(counter: &mut Counter, terms: &Terms, amount: Amount, now: UnixTime) -> Reading {
         counter.enter(terms, now);
         counter.charge(terms, amount, now)
+    }
+
+    #[test]
+    fn a_counter_takes_half_a_cache_line() {
+        assert_eq!(size_of::<Counter>(), 32);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod shard;
 
 use std::{
     borrow::Cow,
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher as _, RandomState},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -21,7 +21,7 @@ use self::{
     shard::{Name, Room, Shard},
 };
 use super::{
-    Amount, Batch, Charge, Charging, Inspect, Meter, Page, Query, Reading, Store, StoreError,
+    Amount, Batch, Charge, Inspect, Meter, Page, Query, Reading, Store, StoreError, Terms,
 };
 use crate::limiter::UnixTime;
 
@@ -36,12 +36,13 @@ const LONGEST_KEY: usize = 256;
 
 /// Counters in the memory of this process.
 ///
-/// Every addition happens in one critical section of one shard, so limits hold exactly however
-/// many threads hit them. A counter lives until its window ends, or its bucket is full again; its
-/// memory is used again by the next counters. At most `capacity` counters are held (by default
-/// [`DEFAULT_CAPACITY`], about 120 bytes each plus at most 256 for the key): beyond that the
-/// least used of a few is given up, which can let as many hits pass again as it had counted.
-/// `attache_ratelimit_counters` and `attache_ratelimit_counters_evicted` show how close that is.
+/// Every addition happens in one critical section of one shard, so limits hold exactly however many
+/// threads hit them. A counter lives until its window ends, or its bucket is full again; its memory
+/// is used again by the next counters. At most `capacity` counters are held (by default
+/// [`DEFAULT_CAPACITY`], 75 to 150 bytes each, plus at most 256 for a key of more than 30 bytes):
+/// beyond that the least used of a few is given up, which can let as many hits pass again as it had
+/// counted. `attache_ratelimit_counters` and `attache_ratelimit_counters_evicted` show how close
+/// that is.
 #[derive(Debug)]
 pub struct MemoryStore {
     shards: Box<[Mutex<Shard>; SHARDS]>,
@@ -62,9 +63,12 @@ impl Default for MemoryStore {
 impl MemoryStore {
     /// A store for at most `capacity` counters, rounded up to a multiple of the 64 shards.
     pub fn new(capacity: usize, metrics: &Metrics) -> Self {
+        let hasher = KeyHasher::default();
         Self {
-            shards: Box::new(std::array::from_fn(|_| Mutex::default())),
-            hasher: KeyHasher::default(),
+            shards: Box::new(std::array::from_fn(|_| {
+                Mutex::new(Shard::new(hasher.clone()))
+            })),
+            hasher,
             digests: [RandomState::new(), RandomState::new()],
             shard_capacity: capacity.div_ceil(SHARDS).max(1),
             live: metrics.gauge(
@@ -102,31 +106,59 @@ impl MemoryStore {
 
     /// Charges without waiting for anything: what [`Store::charge`] does.
     pub fn charge_now(&self, batch: &Batch, readings: &mut Vec<Reading>) {
-        match batch.charging() {
-            Charging::AllOrNothing if batch.len() > 1 => self.charge_together(batch, readings),
-            Charging::Each | Charging::AllOrNothing => readings.extend(
-                batch
-                    .iter()
-                    .map(|(key, charge)| self.charge_one(key, charge, batch.now())),
-            ),
+        if batch.is_together() {
+            self.charge_together(batch, readings);
+        } else {
+            let one = |(key, charge): (&str, &Charge)| {
+                self.charge_one(key, &charge.terms, charge.amount, batch.now())
+            };
+            readings.extend(batch.iter().map(one));
         }
     }
 
-    fn charge_one(&self, key: &str, charge: &Charge, now: UnixTime) -> Reading {
+    /// Charges one counter without waiting for anything.
+    #[inline]
+    pub(super) fn charge_one(
+        &self,
+        key: &str,
+        terms: &Terms,
+        amount: Amount,
+        now: UnixTime,
+    ) -> Reading {
         let key = &*self.held(key);
-        let name = self.name(key, &charge.terms.meter);
+        let name = self.name(key, &terms.meter);
         let mut shard = lock(self.shard(name));
-        self.apply(&mut shard, name, charge, now)
+        self.apply(&mut shard, name, terms, amount, now)
     }
 
-    fn apply(&self, shard: &mut Shard, name: Name<'_>, charge: &Charge, now: UnixTime) -> Reading {
-        let Charge { terms, amount, .. } = charge;
+    #[inline]
+    fn apply(
+        &self,
+        shard: &mut Shard,
+        name: Name<'_>,
+        terms: &Terms,
+        amount: Amount,
+        now: UnixTime,
+    ) -> Reading {
         if let Some(counter) = shard.find_mut(name) {
             counter.enter(terms, now);
-            return counter.charge(terms, *amount, now);
+            return counter.charge(terms, amount, now);
         }
+        self.add(shard, name, terms, amount, now)
+    }
+
+    /// Charges a counter that is not there yet.
+    #[cold]
+    fn add(
+        &self,
+        shard: &mut Shard,
+        name: Name<'_>,
+        terms: &Terms,
+        amount: Amount,
+        now: UnixTime,
+    ) -> Reading {
         let mut counter = Counter::new(terms, now);
-        let reading = counter.charge(terms, *amount, now);
+        let reading = counter.charge(terms, amount, now);
         // What was only looked at, or refused, leaves nothing to remember.
         if counter.used(now) > 0 {
             let room = Room {
@@ -189,29 +221,32 @@ impl MemoryStore {
         for (name, charge) in charges {
             let shard = shards.iter_mut().find(|(at, _)| *at == shard_of(name));
             if let Some((_, shard)) = shard {
-                readings.push(self.apply(shard, name, charge, now));
+                readings.push(self.apply(shard, name, &charge.terms, charge.amount, now));
             }
         }
     }
 
     /// The key as it is held. Two keyed hashes of 64 bits tell long keys apart.
+    #[inline]
     fn held<'k>(&self, key: &'k str) -> Cow<'k, str> {
         if key.len() <= LONGEST_KEY {
-            return Cow::Borrowed(key);
+            Cow::Borrowed(key)
+        } else {
+            Cow::Owned(self.digest(key))
         }
+    }
+
+    #[cold]
+    fn digest(&self, key: &str) -> String {
         let [first, second] = &self.digests;
         let (first, second) = (first.hash_one(key), second.hash_one(key));
         // No key that is held as it is looks so: those start with a domain.
-        Cow::Owned(format!("\0{}:{first:016x}{second:016x}", key.len()))
+        format!("\0{}:{first:016x}{second:016x}", key.len())
     }
 
+    #[inline]
     fn name<'k>(&self, key: &'k str, meter: &Meter) -> Name<'k> {
-        let kind = Kind::of(meter);
-        Name {
-            hash: self.hasher.hash_one((key, kind)),
-            key,
-            kind,
-        }
+        Name::new(&self.hasher, key, Kind::of(meter))
     }
 
     fn shard(&self, name: Name<'_>) -> &Mutex<Shard> {
@@ -242,10 +277,8 @@ impl Inspect for MemoryStore {
     async fn list(&self, query: &Query, now: UnixTime) -> Result<Page, StoreError> {
         let mut start = match &query.cursor {
             None => (0, 0),
-            Some(cursor) => position(cursor).ok_or_else(|| StoreError::Failed {
-                store: "memory",
-                address: "this process".to_owned(),
-                reason: format!("`{cursor}` is not a cursor of a list of counters"),
+            Some(cursor) => position(cursor).ok_or_else(|| StoreError::NoCursor {
+                cursor: cursor.clone(),
             })?,
         };
         let mut page = Page::default();

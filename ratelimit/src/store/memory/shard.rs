@@ -1,9 +1,12 @@
 //! One part of the counters: a table that takes back the memory of what is over.
 
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
+
 use attache_service::metrics::Counter as Metric;
 use hashbrown::HashTable;
 
 use super::{
+    KeyHasher,
     counter::{Counter, Kind},
     key::Key,
 };
@@ -20,16 +23,17 @@ const CANDIDATES: usize = 8;
 #[derive(Debug)]
 pub(super) struct Shard {
     table: HashTable<Slot>,
+    hasher: KeyHasher,
     /// Where the search for dead counters goes on.
     cursor: usize,
     /// No counter is over before this second, so that there is nothing to sweep until then.
     earliest: u64,
 }
 
-/// A counter and its name, in one place: finding one is one look into memory.
+/// A counter and its name, in one cache line: finding one is one look into memory.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Slot {
-    hash: u64,
     counter: Counter,
     key: Key,
 }
@@ -42,6 +46,26 @@ pub(super) struct Name<'k> {
     pub(super) kind: Kind,
 }
 
+impl<'k> Name<'k> {
+    #[inline]
+    pub(super) fn new(hasher: &KeyHasher, key: &'k str, kind: Kind) -> Self {
+        Self {
+            hash: hash(hasher, key.as_bytes(), kind),
+            key,
+            kind,
+        }
+    }
+}
+
+/// The kind is always as long, so nothing need stand between the two.
+#[inline]
+fn hash(hasher: &KeyHasher, key: &[u8], kind: Kind) -> u64 {
+    let mut state = hasher.build_hasher();
+    state.write(key);
+    kind.hash(&mut state);
+    state.finish()
+}
+
 /// What a table holds at most, and where it counts what had to go.
 #[derive(Debug)]
 pub(super) struct Room<'m> {
@@ -49,17 +73,16 @@ pub(super) struct Room<'m> {
     pub(super) evicted: &'m Metric,
 }
 
-impl Default for Shard {
-    fn default() -> Self {
+impl Shard {
+    pub(super) fn new(hasher: KeyHasher) -> Self {
         Self {
             table: HashTable::default(),
+            hasher,
             cursor: 0,
             earliest: u64::MAX,
         }
     }
-}
 
-impl Shard {
     pub(super) fn len(&self) -> usize {
         self.table.len()
     }
@@ -74,6 +97,7 @@ impl Shard {
         Some(&slot.counter)
     }
 
+    #[inline]
     pub(super) fn find_mut(&mut self, name: Name<'_>) -> Option<&mut Counter> {
         let slot = self.table.find_mut(name.hash, |slot| slot.is(name))?;
         Some(&mut slot.counter)
@@ -91,11 +115,12 @@ impl Shard {
         // Hits that follow can only put the end off.
         self.earliest = self.earliest.min(counter.ends());
         let slot = Slot {
-            hash: name.hash,
             counter,
             key: Key::new(name.key),
         };
-        self.table.insert_unique(slot.hash, slot, |slot| slot.hash);
+        let hasher = &self.hasher;
+        self.table
+            .insert_unique(name.hash, slot, |slot| slot.hash(hasher));
         removed
     }
 
@@ -173,7 +198,8 @@ impl Shard {
         });
         self.earliest = earliest;
         if self.table.len() < self.table.capacity() / 4 {
-            self.table.shrink_to_fit(|slot| slot.hash);
+            let hasher = &self.hasher;
+            self.table.shrink_to_fit(|slot| slot.hash(hasher));
         }
         removed
     }
@@ -187,14 +213,19 @@ impl Shard {
 }
 
 impl Slot {
+    #[inline]
     fn is(&self, name: Name<'_>) -> bool {
-        self.hash == name.hash && self.key.is(name.key) && self.counter.kind() == name.kind
+        self.key.is(name.key) && self.counter.kind() == name.kind
+    }
+
+    fn hash(&self, hasher: &KeyHasher) -> u64 {
+        hash(hasher, self.key.bytes(), self.counter.kind())
     }
 
     /// The name under which operators know it.
     pub(super) fn stored_key(&self) -> String {
         match &self.counter {
-            Counter::Fixed { window, .. } => format!("{}{}", self.key, window.start),
+            Counter::Fixed { window, .. } => format!("{}{}", self.key, window.window().start),
             Counter::Sliding { .. } | Counter::Bucket { .. } => self.key.to_string(),
         }
     }
@@ -207,5 +238,15 @@ impl Slot {
             used: self.counter.used_at(now),
             resets_in: ends - now.seconds(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_fills_one_cache_line() {
+        assert_eq!((size_of::<Slot>(), align_of::<Slot>()), (64, 64));
     }
 }

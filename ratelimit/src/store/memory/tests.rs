@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     limiter::Window,
-    store::{Rejected, Terms},
+    store::{Charging, Rejected, Terms},
 };
 
 /// Charges one counter of a fixed window, whatever its limit; its new count.
@@ -63,6 +63,15 @@ fn either_all_of_a_batch_is_charged_or_nothing() {
     assert_eq!((refused[1].before, refused[1].after), (2, 3));
     let looked = charge(&store, &batch(&["a"], 2, Rejected::Counted, Charging::Each));
     assert_eq!(looked[0].before, 1);
+}
+
+#[test]
+fn of_one_charge_all_or_nothing_counts_all_its_hits_or_none() {
+    let store = MemoryStore::default();
+    let one = batch(&["a"], 2, Rejected::Counted, Charging::AllOrNothing);
+    let charged: Vec<_> = (0..4).map(|_| charge(&store, &one)[0].charged).collect();
+    assert_eq!(charged, [true, true, false, false]);
+    assert_eq!(charge(&store, &one)[0].before, 2);
 }
 
 #[test]

@@ -154,15 +154,21 @@ impl Cluster {
     }
 
     /// The connection to the server that another one has named for a key.
-    pub(super) async fn link_at(&self, address: &str, key: &str) -> Result<Link, StoreError> {
-        let failed = |reason: String| StoreError::Failed {
+    pub(super) async fn link_at(
+        &self,
+        address: Option<Address>,
+        key: &str,
+    ) -> Result<Link, StoreError> {
+        let failed = |address: String, reason: &str| StoreError::Failed {
             store: "redis",
-            address: address.to_owned(),
-            reason,
+            address,
+            reason: reason.to_owned(),
         };
-        let parsed: Address = address
-            .parse()
-            .map_err(|error| failed(format!("a redirection to nowhere: {error}")))?;
+        let Some(parsed) = address else {
+            let seeds = self.seeds.iter().map(ToString::to_string);
+            let seeds: Vec<_> = seeds.collect();
+            return Err(failed(seeds.join(","), "a redirection to nowhere"));
+        };
         let find = |map: &Map| {
             map.servers
                 .iter()
@@ -187,7 +193,7 @@ impl Cluster {
         server
             .link(key)
             .cloned()
-            .ok_or_else(|| failed("there is no connection".to_owned()))
+            .ok_or_else(|| failed(parsed.to_string(), "there is no connection"))
     }
 
     /// Has the map fetched anew, soon.
@@ -295,6 +301,22 @@ async fn keep_map(cluster: Weak<Cluster>) {
         drop(strong);
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// The server that a redirection names: `host:port`. Without a host it is the one of the server
+/// that says so.
+pub(super) fn named(to: &str, by: &str) -> Option<Address> {
+    let (host, port) = to.rsplit_once(':')?;
+    let host = match host {
+        "" | "?" => by.rsplit_once(':')?.0,
+        host => host,
+    };
+    // Of the sixth version, between brackets or not.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    Some(Address::Tcp {
+        host: host.to_owned(),
+        port: port.parse().ok()?,
+    })
 }
 
 /// Slots that one server has.
@@ -411,6 +433,23 @@ mod tests {
         assert_eq!(slot("foo{{bar}}zap"), slot("{bar"));
         assert_eq!(slot("foo{}{bar}"), crc16(b"foo{}{bar}") % SLOTS);
         assert_eq!(slot("foo}{bar"), crc16(b"foo}{bar") % SLOTS);
+    }
+
+    #[test]
+    fn redirections_without_a_host_lead_to_another_port_of_the_same() {
+        for (to, expected) in [
+            ("10.0.0.1:7001", Some("10.0.0.1:7001")),
+            (":7001", Some("node:7001")),
+            ("?:7001", Some("node:7001")),
+            ("::1:7001", Some("[::1]:7001")),
+            ("[::1]:7001", Some("[::1]:7001")),
+            ("nowhere", None),
+            ("node:port", None),
+            ("", None),
+        ] {
+            let named = named(to, "node:7000").map(|address| address.to_string());
+            assert_eq!(named.as_deref(), expected, "{to}");
+        }
     }
 
     #[test]

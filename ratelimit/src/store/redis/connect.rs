@@ -97,14 +97,19 @@ impl Target {
                 let address = self.resolve(settings).await?;
                 let connection = connect(&address, settings).await?;
                 // A sentinel that was cut off may name one that has been replaced.
-                match role(&connection).await {
+                let role = async {
+                    let role = role(&connection).await;
+                    role.map_err(|source| ConnectError::Redis {
+                        address: address.clone(),
+                        source,
+                    })
+                };
+                match within(&address, settings.connect_timeout, role).await {
                     Ok(role) if role == "master" => Ok(connection),
-                    Ok(role) => Err(ConnectError::NotMaster {
-                        address: connection.address.clone(),
-                        role,
-                    }),
-                    Err(source) => {
-                        tracing::debug!(%master, %address, %source, "cannot ask for the role");
+                    Ok(role) => Err(ConnectError::NotMaster { address, role }),
+                    Err(silent @ ConnectError::Timeout { .. }) => Err(silent),
+                    Err(error) => {
+                        tracing::debug!(%master, %error, "cannot ask for the role");
                         Ok(connection)
                     }
                 }
@@ -311,4 +316,56 @@ pub(super) async fn clock_offset(mut handle: MultiplexedConnection) -> Result<i6
 fn micros_of(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// Names itself as the master, and is silent to all else.
+    async fn sentinel_and_silent_master() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut open = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                open.push(tokio::spawn(async move {
+                    let mut said = Vec::new();
+                    while stream.read_buf(&mut said).await.unwrap() > 0 {
+                        if String::from_utf8_lossy(&said).contains("get-master-addr-by-name") {
+                            let (length, port) = (port.to_string().len(), port);
+                            let answer =
+                                format!("*2\r\n$9\r\n127.0.0.1\r\n${length}\r\n{port}\r\n");
+                            stream.write_all(answer.as_bytes()).await.unwrap();
+                            said.clear();
+                        }
+                    }
+                }));
+            }
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_master_that_does_not_say_its_role_is_given_up_in_time() {
+        let port = sentinel_and_silent_master().await;
+        let url = format!("redis+sentinel://127.0.0.1:{port}/main");
+        let settings = RedisSettings {
+            connect_timeout: Duration::from_millis(100),
+            ..RedisSettings::parse(&url).unwrap()
+        };
+        let target = Target::of(&settings.topology).unwrap();
+        let connected = tokio::time::timeout(Duration::from_secs(10), target.connect(&settings));
+        let refused = connected.await.expect("it is given up").err().unwrap();
+        assert!(
+            matches!(refused, ConnectError::Timeout { .. }),
+            "{refused:?}"
+        );
+    }
 }

@@ -80,13 +80,8 @@ impl Inner {
             None => Some((0, 0)),
             Some(cursor) => position(cursor).filter(|(at, _)| *at < nodes.len()),
         };
-        let (mut at, mut cursor) = start.ok_or_else(|| StoreError::Failed {
-            store: "redis",
-            address: self.main.name(),
-            reason: format!(
-                "`{}` is not a cursor of a list of counters",
-                query.cursor.as_deref().unwrap_or_default()
-            ),
+        let (mut at, mut cursor) = start.ok_or_else(|| StoreError::NoCursor {
+            cursor: query.cursor.clone().unwrap_or_default(),
         })?;
         let started = Instant::now();
         let mut page = Page::default();

@@ -105,6 +105,11 @@ impl Link {
         let _ = self.tried.clone().wait_for(|tried| *tried).await;
     }
 
+    /// Where the server is, without credentials.
+    pub(super) fn name(&self) -> &str {
+        &self.state.name
+    }
+
     pub(super) fn is_connected(&self) -> bool {
         self.state.connected.load(Ordering::Acquire)
     }

@@ -33,7 +33,7 @@ use std::{
 };
 
 use attache_service::{
-    Metrics,
+    Address, Metrics,
     metrics::{Counter, Gauge},
 };
 use tokio::runtime::Handle;
@@ -44,7 +44,7 @@ use self::{
     connect::Target,
     link::{Link, Waiting},
 };
-use super::{Batch, Charge, Charging, Meter, Reading, Store, StoreError};
+use super::{Batch, Charge, Meter, Reading, Store, StoreError};
 use crate::limiter::UnixTime;
 
 pub use settings::{Auth, DEFAULT_TIMEOUT, InvalidUrl, KeyFormat, RedisSettings, Topology};
@@ -189,7 +189,7 @@ impl Inner {
     }
 
     async fn charge(&self, batch: &Batch, readings: &mut Vec<Reading>) -> Result<(), StoreError> {
-        if batch.charging() == Charging::AllOrNothing && batch.len() > 1 {
+        if batch.is_together() {
             return self.charge_together(batch, readings).await;
         }
         let mut main = Vec::with_capacity(batch.len());
@@ -376,9 +376,9 @@ impl Backend {
                     }
                     Err(Refusal::Moved(to)) => {
                         self.note_change();
-                        Way::Moved(to)
+                        Way::Moved(cluster::named(&to, link.name()))
                     }
-                    Err(Refusal::Ask(to)) => Way::Ask(to),
+                    Err(Refusal::Ask(to)) => Way::Ask(cluster::named(&to, link.name())),
                     Err(Refusal::TryAgain) => {
                         is_moving = true;
                         Way::Key
@@ -413,10 +413,10 @@ impl Backend {
             },
             (Servers::Cluster(cluster), Way::Key) => Ok((cluster.link(key)?, false)),
             (Servers::Cluster(cluster), Way::Moved(to)) => {
-                Ok((cluster.link_at(&to, key).await?, false))
+                Ok((cluster.link_at(to, key).await?, false))
             }
             (Servers::Cluster(cluster), Way::Ask(to)) => {
-                Ok((cluster.link_at(&to, key).await?, true))
+                Ok((cluster.link_at(to, key).await?, true))
             }
         }
     }
@@ -440,10 +440,10 @@ struct Pending {
 enum Way {
     /// By the key.
     Key,
-    /// As another server has said.
-    Moved(String),
+    /// As another server has said; nowhere, if that cannot be understood.
+    Moved(Option<Address>),
     /// As another server has said, for this once.
-    Ask(String),
+    Ask(Option<Address>),
 }
 
 /// Commands for one server.

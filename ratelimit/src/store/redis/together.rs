@@ -1,8 +1,8 @@
 //! Charges that are carried out all or none.
 //!
 //! On one server, or in one slot of a cluster, a script does it in one step. What is spread over
-//! several is taken one after the other, and given back when a later one does not fit: never more
-//! than the limits pass, though for a moment others may find less room than there is.
+//! several is taken one after the other, and given back when a later one does not fit or cannot be
+//! reached: never more than the limits pass, though for a moment others may find less room than there is.
 
 use super::{
     Backend, Inner, Servers, cluster,
@@ -29,11 +29,17 @@ impl Inner {
         let mut charged: Vec<Option<Charged>> = vec![None; batch.len()];
         let mut taken = 0;
         for group in &groups {
-            let all = group.run(group.script.clone(), &mut charged).await?;
-            if !all {
-                break;
+            match group.run(group.script.clone(), &mut charged).await {
+                Ok(true) => taken += 1,
+                Ok(false) => break,
+                Err(error) => {
+                    for group in groups.iter().take(taken) {
+                        // What cannot be given back either stays counted: fewer pass, not more.
+                        let _ = group.give_back(&mut charged).await;
+                    }
+                    return Err(error);
+                }
             }
-            taken += 1;
         }
         if taken < groups.len() {
             let rest = groups.split_off(taken);

@@ -1,6 +1,6 @@
 //! Lost, refused, silent and returning services.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, atomic::Ordering};
 
 use tokio::{io::AsyncWriteExt, net::TcpListener, time::Instant};
 
@@ -312,4 +312,22 @@ async fn endpoints_that_live_take_turns() {
     }
     let of_a = answers.iter().filter(|answer| *answer == "a").count();
     assert!((15..=25).contains(&of_a), "{of_a} of 40");
+}
+
+#[tokio::test]
+async fn a_connection_that_is_too_old_is_replaced_without_a_failed_call() {
+    let mut settings = ChannelSettings::new("policy", vec![Target::Embedded(host().embedded())]);
+    settings.max_connection_duration = Some(Duration::from_millis(20));
+    let endpoint = settings.endpoints.members()[0].endpoint.clone();
+    let channel = Channel::new(settings);
+    let replaced = async {
+        while endpoint.connects().0 < 3 {
+            let answer = ask(&channel, "again", 0, Some(Duration::from_secs(5))).await;
+            answer.unwrap();
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), replaced)
+        .await
+        .unwrap();
 }

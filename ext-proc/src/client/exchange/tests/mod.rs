@@ -18,6 +18,7 @@ use attache_proto::ext_proc::{
     ProcessingResponse, StreamedBodyResponse, TrailersResponse, body_mutation::Mutation,
     common_response::ResponseStatus, processing_request::Request, processing_response::Response,
 };
+use attache_service::Metrics;
 use bytes::Bytes;
 use http::HeaderMap;
 use prost::Message as _;
@@ -46,8 +47,9 @@ fn bench(change: impl FnOnce(&mut Filter)) -> Bench {
         failure_mode_allow: filter.failure_mode_allow,
         idle_timeout: Some(filter.idle_timeout),
         filter: Arc::new(filter),
-        stats: Arc::new(Stats::default()),
+        stats: Arc::new(Stats::new(&Metrics::default(), &"f".into(), "f")),
         extras: Extras::default(),
+        span: None,
     };
     let context = Arc::new(RequestContext::new(Arc::default(), http::Version::HTTP_11));
     let form = ReplyForm {

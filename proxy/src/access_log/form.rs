@@ -1,0 +1,159 @@
+//! How a line looks.
+
+use attache_filter::format::{Exchange, Format, log::policy_calls};
+use attache_filter::{context::ResponseFlag, metadata::struct_to_json};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Value, json};
+
+use super::line::Line;
+
+/// Envoy's default line.
+const ENVOY: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
+    %PROTOCOL%\" %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% %DURATION% \
+    %RESP(X-ENVOY-UPSTREAM-SERVICE-TIME)% \"%REQ(X-FORWARDED-FOR)%\" \"%REQ(USER-AGENT)%\" \
+    \"%REQ(X-REQUEST-ID)%\" \"%REQ(:AUTHORITY)%\" \"%UPSTREAM_HOST%\"\n";
+
+/// How lines look.
+#[derive(Debug, Clone)]
+pub enum Form {
+    /// A JSON object with everything that is known.
+    Everything,
+    /// Text.
+    Text {
+        /// The text, its end of line included.
+        format: Format,
+        /// What is absent is nothing, not `-`.
+        omit_empty: bool,
+    },
+    /// JSON with these fields.
+    Json {
+        /// An object.
+        fields: Field,
+        /// What is absent is left out.
+        omit_empty: bool,
+    },
+}
+
+/// A value in a JSON line.
+#[derive(Debug, Clone)]
+pub enum Field {
+    /// The same in every line.
+    Fixed(Value),
+    /// Filled in.
+    Format(Format),
+    /// An object, its fields in this order.
+    Object(Vec<(String, Field)>),
+    /// A list.
+    List(Vec<Field>),
+}
+
+impl Form {
+    /// Envoy's default line of text.
+    ///
+    /// # Errors
+    /// None: its formatters are known.
+    pub fn envoy() -> Result<Self, String> {
+        let format = Format::parse_log(ENVOY)?;
+        let omit_empty = false;
+        Ok(Self::Text { format, omit_empty })
+    }
+
+    /// Whether lines say something of the head of requests as they went on.
+    pub(crate) fn reads_request(&self) -> bool {
+        match self {
+            Self::Everything => false,
+            Self::Text { format, .. } => format.reads_request(),
+            Self::Json { fields, .. } => fields.reads_request(),
+        }
+    }
+
+    pub(super) fn write(&self, line: &Line, to: &mut Vec<u8>) {
+        match self {
+            Self::Everything => {
+                // Writing to memory cannot fail.
+                let _ = serde_json::to_writer(&mut *to, &everything(line));
+                to.push(b'\n');
+            }
+            Self::Text { format, omit_empty } => {
+                format.write_line(&line.exchange(), *omit_empty, to);
+            }
+            Self::Json { fields, omit_empty } => {
+                let value = fields.json(&line.exchange(), *omit_empty);
+                let _ = serde_json::to_writer(&mut *to, &value);
+                to.push(b'\n');
+            }
+        }
+    }
+}
+
+impl Field {
+    fn reads_request(&self) -> bool {
+        match self {
+            Self::Fixed(_) => false,
+            Self::Format(format) => format.reads_request(),
+            Self::Object(fields) => fields.iter().any(|(_, field)| field.reads_request()),
+            Self::List(fields) => fields.iter().any(Self::reads_request),
+        }
+    }
+
+    fn json(&self, exchange: &Exchange<'_>, omit_empty: bool) -> Value {
+        match self {
+            Self::Fixed(value) => value.clone(),
+            Self::Format(format) => format.json(exchange, omit_empty),
+            Self::Object(fields) => {
+                let fields = fields.iter().map(|(name, field)| {
+                    let value = field.json(exchange, omit_empty);
+                    (name.clone(), value)
+                });
+                Value::Object(
+                    fields
+                        .filter(|(_, value)| !omit_empty || !value.is_null())
+                        .collect(),
+                )
+            }
+            Self::List(fields) => {
+                let fields = fields.iter().map(|field| field.json(exchange, omit_empty));
+                Value::Array(fields.collect())
+            }
+        }
+    }
+}
+
+fn everything(line: &Line) -> Value {
+    let context = &line.context;
+    let flags = context.flags().into_iter();
+    let flags: Vec<&str> = flags.map(ResponseFlag::short).collect();
+    let route = context.route();
+    let states = context.filter_state();
+    let states = states
+        .iter()
+        .map(|(name, state)| (name.to_string(), struct_to_json(state)));
+    let arrived = &line.arrived;
+    let answered = line.answered.as_ref();
+    let time: DateTime<Utc> = context.start_time().into();
+    let mut value = json!({
+        "time": time.to_rfc3339_opts(SecondsFormat::Millis, true),
+        "method": arrived.method.as_str(),
+        "path": arrived.uri.path_and_query().map_or("", |path| path.as_str()),
+        "host": attache_filter::head::authority(arrived).unwrap_or_default(),
+        "protocol": format!("{:?}", context.protocol),
+        "status": line.status_number(),
+        "flags": flags.join(","),
+        "details": context.details(),
+        "bytes_in": line.bytes_received,
+        "bytes_out": line.bytes_sent,
+        "duration_ms": line.finished.duration.as_micros() as f64 / 1000.0,
+        "client": context.client_ip.map(|ip| ip.to_string()),
+        "route": route.as_ref().map(|route| route.name.as_str()).filter(|name| !name.is_empty()),
+        "cluster": route.as_ref().and_then(|route| route.cluster.as_deref()),
+        "upstream": answered.map(|answered| answered.endpoint.as_str()),
+        "upstream_ms": answered.map(|answered| answered.after.as_micros() as f64 / 1000.0),
+        "request_id": line.request_id().map(String::from_utf8_lossy),
+        "policies": policy_calls(&line.exchange()),
+        "filter_state": Value::Object(states.collect()),
+    });
+    if let Some(trace) = &context.trace {
+        value["trace_id"] = trace.trace.to_string().into();
+    }
+    value
+}

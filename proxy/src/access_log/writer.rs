@@ -1,0 +1,133 @@
+//! The thread that writes one log.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    },
+};
+
+use super::{AccessLogPlan, Line, Sink, form::Form};
+
+/// Requests that may wait for the writer.
+const QUEUE: usize = 4096;
+/// Bytes that are written at once.
+const CHUNK: usize = 64 << 10;
+
+/// Tells the writers of all files to open them anew, once they were moved away.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reopen(Arc<AtomicU64>);
+
+impl Reopen {
+    pub(crate) fn now(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn times(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The way to the thread.
+pub(super) struct Writer(SyncSender<Arc<Line>>);
+
+impl Writer {
+    pub(super) fn start(plan: &AccessLogPlan, reopen: &Reopen) -> io::Result<Self> {
+        let output = match &plan.sink {
+            Sink::Stdout => Output::Stream(Box::new(io::stdout())),
+            Sink::Stderr => Output::Stream(Box::new(io::stderr())),
+            Sink::File(path) => Output::File {
+                file: open(path)?,
+                path: path.clone(),
+                reopen: reopen.clone(),
+                reopened: reopen.times(),
+            },
+        };
+        let (queue, lines) = sync_channel(QUEUE);
+        let form = plan.form.clone();
+        std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || write_all(&lines, &form, output))?;
+        Ok(Self(queue))
+    }
+
+    /// False when the writer is behind.
+    pub(super) fn write(&self, line: Arc<Line>) -> bool {
+        self.0.try_send(line).is_ok()
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).open(path)
+}
+
+enum Output {
+    Stream(Box<dyn Write + Send>),
+    File {
+        file: File,
+        path: std::path::PathBuf,
+        reopen: Reopen,
+        reopened: u64,
+    },
+}
+
+impl Output {
+    fn write(&mut self, text: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stream(stream) => {
+                stream.write_all(text)?;
+                stream.flush()
+            }
+            Self::File {
+                file,
+                path,
+                reopen,
+                reopened,
+            } => {
+                let times = reopen.times();
+                if *reopened != times {
+                    *reopened = times;
+                    match open(path) {
+                        Ok(new) => *file = new,
+                        Err(error) => {
+                            tracing::warn!(path = %path.display(), %error, "the access log \
+                                cannot be opened again: it goes on where it was");
+                        }
+                    }
+                }
+                file.write_all(text)
+            }
+        }
+    }
+}
+
+fn write_all(lines: &Receiver<Arc<Line>>, form: &Form, mut output: Output) {
+    let mut text = Vec::new();
+    let mut failing = false;
+    let mut next = lines.recv().ok();
+    while let Some(line) = next {
+        form.write(&line, &mut text);
+        drop(line);
+        next = match lines.try_recv() {
+            Ok(line) if text.len() < CHUNK => Some(line),
+            other => {
+                // A full disk or closed pipe must not stop the proxy; it is told once.
+                let failed = output.write(&text).err();
+                text.clear();
+                if let Some(error) = failed.as_ref().filter(|_| !failing) {
+                    tracing::warn!(%error, "the access log cannot be written");
+                }
+                failing = failed.is_some();
+                match other {
+                    Ok(line) => Some(line),
+                    Err(TryRecvError::Empty) => lines.recv().ok(),
+                    Err(TryRecvError::Disconnected) => None,
+                }
+            }
+        };
+    }
+}

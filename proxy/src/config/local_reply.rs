@@ -1,0 +1,136 @@
+//! `local_reply_config` of a listener: what the proxy's own answers look like.
+
+use attache_filter::{header_option::HeaderValueOption, matcher::HeaderMatcher};
+use attache_service::{config::Located, config_enum, config_oneof, config_struct};
+
+use super::{BodyFormat, DataSource};
+
+config_struct! {
+    /// What answers look like that are made here, not by an upstream: denials of policies among
+    /// them (Envoy's `LocalReplyConfig`).
+    pub struct LocalReplyConfig {
+        /// Changes to some answers; the first that matches counts.
+        pub mappers: Vec<ResponseMapper>,
+        /// What the bodies of answers are put into. Default: they stay as they are.
+        pub body_format: Option<BodyFormat>,
+    }
+}
+
+config_struct! {
+    /// Changes to some answers (Envoy's `ResponseMapper`).
+    pub struct ResponseMapper {
+        /// Which answers.
+        pub filter: ReplyFilter,
+        /// The new status.
+        pub status_code: Option<Located<u16>>,
+        /// The new body.
+        pub body: Option<DataSource>,
+        /// What the body is put into, instead of `body_format`.
+        pub body_format_override: Option<BodyFormat>,
+        /// Headers that are added.
+        pub headers_to_add: Vec<HeaderValueOption>,
+    }
+}
+
+config_struct! {
+    /// A condition on an answer (Envoy's `AccessLogFilter`).
+    pub struct ReplyFilter {}
+    oneof {
+        /// The condition.
+        pub condition: ReplyCondition,
+    }
+}
+
+config_oneof! {
+    /// A condition on an answer.
+    pub enum ReplyCondition {
+        /// On its status.
+        StatusCodeFilter(ReplyStatus) = "status_code_filter",
+        /// On what went wrong.
+        ResponseFlagFilter(ReplyFlags) = "response_flag_filter",
+        /// On a header of the request.
+        HeaderFilter(ReplyHeader) = "header_filter",
+        /// All of these.
+        AndFilter(ReplyFilters) = "and_filter",
+        /// One of these.
+        OrFilter(ReplyFilters) = "or_filter",
+    }
+    elsewhere {
+        "duration_filter" => "not supported for answers",
+        "runtime_filter" => "there is no runtime layer",
+        "traceable_filter" => "not supported for answers",
+        "not_health_check_filter" => "not supported for answers",
+        "grpc_status_filter" => "write `status_code_filter`",
+        "metadata_filter" => "not supported for answers",
+        "log_type_filter" => "not supported for answers",
+        "extension_filter" => "not supported",
+    }
+}
+
+config_struct! {
+    /// A comparison with the status.
+    pub struct ReplyStatus {
+        /// How it is compared.
+        pub comparison: ReplyComparison,
+    }
+}
+
+config_struct! {
+    /// Envoy's `ComparisonFilter`.
+    pub struct ReplyComparison {
+        /// How. Default `EQ`.
+        pub op: Option<ReplyOp>,
+        /// With what.
+        pub value: ReplyValue,
+    }
+}
+
+config_struct! {
+    /// A number.
+    pub struct ReplyValue {
+        /// The number.
+        pub default_value: u32,
+        /// Required by Envoy, and without meaning here.
+        pub runtime_key: Option<String>,
+    }
+}
+
+config_enum! {
+    /// How numbers are compared.
+    #[derive(Default)]
+    pub enum ReplyOp {
+        /// Equal.
+        #[default]
+        Eq = "EQ",
+        /// Greater or equal.
+        Ge = "GE",
+        /// Less or equal.
+        Le = "LE",
+        /// Not equal.
+        Ne = "NE",
+    }
+}
+
+config_struct! {
+    /// What went wrong, by the short names of the access log.
+    pub struct ReplyFlags {
+        /// One of these; any when there are none.
+        pub flags: Vec<Located<String>>,
+    }
+}
+
+config_struct! {
+    /// A header of the request.
+    pub struct ReplyHeader {
+        /// How it must be.
+        pub header: HeaderMatcher,
+    }
+}
+
+config_struct! {
+    /// Several conditions.
+    pub struct ReplyFilters {
+        /// The conditions.
+        pub filters: Vec<ReplyFilter>,
+    }
+}

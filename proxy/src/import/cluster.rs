@@ -1,0 +1,216 @@
+//! Clusters and their endpoints.
+
+use attache_service::config::{Node, Span, Value, json::Value as Json};
+
+use super::{
+    address,
+    block::Block,
+    dropped::{Effect, Findings},
+    output::{self, Output, text_at},
+    tls,
+};
+use crate::config::{Cluster, CommonHttpProtocolOptions};
+
+/// Reads a cluster; `None` after it was dropped.
+pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
+    let mut cluster = Block::open(node, found)?;
+    let mut out = Output::default();
+    if let Some(name) = cluster.take("name") {
+        out.put("name", name.clone());
+    }
+    match cluster.take("connect_timeout") {
+        Some(timeout) => out.put("connect_timeout", timeout.clone()),
+        None => out.text("connect_timeout", "5s", &node.span),
+    }
+    if let Some(policy) = cluster.take("lb_policy")
+        && policy.text() != Some("CLUSTER_PROVIDED")
+    {
+        out.put("lb_policy", policy.clone());
+    }
+    if cluster.take("http2_protocol_options").is_some() {
+        out.put("http2", empty());
+    }
+    options(&mut cluster, &mut out, found);
+    if let Some(socket) = cluster.take("transport_socket") {
+        tls::cluster(socket, &mut out, found);
+    }
+    target(&mut cluster, node, &mut out, found);
+    cluster.nothing(
+        &["alt_stat_name", "track_timeout_budgets", "respect_dns_ttl"],
+        "nothing here goes by it",
+        found,
+    );
+    if !output::has_field::<Cluster>("circuit_breakers") {
+        breakers(&mut cluster, found);
+    }
+    for entry in cluster.rest() {
+        if output::has_field::<Cluster>(&entry.key.name) {
+            out.put(&entry.key.name, entry.value.clone());
+        } else {
+            let why = format!("`{}` has no counterpart here", entry.key.name);
+            found.push(&entry.key, Effect::Behaviour, why);
+        }
+    }
+    let config = output::decode::<Cluster>(&out.into_node(), Effect::Behaviour, found);
+    if config.is_none() {
+        found.push(node, Effect::Behaviour, "the whole cluster is left out");
+    }
+    config
+}
+
+/// Bounds that bound nothing can be left out.
+fn breakers(cluster: &mut Block<'_>, found: &mut Findings) {
+    let Some(breakers) = cluster.take("circuit_breakers") else {
+        return;
+    };
+    let unbounded = u32::MAX.to_string();
+    let mut bounds = breakers
+        .get("thresholds")
+        .and_then(Node::as_seq)
+        .unwrap_or_default()
+        .iter()
+        .flat_map(|threshold| threshold.as_map().unwrap_or_default());
+    if !bounds.all(|bound| bound.value.text() == Some(&unbounded)) {
+        let why = "there are no circuit breakers here";
+        found.push(breakers.head(), Effect::Behaviour, why);
+    }
+}
+
+fn empty() -> Node {
+    Node::new(Value::Map(Vec::new()))
+}
+
+/// How HTTP is spoken to it.
+fn options(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
+    const HTTP: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let Some(mut all) = cluster.block("typed_extension_protocol_options", found) else {
+        return;
+    };
+    if let Some(mut http) = all.block(HTTP, found) {
+        if let Some(mut explicit) = http.block("explicit_http_config", found) {
+            if let Some(mut http2) = explicit.block("http2_protocol_options", found) {
+                out.put("http2", empty());
+                http2.nothing(
+                    &[
+                        "initial_stream_window_size",
+                        "initial_connection_window_size",
+                    ],
+                    "windows are chosen by the proxy",
+                    found,
+                );
+                http2.finish(Effect::Behaviour, found);
+            }
+            if let Some(mut http1) = explicit.block("http_protocol_options", found) {
+                http1.nothing(&["enable_trailers"], "always on", found);
+                http1.finish(Effect::Behaviour, found);
+            }
+            explicit.finish(Effect::Behaviour, found);
+        }
+        if let Some(mut common) = http.block("common_http_protocol_options", found) {
+            let mut options = Output::default();
+            for entry in common.rest() {
+                if output::has_field::<Cluster>(&entry.key.name) {
+                    out.put(&entry.key.name, entry.value.clone());
+                } else if output::has_field::<CommonHttpProtocolOptions>(&entry.key.name) {
+                    options.put(&entry.key.name, entry.value.clone());
+                } else {
+                    let why = format!("`{}` has no counterpart here", entry.key.name);
+                    found.push(&entry.key, Effect::Behaviour, why);
+                }
+            }
+            out.map("common_http_protocol_options", options);
+        }
+        http.finish(Effect::Behaviour, found);
+    }
+    all.finish(Effect::Behaviour, found);
+}
+
+fn target(cluster: &mut Block<'_>, node: &Node, out: &mut Output, found: &mut Findings) {
+    let kind = cluster.text("type").unwrap_or("STATIC");
+    match kind {
+        "STATIC" | "STRICT_DNS" | "LOGICAL_DNS" => {
+            let endpoints = match cluster.take("load_assignment") {
+                Some(assignment) => self::assignment(assignment, found),
+                None => Vec::new(),
+            };
+            out.put("endpoints", output::list(endpoints));
+        }
+        "EDS" if output::has_field::<Cluster>("eds") => {
+            let eds = cluster.block("eds_cluster_config", found);
+            let mut settings = Output::default();
+            if let Some(mut eds) = eds {
+                if let Some(name) = eds.take("service_name") {
+                    settings.put("service_name", name.clone());
+                }
+                eds.take("eds_config");
+                eds.finish(Effect::Behaviour, found);
+            }
+            out.put("eds", settings.into_node());
+        }
+        other => {
+            let at = node.get("type").unwrap_or(node);
+            let why = format!("clusters of the type {other} have no counterpart here");
+            found.push(at, Effect::Behaviour, why);
+        }
+    }
+}
+
+/// The endpoints of a `ClusterLoadAssignment`.
+pub(super) fn assignment(node: &Node, found: &mut Findings) -> Vec<Node> {
+    let mut endpoints = Vec::new();
+    let Some(mut assignment) = Block::open(node, found) else {
+        return endpoints;
+    };
+    assignment.take("cluster_name");
+    for (index, place) in assignment.list("endpoints").iter().enumerate() {
+        let Some(mut place) = Block::open(place, found) else {
+            continue;
+        };
+        place.nothing(&["locality"], "there are no localities here", found);
+        if index > 0 {
+            place.drop(
+                "priority",
+                Effect::Behaviour,
+                "there are no priorities: all endpoints are used",
+                found,
+            );
+        }
+        for endpoint in place.list("lb_endpoints") {
+            endpoints.extend(self::endpoint(endpoint, found));
+        }
+        place.finish(Effect::Behaviour, found);
+    }
+    assignment.finish(Effect::Behaviour, found);
+    endpoints
+}
+
+/// One endpoint: an address, or a map when there is more to say of it.
+fn endpoint(node: &Node, found: &mut Findings) -> Option<Node> {
+    let mut lb = Block::open(node, found)?;
+    let mut out = Output::default();
+    let mut inner = lb.block("endpoint", found)?;
+    let at: &Span = &node.span;
+    let address = address::text(inner.take("address")?, found)?;
+    if let Some(host) = inner.take("hostname") {
+        out.put("hostname", host.clone());
+    }
+    inner.finish(Effect::Behaviour, found);
+    if let Some(weight) = lb.take("load_balancing_weight") {
+        out.put("weight", weight.clone());
+    }
+    if let Some(metadata) = lb.take("metadata") {
+        out.put("metadata", metadata.clone());
+    }
+    if let Some(health) = lb.take("health_status")
+        && !matches!(health.text(), Some("UNKNOWN" | "HEALTHY"))
+    {
+        found.push(health, Effect::Behaviour, "this endpoint is left out");
+        return None;
+    }
+    lb.finish(Effect::Behaviour, found);
+    if out.is_empty() {
+        return Some(text_at(address, at));
+    }
+    out.text("address", address, at);
+    Some(out.into_node())
+}

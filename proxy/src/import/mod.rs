@@ -1,0 +1,172 @@
+//! Envoy's configuration in our language: `attache import envoy`, and what a control plane sends.
+//!
+//! A bootstrap, or one resource of it, is read as a tree with places. What we have too is carried
+//! over; everything else is listed in [`Dropped`], with its place and what leaving it out means.
+//! Nothing is left out in silence.
+//!
+//! Most of Envoy's blocks are ours field for field, and are decoded with our own types; what those
+//! refuse is what is dropped. So a field that the proxy learns is imported from then on.
+
+mod access_log;
+mod address;
+mod block;
+mod bootstrap;
+mod cluster;
+mod connection_manager;
+mod dropped;
+mod filter;
+mod listener;
+mod names;
+mod output;
+mod route;
+mod tls;
+mod yaml;
+
+use attache_service::config::{Document, Errors, json::Value as Json};
+
+pub use dropped::{Dropped, Effect};
+pub use yaml::to_yaml;
+
+use dropped::Findings;
+use filter::Filters;
+
+/// What became of a bootstrap.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Imported {
+    /// Our configuration, as `Config` reads it.
+    pub config: Json,
+    /// What it does not say, in the order of the file.
+    pub dropped: Vec<Dropped>,
+}
+
+/// One resource, as the part of our configuration that stands for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Resource {
+    /// Our form of it.
+    pub config: Json,
+    /// Filters that a listener names and describes, by name; entries of `filters`.
+    pub filters: json_map::Map,
+    /// Routes that a listener asks its control plane for, by name.
+    pub rds: Option<String>,
+    /// What it does not say.
+    pub dropped: Vec<Dropped>,
+}
+
+/// The map of [`Resource::filters`].
+pub mod json_map {
+    /// Our form of each filter, by its name.
+    pub type Map = std::collections::BTreeMap<String, attache_service::config::json::Value>;
+}
+
+/// Reads a file for [`bootstrap`]: `${NAME}` is plain text to Envoy, and stays so.
+///
+/// # Errors
+/// When it cannot be read, or is not YAML.
+pub fn load(path: &std::path::Path) -> Result<Document, Errors> {
+    let name = path.display().to_string();
+    match std::fs::read_to_string(path) {
+        Ok(text) => read(name, text),
+        Err(error) => {
+            let mut errors = Errors::new();
+            errors.push_file(name, format!("cannot be read: {error}"));
+            Err(errors)
+        }
+    }
+}
+
+/// Like [`load`], from a text; `name` stands for it in messages.
+///
+/// # Errors
+/// When it is not YAML.
+pub fn read(name: impl Into<String>, text: impl Into<String>) -> Result<Document, Errors> {
+    Document::parse_with(name, text, &|name| Some(format!("$${{{name}}}")))
+}
+
+/// Converts a bootstrap.
+///
+/// # Errors
+/// Keys that are given twice, and others of YAML.
+pub fn bootstrap(document: &Document) -> Result<Imported, Errors> {
+    let root = tree(document)?;
+    let mut found = Findings::default();
+    let config = bootstrap::convert(&root, &mut found);
+    Ok(Imported {
+        config,
+        dropped: found.sorted(&root),
+    })
+}
+
+/// Converts a listener (Envoy's `config.listener.v3.Listener`).
+///
+/// # Errors
+/// See [`bootstrap`].
+pub fn listener(document: &Document) -> Result<Resource, Errors> {
+    let root = tree(document)?;
+    let mut found = Findings::default();
+    let mut filters = Filters::default();
+    let converted = listener::convert(&root, &mut filters, &mut found);
+    let (config, routes) = converted.map_or((None, None), |one| (Some(one.config), one.routes));
+    let rds = match routes {
+        Some(listener::Routes::Discovered(name)) => Some(name),
+        Some(listener::Routes::Here(_)) | None => None,
+    };
+    Ok(Resource {
+        config: config.unwrap_or(Json::Null),
+        filters: filters.into_map(),
+        rds,
+        dropped: found.sorted(&root),
+    })
+}
+
+/// Converts a route table (Envoy's `config.route.v3.RouteConfiguration`).
+///
+/// # Errors
+/// See [`bootstrap`].
+pub fn route_configuration(document: &Document) -> Result<Resource, Errors> {
+    resource(document, |root, found| route::table(root, None, found))
+}
+
+/// Converts a cluster (Envoy's `config.cluster.v3.Cluster`).
+///
+/// # Errors
+/// See [`bootstrap`].
+pub fn cluster(document: &Document) -> Result<Resource, Errors> {
+    resource(document, cluster::convert)
+}
+
+/// Converts the endpoints of a cluster (Envoy's `config.endpoint.v3.ClusterLoadAssignment`) to
+/// the list that `endpoints` of a cluster holds.
+///
+/// # Errors
+/// See [`bootstrap`].
+pub fn cluster_load_assignment(document: &Document) -> Result<Resource, Errors> {
+    resource(document, |root, found| {
+        let endpoints = cluster::assignment(root, found);
+        Some(output::list(endpoints).to_json())
+    })
+}
+
+fn resource(
+    document: &Document,
+    convert: impl FnOnce(&attache_service::config::Node, &mut Findings) -> Option<Json>,
+) -> Result<Resource, Errors> {
+    let root = tree(document)?;
+    let mut found = Findings::default();
+    let config = convert(&root, &mut found).unwrap_or(Json::Null);
+    Ok(Resource {
+        config,
+        filters: json_map::Map::new(),
+        rds: None,
+        dropped: found.sorted(&root),
+    })
+}
+
+/// The tree with Envoy's names in snake_case.
+fn tree(document: &Document) -> Result<attache_service::config::Node, Errors> {
+    document
+        .errors()
+        .into_result(Some(names::snake_case(document.root())))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Connections within the limits of `circuit_breakers`.
+
+use std::{sync::Arc, time::Duration};
+
+use attache_service::cluster::breakers::{Breakers, Overflow, Permit, Resource};
+
+use super::{
+    UpstreamError, connect,
+    pool::{Connection, Http1, Http2, Pool},
+};
+
+/// A request that waits looks this often whether a connection can take it: when its task sees
+/// the end of the last response, or that the upstream has closed it, nobody is told.
+const LOOKS_EVERY: Duration = Duration::from_millis(5);
+
+/// A connection's place within the limits.
+pub(super) struct Room {
+    _permit: Option<Permit>,
+    /// Counts the connections of the pool.
+    _open: Arc<()>,
+}
+
+impl Pool {
+    /// The cluster's breakers, where they limit anything but retries.
+    fn breakers(&self) -> Option<&Arc<Breakers>> {
+        let guards = self.cluster.guards.get()?;
+        Some(&guards.breakers).filter(|breakers| breakers.limit())
+    }
+
+    /// A connection for HTTP/1.1: one of its own, or where there may be no more, one that becomes
+    /// free.
+    pub(super) async fn connect_http1(&self) -> Result<Http1, UpstreamError> {
+        let Some(breakers) = self.breakers() else {
+            let sender = connect::http1(self).await?;
+            return Ok(Connection::new(sender, &self.cluster, None));
+        };
+        let _pending = breakers.acquire(Resource::PendingRequests)?;
+        let mut overflowed = false;
+        let room = loop {
+            let room = self.room(breakers);
+            if let Some(room) = room {
+                break room;
+            }
+            if !std::mem::replace(&mut overflowed, true) {
+                breakers.overflow(Resource::Connections);
+            }
+            tokio::time::sleep(LOOKS_EVERY).await;
+            if let Some(connection) = self.take_kept() {
+                return Ok(connection);
+            }
+        };
+        let sender = connect::http1(self).await?;
+        Ok(Connection::new(sender, &self.cluster, Some(room)))
+    }
+
+    /// The connection for HTTP/2, of which a pool may always have one.
+    pub(super) async fn connect_http2(&self) -> Result<Connection<Http2>, UpstreamError> {
+        let room = self.breakers().map(|breakers| {
+            self.room(breakers)
+                .unwrap_or_else(|| self.room_with(breakers.try_acquire(Resource::Connections)))
+        });
+        let sender = connect::http2(self).await?;
+        Ok(Connection::new(sender, &self.cluster, room))
+    }
+
+    /// Where connections are limited, the right to wait for the one for HTTP/2.
+    pub(super) fn pending(&self) -> Result<Option<Permit>, Overflow> {
+        let breakers = self.breakers();
+        breakers
+            .map(|breakers| breakers.acquire(Resource::PendingRequests))
+            .transpose()
+    }
+
+    /// Room for one connection more. A pool without any has it always: those of other endpoints
+    /// and workers may never become free.
+    fn room(&self, breakers: &Breakers) -> Option<Room> {
+        let permit = breakers.try_acquire(Resource::Connections);
+        let alone = Arc::strong_count(&self.open) == 1;
+        (permit.is_some() || alone).then(|| self.room_with(permit))
+    }
+
+    fn room_with(&self, permit: Option<Permit>) -> Room {
+        Room {
+            _permit: permit,
+            _open: self.open.clone(),
+        }
+    }
+}
