@@ -112,7 +112,8 @@ config_enum! {
 config_struct! {
     /// Bound on a stream, from the head of its request (Envoy's `RouteAction.MaxStreamDuration`).
     pub struct MaxStreamDuration {
-        /// The bound; 0s is none. Default: that of the listener.
+        /// The bound; 0s is none. Given, the route's `timeout` does not count. Default: that of
+        /// the listener.
         pub max_stream_duration: Option<Duration>,
         /// Where a request has `grpc-timeout`, that is the bound, but at most this; 0s is no more
         /// than the header says. Default: the header does not count.
@@ -157,7 +158,7 @@ config_struct! {
     /// How a `CONNECT` ends here.
     pub struct ConnectConfig {}
     elsewhere {
-        "proxy_protocol_config" => "the PROXY protocol is not supported yet",
+        "proxy_protocol_config" => "the PROXY protocol is not spoken to upstreams",
         "allow_post" => "tunnels over POST are not supported",
     }
 }

@@ -112,8 +112,8 @@ config_struct! {
         pub action: Step,
     }
     elsewhere {
-        "decorator" => "tracing is not supported yet",
-        "tracing" => "tracing is not supported yet",
+        "decorator" => "spans have their own names: see `tracing` at the top",
+        "tracing" => "traces are set for the whole proxy, in `tracing` at the top",
         "stat_prefix" => "there are no statistics by route",
         "route_specifiers" => "not supported",
     }
