@@ -49,6 +49,7 @@ struct Service<S: Store = MemoryStore> {
     limits: Limits<S>,
     channel: Channel,
     metrics: Metrics,
+    clock: ManualClock,
     directory: tempfile::TempDir,
 }
 
@@ -65,13 +66,15 @@ impl<S: Store> Service<S> {
         let metrics = Metrics::default();
         // 20 seconds before a minute ends.
         let clock = ManualClock::at(1_000_000);
-        let limits = RateLimitServer::with_clock(directory.path(), store, clock, &metrics).unwrap();
+        let limits =
+            RateLimitServer::with_clock(directory.path(), store, clock.clone(), &metrics).unwrap();
         let quotas = QuotaServer::new(limits.clone(), settings, &metrics);
         let target = Target::Embedded(Host::new(quotas.routes()).embedded());
         Self {
             limits,
             channel: Channel::new(ChannelSettings::new("quotas", vec![target])),
             metrics,
+            clock,
             directory,
         }
     }
@@ -336,9 +339,23 @@ async fn windows_begin_in_time_while_many_buckets_are_looked_at_again() {
         other.report("shop", &[("route", "checkout"), ("user", &user)], 1);
         other.told().await;
     }
+    let clock = service.clock.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            clock.advance(Duration::from_secs(1));
+        }
+    });
+
     let begun = tokio::time::Instant::now();
     service.limits.reload().unwrap();
-    assert_eq!(proxy.assignment().await, "10 in 60 s");
+
+    // A look at a bucket may find its window's end a moment off, which is told.
+    let mut assignment = proxy.assignment().await;
+    while assignment == "DENY_ALL" {
+        assignment = proxy.assignment().await;
+    }
+    assert_eq!(assignment, "10 in 60 s");
     let waited = begun.elapsed();
     assert!(waited < Duration::from_secs(25), "{waited:?}");
 }
