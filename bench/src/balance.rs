@@ -9,8 +9,10 @@ use serde_json::json;
 
 use crate::child::{Child, free_address};
 use crate::config::Run;
-use crate::load::{self, Load};
+use crate::downstream::{Asked, Downstream};
+use crate::load::Load;
 use crate::ours;
+use crate::protocol::Protocol;
 use crate::row::Row;
 use crate::window::Measured;
 
@@ -51,13 +53,11 @@ pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<PolicyResult>> {
         for (result, (child, target)) in results.iter_mut().zip(&proxies) {
             let load = Load {
                 target: *target,
+                downstream: Downstream::plain(Protocol::Http1),
                 connections: run.connections,
                 window: run.window(),
             };
-            let row = Row::Plain;
-            let measured = load
-                .run(row.path(), row.expected(), &[child.process()])
-                .await;
+            let measured = load.run(asked()?, &[child.process()]).await;
             result.rounds.push(measured.context(result.policy)?);
         }
     }
@@ -80,10 +80,14 @@ async fn start(
         "clusters": [{ "name": "origin", "endpoints": origins, "lb_policy": policy }],
     });
     std::fs::write(&file, format!("{config:#}\n")).with_context(|| file.display().to_string())?;
-    let mut command = ours::command(&run.attache, &file);
+    let mut command = ours::command(&run.attache, &file, 1);
     let mut child = Child::program(policy, &mut command, folder)?;
-    let expected = Row::Plain.expected();
-    let path = Row::Plain.path();
-    child.ready(|| load::probe(target, path, &expected)).await?;
+    let (downstream, asked) = (Downstream::plain(Protocol::Http1), asked()?);
+    child.ready(|| downstream.probe(target, &asked)).await?;
     Ok((child, target))
+}
+
+fn asked() -> anyhow::Result<Asked> {
+    let row = Row::Plain;
+    Asked::new(row.path(), row.expected(), row.protocol())
 }

@@ -6,15 +6,21 @@ use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cpu::Process;
 use crate::serve;
 
 /// How long a process may take until it answers.
 const START: Duration = Duration::from_secs(20);
+
+/// Ports below those that Linux gives to connections.
+const FIRST_PORT: u16 = 20_000;
+const OWN_PORTS: u16 = 10_000;
 
 /// A process that we started.
 #[derive(Debug)]
@@ -111,8 +117,28 @@ impl Child {
         }
     }
 
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        kill_process(Pid::from_child(&self.process), signal)
+            .with_context(|| format!("cannot signal {}", self.name))
+    }
+
+    /// Asks it to end and waits until it has, by itself and without an error.
+    pub(crate) async fn terminate(mut self, within: Duration) -> anyhow::Result<()> {
+        self.signal(Signal::TERM)?;
+        let start = Instant::now();
+        while start.elapsed() < within {
+            if let Some(status) = self.process.try_wait()? {
+                ensure!(status.success(), "{} ended with {status}", self.name);
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        bail!("{} did not end within {within:?}", self.name)
+    }
+
     /// The end of what it printed.
-    fn said(&self) -> String {
+    pub(crate) fn said(&self) -> String {
         let text = self.log.as_ref().map(std::fs::read_to_string);
         let text = text.and_then(Result::ok).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -134,4 +160,19 @@ impl Drop for Child {
 pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
     Ok(listener.local_addr()?)
+}
+
+/// An address that is free, also after a server left it: of a port that no connection gets for
+/// itself, unlike those that the kernel picks.
+pub(crate) fn lasting_address() -> anyhow::Result<SocketAddr> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let seed = u16::try_from(std::process::id() % 500).unwrap_or_default() * 20;
+    for _ in 0..OWN_PORTS {
+        let port = FIRST_PORT + (seed + NEXT.fetch_add(1, Ordering::Relaxed)) % OWN_PORTS;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no free port from {FIRST_PORT} on")
 }

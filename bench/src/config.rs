@@ -19,6 +19,12 @@ pub(crate) enum Part {
     Services,
     /// Decisions on rate limits, beside other services that decide
     Limits,
+    /// Latencies at half of the rate that Envoy reaches
+    Latency,
+    /// One worker of ours and two
+    Workers,
+    /// Memory of idle connections
+    Connections,
     /// Balancing policies, with one slow origin among four
     Balance,
 }
@@ -72,7 +78,8 @@ pub(crate) struct Run {
     #[arg(long, default_value = "1", value_parser = seconds)]
     warm_up: Duration,
 
-    /// HTTP/1.1 connections to a proxy, each with one request at a time
+    /// Requests at a time to a proxy: each on an HTTP/1.1 connection of its own, or eight on each
+    /// HTTP/2 connection
     #[arg(long, default_value_t = 32)]
     pub(crate) connections: u32,
 
@@ -83,6 +90,10 @@ pub(crate) struct Run {
     /// Exchanges held open at the same time, for what each costs in memory
     #[arg(long, default_value_t = 10_000)]
     pub(crate) open: usize,
+
+    /// Idle connections, for what each costs in memory
+    #[arg(long, default_value_t = 10_000)]
+    pub(crate) idle: usize,
 
     /// End a round after this many requests
     #[arg(long, default_value_t = 2_000_000)]

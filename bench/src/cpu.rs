@@ -28,6 +28,25 @@ impl Process {
     }
 }
 
+/// The CPU time of each thread of a process, by its number.
+pub(crate) fn threads(process: Process) -> anyhow::Result<Vec<(u32, Duration)>> {
+    let folder = format!("/proc/{}/task", process.0);
+    let mut threads = Vec::new();
+    for entry in std::fs::read_dir(&folder).with_context(|| folder.clone())? {
+        let path = entry?.path();
+        let number = path
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok());
+        let stat = std::fs::read_to_string(path.join("stat"));
+        // A thread may end at any time.
+        if let (Some(number), Ok(stat)) = (number, stat) {
+            let ticks = ticks(&stat).with_context(|| format!("cannot read `{stat}`"))?;
+            threads.push((number, TICK * ticks));
+        }
+    }
+    Ok(threads)
+}
+
 /// utime + stime, fields 14 and 15. The second field, the program's name in
 /// parentheses, may hold spaces, so counting starts behind it.
 fn ticks(stat: &str) -> Option<u32> {
@@ -52,5 +71,6 @@ mod tests {
     #[test]
     fn our_own_time_can_be_read() {
         assert!(Process::own().cpu().is_ok());
+        assert!(!threads(Process::own()).unwrap().is_empty());
     }
 }

@@ -5,11 +5,12 @@
 //! defaults for the rest. `--concurrency 1` gives it one worker, as we have.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
+use crate::certificates::Certificates;
 use crate::filters;
 use crate::proxies::Backends;
 use crate::row::Row;
@@ -26,7 +27,12 @@ pub(crate) fn command(program: &Path, config: &Path) -> Command {
 }
 
 /// The bootstrap for a row.
-pub(crate) fn config(row: Row, listen: SocketAddr, backends: &Backends) -> Value {
+pub(crate) fn config(
+    row: Row,
+    listen: SocketAddr,
+    backends: &Backends,
+    tls: &Certificates,
+) -> Value {
     let filters = filters::of(row);
     let mut clusters = vec![cluster("origin", backends.origin, false)];
     let mut http_filters = Vec::new();
@@ -60,12 +66,16 @@ pub(crate) fn config(row: Row, listen: SocketAddr, backends: &Backends) -> Value
         "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
         manager,
     );
+    let mut chain = json!({ "filters": [{ "name": "http", "typed_config": manager }] });
+    if row.protocol().alpn().is_some() {
+        insert(&mut chain, "transport_socket", transport(tls));
+    }
     json!({
         "static_resources": {
             "listeners": [{
                 "name": "bench",
                 "address": address(listen),
-                "filter_chains": [{ "filters": [{ "name": "http", "typed_config": manager }] }],
+                "filter_chains": [chain],
             }],
             "clusters": clusters,
         },
@@ -92,6 +102,20 @@ fn cluster(name: &str, endpoint: SocketAddr, http2: bool) -> Value {
         );
     }
     cluster
+}
+
+/// TLS, with both versions of HTTP.
+fn transport(tls: &Certificates) -> Value {
+    let file = |path: PathBuf| json!({ "filename": path });
+    let context = json!({ "common_tls_context": {
+        "alpn_protocols": ["h2", "http/1.1"],
+        "tls_certificates": [{
+            "certificate_chain": file(tls.certificate()),
+            "private_key": file(tls.key()),
+        }],
+    } });
+    let message = "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
+    json!({ "name": "tls", "typed_config": typed(message, context) })
 }
 
 fn address(address: SocketAddr) -> Value {
@@ -134,9 +158,10 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         let address: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        let tls = Certificates::new(folder.path()).unwrap();
         for row in Row::value_variants() {
             let file = folder.path().join("envoy.yaml");
-            let bootstrap = config(*row, address, &Backends::at(address));
+            let bootstrap = config(*row, address, &Backends::at(address), &tls);
             std::fs::write(&file, bootstrap.to_string()).unwrap();
             let checked = command(Path::new(&envoy), &file)
                 .args(["--mode", "validate"])

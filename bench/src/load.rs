@@ -1,73 +1,99 @@
 //! The load: connections that each send one ready-made request at a time and
 //! check the answer.
 //!
-//! One thread, no HTTP library: what it costs must not show beside what a
+//! One thread, and for HTTP/1.1 no HTTP library: what it costs must not show beside what a
 //! proxy costs. `bench/README.md` has the comparison with a known tool.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
-
-use anyhow::{Context, bail};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use crate::cpu::Process;
-use crate::response::{Answer, Expected};
+use crate::downstream::{Asked, BUFFER, Connection, Downstream};
 use crate::samples::Samples;
-use crate::window::{Clients, Gate, Measured, STALLED, Window};
+use crate::window::{Clients, Gate, Measured, Window};
 
-/// Room for an answer with its large body.
-const BUFFER: usize = 128 * 1024;
+/// Requests at a time on each connection that requests share.
+const STREAMS: u32 = 8;
 
 /// How to load a server.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Load {
     /// Where it listens.
     pub(crate) target: SocketAddr,
-    /// How many connections to keep busy.
+    /// How to connect to it.
+    pub(crate) downstream: Downstream,
+    /// How many requests to keep on their way.
     pub(crate) connections: u32,
     /// How long, and how many requests at most.
     pub(crate) window: Window,
 }
 
 impl Load {
-    /// Runs the load for `path` and watches the CPU of `processes` meanwhile.
+    /// Runs the load, each client as fast as it is answered, and watches the CPU of `processes`
+    /// meanwhile.
     pub(crate) async fn run(
         &self,
-        path: &str,
-        expected: Expected,
+        asked: Asked,
         processes: &[Process],
     ) -> anyhow::Result<Measured> {
         let gate = self.window.gate();
-        let expected = Arc::new(expected);
-        let request: Arc<[u8]> = request(path).into_bytes().into();
+        let asked = Arc::new(asked);
         let mut clients = Clients::new();
-        for _ in 0..self.connections {
-            let stream = TcpStream::connect(self.target)
-                .await
-                .with_context(|| format!("cannot connect to {}", self.target))?;
-            stream.set_nodelay(true)?;
-            let (gate, expected, request) = (gate.clone(), expected.clone(), request.clone());
-            clients.spawn(async move { connection(stream, &request, &expected, &gate).await });
+        for connection in self.connect().await? {
+            let (gate, asked) = (gate.clone(), asked.clone());
+            clients.spawn(async move { repeat(connection, &asked, &gate).await });
         }
         self.window.measure(clients, &gate, processes).await
+    }
+
+    /// Runs the load at `rate` requests a second. A latency counts from when a request was due if
+    /// its client was still waiting for an answer then, so a proxy that stalls is not asked less;
+    /// else from when it was sent, so that the clock's grain, a millisecond, does not count.
+    pub(crate) async fn run_paced(
+        &self,
+        asked: Asked,
+        rate: f64,
+        processes: &[Process],
+    ) -> anyhow::Result<Measured> {
+        let gate = self.window.gate();
+        let asked = Arc::new(asked);
+        let connections = self.connect().await?;
+        let between = Duration::from_secs_f64(connections.len() as f64 / rate);
+        let start = tokio::time::Instant::now();
+        let apart = between / self.connections;
+        let mut clients = Clients::new();
+        for (number, connection) in (0..).zip(connections) {
+            let (gate, asked) = (gate.clone(), asked.clone());
+            let first = start + apart * number;
+            clients.spawn(async move { paced(connection, &asked, &gate, first, between).await });
+        }
+        self.window.measure(clients, &gate, processes).await
+    }
+
+    async fn connect(&self) -> anyhow::Result<Vec<Connection>> {
+        let mut connections: Vec<Connection> = Vec::new();
+        for number in 0..self.connections {
+            let shared = match number % STREAMS {
+                0 => None,
+                _ => connections.last().and_then(Connection::share),
+            };
+            connections.push(match shared {
+                Some(shared) => shared,
+                None => self.downstream.connect(self.target, None).await?,
+            });
+        }
+        Ok(connections)
     }
 }
 
 /// Asks while the gate is open; gives the latencies of what was counted.
-async fn connection(
-    mut stream: TcpStream,
-    request: &[u8],
-    expected: &Expected,
-    gate: &Gate,
-) -> anyhow::Result<Samples> {
+async fn repeat(mut connection: Connection, asked: &Asked, gate: &Gate) -> anyhow::Result<Samples> {
     let mut samples = Samples::default();
     let mut buffer = vec![0; BUFFER];
     let mut start = Instant::now();
     while gate.open() {
-        stream.write_all(request).await.context("cannot send")?;
-        answer(&mut stream, &mut buffer, expected).await?;
+        connection.ask(&mut buffer, asked).await?;
         let now = Instant::now();
         if gate.counts() {
             samples.add(now - start);
@@ -77,68 +103,40 @@ async fn connection(
     Ok(samples)
 }
 
-/// Reads one answer.
-async fn answer(
-    stream: &mut TcpStream,
-    buffer: &mut [u8],
-    expected: &Expected,
-) -> anyhow::Result<()> {
-    let mut answer = Answer::new(expected);
-    let mut filled = 0;
-    while !answer.done() {
-        let Some(free) = buffer.get_mut(filled..).filter(|free| !free.is_empty()) else {
-            bail!("a head of more than {filled} bytes");
-        };
-        match stream.read(free).await.context("cannot read")? {
-            0 => bail!("the connection was closed in the middle of an answer"),
-            read => filled += read,
-        }
-        // Only the head of an answer is ever left over for the next read.
-        let used = answer.take(buffer.get(..filled).unwrap_or_default())?;
-        if used == filled {
-            filled = 0;
-        }
-    }
-    Ok(())
-}
-
-/// A typical request of a browser, with its eight headers.
-fn request(path: &str) -> String {
-    format!(
-        "GET {path} HTTP/1.1\r\n\
-         host: shop.example.com\r\n\
-         user-agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n\
-         accept: application/json, text/plain, */*\r\n\
-         accept-language: en-GB,en;q=0.8,de;q=0.5\r\n\
-         accept-encoding: gzip, deflate, br, zstd\r\n\
-         authorization: Bearer c2VjcmV0LXRva2VuLW9mLXRoZS1iZW5jaG1hcmstMDEyMzQ1Njc4OWFiY2RlZg\r\n\
-         cookie: session=6f1c2a9e4b7d4c0f8e3a; theme=dark; consent=1\r\n\
-         x-tenant: acme\r\n\r\n"
-    )
-}
-
-/// Asks once; for finding out whether a server is ready.
-pub(crate) async fn probe(
-    target: SocketAddr,
-    path: &str,
-    expected: &Expected,
-) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(target)
-        .await
-        .with_context(|| format!("cannot connect to {target}"))?;
-    stream.write_all(request(path).as_bytes()).await?;
+/// Asks once every `between` while the gate is open.
+async fn paced(
+    mut connection: Connection,
+    asked: &Asked,
+    gate: &Gate,
+    first: tokio::time::Instant,
+    between: Duration,
+) -> anyhow::Result<Samples> {
+    let mut samples = Samples::default();
     let mut buffer = vec![0; BUFFER];
-    tokio::time::timeout(STALLED, answer(&mut stream, &mut buffer, expected))
-        .await
-        .context("no answer")?
+    let mut due = first;
+    while gate.open() {
+        let late = tokio::time::Instant::now() > due;
+        let start = if late {
+            due
+        } else {
+            tokio::time::sleep_until(due).await;
+            tokio::time::Instant::now()
+        };
+        connection.ask(&mut buffer, asked).await?;
+        if gate.counts() {
+            samples.add(start.elapsed());
+        }
+        due += between;
+    }
+    Ok(samples)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::protocol::Protocol;
     use crate::row::Row;
+    use crate::window::STALLED;
 
     /// Loads an origin without a proxy, expecting the answers of `row`.
     async fn load(row: Row) -> anyhow::Result<Measured> {
@@ -150,12 +148,15 @@ mod tests {
             seconds: STALLED,
             most: 100,
         };
+        let http1 = Protocol::Http1;
         let load = Load {
             target,
+            downstream: Downstream::plain(http1),
             connections: 4,
             window,
         };
-        load.run(row.path(), row.expected(), &[]).await
+        let asked = Asked::new(row.path(), row.expected(), http1)?;
+        load.run(asked, &[]).await
     }
 
     #[tokio::test]
@@ -171,14 +172,5 @@ mod tests {
         assert!(failed.contains("expected `x-origin-saw: auth`"), "{failed}");
         let failed = load(Row::ExtProcBody).await.unwrap_err().to_string();
         assert!(failed.contains("expected `x-origin-saw: proc`"), "{failed}");
-    }
-
-    #[test]
-    fn the_request_is_well_formed() {
-        let request = request("/small");
-        let mut headers = [httparse::EMPTY_HEADER; 16];
-        let mut parsed = httparse::Request::new(&mut headers);
-        assert!(parsed.parse(request.as_bytes()).unwrap().is_complete());
-        assert_eq!(parsed.headers.len(), 8);
     }
 }

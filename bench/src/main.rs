@@ -4,19 +4,24 @@
 
 mod balance;
 mod calls;
+mod certificates;
 mod child;
 mod config;
+mod connections;
 mod cpu;
+mod downstream;
 mod envoy;
 mod exchange;
 mod filters;
 mod grpc;
+mod latency;
 mod library;
 mod limits;
 mod load;
 mod memory;
 mod origin;
 mod ours;
+mod protocol;
 mod proxies;
 mod redis;
 mod response;
@@ -24,9 +29,11 @@ mod row;
 mod samples;
 mod serve;
 mod services;
+mod soak;
 mod table;
 mod tokens;
 mod window;
+mod workers;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -48,6 +55,11 @@ struct Cli {
 enum Command {
     /// Run the comparison and print its tables.
     Run(config::Run),
+    /// Run the proxy with all policies for long while everything around it is reloaded, restarted
+    /// and rotated, and count what fails.
+    Soak(soak::Soak),
+    /// Serve as an origin of `soak`.
+    SoakOrigin(Listen),
     /// Load one HTTP/1.1 server, as `run` does, and print what it and we cost.
     Load(config::Load),
     /// Serve as the origin: `/small`, `/large` and `/huge`.
@@ -111,6 +123,11 @@ fn run(command: Command) -> anyhow::Result<()> {
                 done = run_all(&run) => done,
                 stopped = stopped() => stopped,
             },
+            Command::Soak(soak) => tokio::select! {
+                done = soak.run() => done,
+                stopped = stopped() => stopped,
+            },
+            Command::SoakOrigin(at) => soak::origin::serve(at.listen).await,
             Command::Load(target) => load_one(&target).await,
             Command::Origin(origin) => {
                 let delay = Duration::from_millis(origin.delay_ms);
@@ -134,6 +151,15 @@ async fn run_all(run: &config::Run) -> anyhow::Result<()> {
     println!("{}", machine());
     if run.measures(config::Part::Proxies) {
         table::print_proxies(&proxies::measure(run).await?);
+    }
+    if run.measures(config::Part::Latency) {
+        table::print_latency(&latency::measure(run).await?);
+    }
+    if run.measures(config::Part::Workers) {
+        table::print_workers(&workers::measure(run).await?);
+    }
+    if run.measures(config::Part::Connections) {
+        table::print_connections(&connections::measure(run).await?);
     }
     if run.measures(config::Part::Balance) {
         table::print_balance(&balance::measure(run).await?);
@@ -172,8 +198,10 @@ async fn load_one(target: &config::Load) -> anyhow::Result<()> {
         headers: Vec::new(),
         body,
     };
+    let http1 = protocol::Protocol::Http1;
     let load = load::Load {
         target: target.target,
+        downstream: downstream::Downstream::plain(http1),
         connections: target.connections,
         window: window::Window {
             warm_up: Duration::from_secs(1),
@@ -181,7 +209,8 @@ async fn load_one(target: &config::Load) -> anyhow::Result<()> {
             most: u64::MAX,
         },
     };
-    let measured = load.run(path, expected, &[]).await?;
+    let asked = downstream::Asked::new(path, expected, http1)?;
+    let measured = load.run(asked, &[]).await?;
     println!("{}", table::one_line(&measured));
     Ok(())
 }

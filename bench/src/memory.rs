@@ -43,7 +43,7 @@ pub(crate) async fn hold(run: &Run, child: &Child, target: SocketAddr) -> anyhow
 }
 
 /// Resident bytes of a process.
-fn resident(process: Process) -> anyhow::Result<u64> {
+pub(crate) fn resident(process: Process) -> anyhow::Result<u64> {
     let path = format!("/proc/{}/status", process.0);
     let status = std::fs::read_to_string(&path).with_context(|| path.clone())?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -6,22 +6,29 @@ use std::process::Command;
 
 use serde_json::{Map, Value, json};
 
+use crate::certificates::Certificates;
 use crate::filters;
 use crate::proxies::Backends;
 use crate::row::Row;
 
-/// The command that runs the proxy of `program` with `config`, one worker.
-pub(crate) fn command(program: &Path, config: &Path) -> Command {
+/// The command that runs the proxy of `program` with `config` and so many workers.
+pub(crate) fn command(program: &Path, config: &Path, workers: u32) -> Command {
     let mut command = Command::new(program);
     command
         .arg("run")
         .arg(config)
-        .args(["--workers", "1", "--log", "error"]);
+        .args(["--workers", &workers.to_string()])
+        .args(["--log", "error"]);
     command
 }
 
 /// The proxy's configuration for a row: YAML, in its JSON form.
-pub(crate) fn config(row: Row, listen: SocketAddr, backends: &Backends) -> Value {
+pub(crate) fn config(
+    row: Row,
+    listen: SocketAddr,
+    backends: &Backends,
+    tls: &Certificates,
+) -> Value {
     let filters = filters::of(row);
     let mut clusters = vec![json!({
         "name": "origin",
@@ -41,8 +48,13 @@ pub(crate) fn config(row: Row, listen: SocketAddr, backends: &Backends) -> Value
         }));
         bodies.insert(filter.name.to_owned(), json!({ filter.kind: filter.body }));
     }
+    let mut listener = json!({ "name": "bench", "address": listen.to_string(), "filters": names });
+    if let (Some(_), Some(listener)) = (row.protocol().alpn(), listener.as_object_mut()) {
+        let files = json!({ "certificate": tls.certificate(), "private_key": tls.key() });
+        listener.insert("tls".to_owned(), files);
+    }
     json!({
-        "listeners": [{ "name": "bench", "address": listen.to_string(), "filters": names }],
+        "listeners": [listener],
         "filters": bodies,
         "routes": [{
             "match": { "prefix": "/" },

@@ -2,14 +2,18 @@
 //! taking turns.
 
 use std::net::SocketAddr;
-use std::path::Path;
 
 use anyhow::Context;
+use serde_json::Value;
+use tempfile::TempDir;
 
+use crate::certificates::Certificates;
 use crate::child::{Child, free_address};
 use crate::config::{Proxy, Run};
 use crate::cpu::Process;
-use crate::load::{self, Load};
+use crate::downstream::{Asked, Downstream};
+use crate::load::Load;
+use crate::protocol::Protocol;
 use crate::row::Row;
 use crate::window::Measured;
 use crate::{envoy, ours};
@@ -37,7 +41,8 @@ pub(crate) struct Backends {
 }
 
 impl Backends {
-    fn start() -> anyhow::Result<Backends> {
+    /// Starts them.
+    pub(crate) fn start() -> anyhow::Result<Backends> {
         let (origin_child, origin) = Child::server("origin")?;
         let (auth_child, auth) = Child::server("svc-authz")?;
         let (limits_child, limits) = Child::server("svc-ratelimit")?;
@@ -76,71 +81,124 @@ impl Backends {
     }
 }
 
+/// A proxy that runs for a row.
+pub(crate) struct Started {
+    /// Its process.
+    pub(crate) child: Child,
+    /// Where it listens.
+    pub(crate) target: SocketAddr,
+    /// How clients connect to it.
+    pub(crate) downstream: Downstream,
+}
+
+/// What all rows share.
+pub(crate) struct Scene<'a> {
+    /// How to measure.
+    pub(crate) run: &'a Run,
+    /// What is behind the proxies.
+    pub(crate) backends: Backends,
+    certificates: Certificates,
+    folder: TempDir,
+}
+
+impl Scene<'_> {
+    /// Starts what is behind the proxies.
+    pub(crate) fn start(run: &Run) -> anyhow::Result<Scene<'_>> {
+        let folder = tempfile::tempdir().context("no folder for configurations")?;
+        Ok(Scene {
+            run,
+            backends: Backends::start()?,
+            certificates: Certificates::new(folder.path())?,
+            folder,
+        })
+    }
+
+    /// Starts a proxy for a row and waits until it gives the right answer.
+    pub(crate) async fn proxy(&self, proxy: Proxy, row: Row) -> anyhow::Result<Started> {
+        self.proxy_with(proxy, row, row.protocol(), 1, |_| ()).await
+    }
+
+    /// The same with a listener for another protocol, so many workers (of ours), and a
+    /// configuration that `change` has changed.
+    pub(crate) async fn proxy_with(
+        &self,
+        proxy: Proxy,
+        row: Row,
+        protocol: Protocol,
+        workers: u32,
+        change: impl FnOnce(&mut Value),
+    ) -> anyhow::Result<Started> {
+        let target = free_address()?;
+        let name = format!("{proxy}-{row:?}-{}", target.port());
+        let file = self.folder.path().join(format!("{name}.yaml"));
+        let (mut config, mut command) = match proxy {
+            Proxy::Envoy => (
+                envoy::config(row, target, &self.backends, &self.certificates),
+                envoy::command(&self.run.envoy, &file),
+            ),
+            Proxy::Ours => (
+                ours::config(row, target, &self.backends, &self.certificates),
+                ours::command(&self.run.attache, &file, workers),
+            ),
+        };
+        change(&mut config);
+        std::fs::write(&file, format!("{config:#}\n"))
+            .with_context(|| file.display().to_string())?;
+        let mut child = Child::program(&name, &mut command, self.folder.path())?;
+        let downstream = Downstream::new(protocol, &self.certificates)?;
+        let asked = Asked::new(row.path(), row.expected(), protocol)?;
+        child.ready(|| downstream.probe(target, &asked)).await?;
+        Ok(Started {
+            child,
+            target,
+            downstream,
+        })
+    }
+
+    /// The load of a row on a proxy that runs, and what is asked.
+    pub(crate) fn load(&self, row: Row, started: &Started) -> anyhow::Result<(Load, Asked)> {
+        let load = Load {
+            target: started.target,
+            downstream: started.downstream.clone(),
+            connections: self.run.connections,
+            window: self.run.window(),
+        };
+        let asked = Asked::new(row.path(), row.expected(), started.downstream.protocol())?;
+        Ok((load, asked))
+    }
+
+    /// The processes whose CPU is watched: the proxy's first, then those of the services.
+    pub(crate) fn watched(&self, started: &Started) -> Vec<Process> {
+        let mut watched = vec![started.child.process()];
+        watched.extend(&self.backends.services);
+        watched
+    }
+}
+
 /// Measures all rows.
 pub(crate) async fn measure(run: &Run) -> anyhow::Result<Vec<RowResult>> {
-    let folder = tempfile::tempdir().context("no folder for configurations")?;
-    let backends = Backends::start()?;
+    let scene = Scene::start(run)?;
     let mut results = Vec::new();
     for row in run.rows() {
         eprintln!("measuring: {}", row.title());
-        results.push(measure_row(run, *row, &backends, folder.path()).await?);
+        results.push(measure_row(&scene, *row).await?);
     }
     Ok(results)
 }
 
-async fn measure_row(
-    run: &Run,
-    row: Row,
-    backends: &Backends,
-    folder: &Path,
-) -> anyhow::Result<RowResult> {
+async fn measure_row(scene: &Scene<'_>, row: Row) -> anyhow::Result<RowResult> {
     let mut started = Vec::new();
     let mut proxies = Vec::new();
-    for proxy in run.proxies() {
-        started.push(start(run, *proxy, row, backends, folder).await?);
+    for proxy in scene.run.proxies() {
+        started.push(scene.proxy(*proxy, row).await?);
         proxies.push((*proxy, Vec::new()));
     }
-    for _ in 0..run.rounds() {
-        for ((proxy, rounds), (child, target)) in proxies.iter_mut().zip(&started) {
-            let load = Load {
-                target: *target,
-                connections: run.connections,
-                window: run.window(),
-            };
-            let mut watched = vec![child.process()];
-            watched.extend(&backends.services);
-            let measured = load.run(row.path(), row.expected(), &watched).await;
+    for _ in 0..scene.run.rounds() {
+        for ((proxy, rounds), started) in proxies.iter_mut().zip(&started) {
+            let (load, asked) = scene.load(row, started)?;
+            let measured = load.run(asked, &scene.watched(started)).await;
             rounds.push(measured.with_context(|| format!("row `{}`, {proxy}", row.title()))?);
         }
     }
     Ok(RowResult { row, proxies })
-}
-
-/// Starts a proxy for a row and waits until it gives the right answer.
-async fn start(
-    run: &Run,
-    proxy: Proxy,
-    row: Row,
-    backends: &Backends,
-    folder: &Path,
-) -> anyhow::Result<(Child, SocketAddr)> {
-    let target = free_address()?;
-    let file = folder.join(format!("{proxy}-{row:?}.yaml"));
-    let (config, mut command) = match proxy {
-        Proxy::Envoy => (
-            envoy::config(row, target, backends),
-            envoy::command(&run.envoy, &file),
-        ),
-        Proxy::Ours => (
-            ours::config(row, target, backends),
-            ours::command(&run.attache, &file),
-        ),
-    };
-    std::fs::write(&file, format!("{config:#}\n")).with_context(|| file.display().to_string())?;
-    let mut child = Child::program(&format!("{proxy}-{row:?}"), &mut command, folder)?;
-    let expected = row.expected();
-    child
-        .ready(|| load::probe(target, row.path(), &expected))
-        .await?;
-    Ok((child, target))
 }

@@ -3,6 +3,7 @@
 
 use clap::ValueEnum;
 
+use crate::protocol::Protocol;
 use crate::response::Expected;
 
 /// What the auth service sets on the request.
@@ -39,6 +40,10 @@ pub(crate) enum Shown {
 pub(crate) enum Row {
     /// Proxying alone
     Plain,
+    /// Proxying alone, for clients that speak HTTP/2
+    Http2,
+    /// Proxying alone, for clients that speak HTTP/1.1 over TLS
+    Tls,
     /// External authorization over gRPC
     ExtAuthz,
     /// Rate limit
@@ -58,6 +63,8 @@ impl Row {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Row::Plain => "plain",
+            Row::Http2 => "h2 downstream",
+            Row::Tls => "TLS downstream",
             Row::ExtAuthz => "ext_authz",
             Row::RateLimit => "rate limit",
             Row::ExtProc => "ext_proc, headers",
@@ -85,12 +92,27 @@ impl Row {
         )
     }
 
+    /// What clients speak.
+    pub(crate) fn protocol(self) -> Protocol {
+        match self {
+            Row::Http2 => Protocol::Http2,
+            Row::Tls => Protocol::Tls1,
+            _ => Protocol::Http1,
+        }
+    }
+
     /// How the processor gets the response body.
     pub(crate) fn shown(self) -> Shown {
         match self {
             Row::ExtProcBody => Shown::Streamed,
             Row::ExtProcDuplex => Shown::FullDuplexStreamed,
-            Row::Plain | Row::ExtAuthz | Row::RateLimit | Row::ExtProc | Row::All => Shown::None,
+            Row::Plain
+            | Row::Http2
+            | Row::Tls
+            | Row::ExtAuthz
+            | Row::RateLimit
+            | Row::ExtProc
+            | Row::All => Shown::None,
         }
     }
 

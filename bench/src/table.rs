@@ -3,12 +3,15 @@
 use crate::balance::{PolicyResult, SLOW};
 use crate::calls::{CallResult, PACE};
 use crate::config::Proxy;
+use crate::connections::Idle;
+use crate::latency::Paced;
 use crate::library::Library;
 use crate::limits::LimitResult;
 use crate::memory::Held;
 use crate::proxies::RowResult;
 use crate::samples::median;
 use crate::window::Measured;
+use crate::workers::WorkersResult;
 
 /// The figures of one line: medians over the rounds.
 struct Line {
@@ -96,6 +99,111 @@ pub(crate) fn print_proxies(results: &[RowResult]) {
          the policies, each byte of the body.\nThe load itself cost {:.1} µs per request.",
         median(own)
     );
+}
+
+/// Prints latencies at half of Envoy's rate.
+pub(crate) fn print_latency(results: &[Paced]) {
+    println!("\nLatencies at half of the rate that Envoy reaches (medians of the rounds):\n");
+    println!(
+        "{:<12} {:<6} {:>12} {:>10} {:>8} {:>8} {:>10}",
+        "row", "proxy", "Envoy's most", "requests/s", "p50 µs", "p99 µs", "CPU µs/req"
+    );
+    for paced in results {
+        let title = paced.result.row.title();
+        let mut lines = Vec::new();
+        for (proxy, rounds) in &paced.result.proxies {
+            let line = Line::of(rounds);
+            println!(
+                "{title:<12} {proxy:<6} {:>12.0} {:>10.0} {:>8.0} {:>8.0} {:>10.1}",
+                paced.most, line.rate, line.p50, line.p99, line.cpu
+            );
+            lines.push(line);
+        }
+        if let [envoy, ours] = lines.as_slice() {
+            println!(
+                "{:<12} {:<6} {:>12} {:>10.2} {:>8.2} {:>8.2} {:>10.2}",
+                "",
+                "ratio",
+                "",
+                ours.rate / envoy.rate,
+                ours.p50 / envoy.p50,
+                ours.p99 / envoy.p99,
+                ours.cpu / envoy.cpu
+            );
+        }
+    }
+}
+
+/// Prints one worker and two.
+pub(crate) fn print_workers(results: &[WorkersResult]) {
+    println!("\nWorkers of ours, load and origin on the same cores (medians of the rounds):\n");
+    println!(
+        "{:<8} {:>10} {:>8} {:>8} {:>10} {:>8} {:>15} {:>22}",
+        "workers",
+        "requests/s",
+        "p50 µs",
+        "p99 µs",
+        "CPU µs/req",
+        "(least)",
+        "busiest thread",
+        "most with own cores/s"
+    );
+    let mut lines = Vec::new();
+    for result in results {
+        let line = Line::of(&result.rounds);
+        let busiest = median(result.busiest.iter().copied());
+        // The busiest thread has a core of its own, and nothing else to wait for.
+        let most = 1e6 / (line.cpu * busiest);
+        println!(
+            "{:<8} {:>10.0} {:>8.0} {:>8.0} {:>10.1} {:>8.1} {:>14.0}% {most:>22.0}",
+            result.workers,
+            line.rate,
+            line.p50,
+            line.p99,
+            line.cpu,
+            line.least,
+            busiest * 100.0
+        );
+        lines.push((line, most));
+    }
+    if let [(one, most_of_one), (two, most_of_two)] = lines.as_slice() {
+        println!(
+            "{:<8} {:>10.2} {:>8.2} {:>8.2} {:>10.2} {:>8.2} {:>15} {:>22.2}",
+            "ratio",
+            two.rate / one.rate,
+            two.p50 / one.p50,
+            two.p99 / one.p99,
+            two.cpu / one.cpu,
+            two.least / one.least,
+            "",
+            most_of_two / most_of_one
+        );
+    }
+    println!(
+        "\nThe last column is worked out, not reached: requests that the busiest thread would be \
+         through with in a second\non a core that it shares with nobody."
+    );
+}
+
+/// Prints what idle connections cost.
+pub(crate) fn print_connections(results: &[Idle]) {
+    println!("\nIdle connections, each after one request:\n");
+    println!(
+        "{:<8} {:<6} {:>11} {:>11} {:>11} {:>11}",
+        "speaks", "proxy", "connections", "before MiB", "with MiB", "bytes each"
+    );
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    for idle in results {
+        let each = idle.with.saturating_sub(idle.before) as f64 / idle.connections.max(1) as f64;
+        println!(
+            "{:<8} {:<6} {:>11} {:>11.1} {:>11.1} {each:>11.0}",
+            idle.protocol,
+            idle.proxy,
+            idle.connections,
+            mib(idle.before),
+            mib(idle.with),
+        );
+    }
 }
 
 /// Prints the balancing policies, with their latencies beside those of the first.

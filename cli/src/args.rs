@@ -70,6 +70,9 @@ pub(crate) enum Command {
     /// if all of it is valid; otherwise the old one goes on and the log says why. SIGTERM and
     /// Ctrl-C drain: readiness fails, no new connections (after `drain.min`), requests in flight
     /// finish, then exit 0; a second one ends at once.
+    ///
+    /// With `admin: 127.0.0.1:9901` in the file, that address answers `/ready`, `/live`,
+    /// `/metrics`, `/config`, `/clusters`, `/log-level` and `/drain`; `/` lists them.
     Run(RunArgs),
     /// Validate configuration files and print every mistake with its place.
     ///
@@ -94,6 +97,11 @@ pub(crate) enum Command {
     /// `REDIS_URL` and so on), it takes that service's place: ports, endpoints, metrics and
     /// signals are the same. A link to this program with the name `ratelimit` does so too.
     Ratelimit(Box<RatelimitArgs>),
+    /// Ask a running process, over its admin endpoint, whether it is ready for traffic: for the
+    /// probes of containers.
+    ///
+    /// Exit codes: 0 when it is, 1 when it is not (the reasons are printed) or does not answer.
+    Ready(ReadyArgs),
     /// Print a proxy configuration in another proxy's language.
     Export(ExportArgs),
     /// Turn another proxy's configuration into one of this proxy.
@@ -144,6 +152,24 @@ pub(crate) struct CheckArgs {
     pub(crate) paths: Vec<PathBuf>,
 }
 
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ReadyArgs {
+    /// The admin endpoint: `host:port` or `unix:/path`.
+    #[arg(
+        long,
+        env = "ATTACHE_ADMIN",
+        default_value = "127.0.0.1:9901",
+        value_name = "ADDRESS"
+    )]
+    pub(crate) admin: Address,
+    /// Ask only whether the process lives (`/healthz`): also true while it starts and drains.
+    #[arg(long)]
+    pub(crate) alive: bool,
+    /// How long the answer may take.
+    #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}
+
 /// Where traces are sent to.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct TraceArgs {
@@ -159,7 +185,8 @@ pub(crate) struct TraceArgs {
 /// What the two stand-alone services have in common.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ServiceArgs {
-    /// Where the admin page listens (`/healthz`, `/readyz`, `/metrics`, `/config`); loopback only.
+    /// Where the admin page listens (`/live`, `/ready`, `/metrics`, `/config`, `/log-level`,
+    /// `/drain`); loopback only.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) admin: Option<Address>,
     /// Worker threads. Default: one per core.

@@ -178,7 +178,7 @@ fn welcome(files: &Files, admin: &str) -> Result<(), Failure> {
         ));
     }
     text.push_str(&format!(
-        "\n{bold}Look{reset}\n  admin page     http://{admin}/\n  configuration  {} {dim}(edit it: changes are taken over){reset}\n\nCtrl-C drains and stops.\n",
+        "\n{bold}Look{reset}\n  live requests  http://{admin}/requests\n  admin page     http://{admin}/\n  configuration  {} {dim}(edit it: changes are taken over){reset}\n\nCtrl-C drains and stops.\n",
         files.path().display()
     ));
     output(&text)

@@ -1,14 +1,17 @@
 //! The `attache` command.
 
+mod admin;
 mod args;
 mod authz;
 mod demo;
+mod discovery;
 mod embedded;
 mod export;
 mod import;
 mod origin;
 mod probe;
 mod ratelimit;
+mod ready;
 mod record;
 mod reload;
 mod run;
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
             ProbeTarget::ExtProc(probe) => probe::ext_proc(&probe, &args.log),
             ProbeTarget::ExtAuthz(probe) => probe::ext_authz::run(&probe, &args.log),
         },
+        Some(Command::Ready(asked)) => ready::run(&asked),
         Some(Command::Record(record)) => match record.target {
             RecordTarget::ExtProc(record) => record::record(&record, &args.log),
         },

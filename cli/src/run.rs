@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
 use attache_ext_authz::policy::AuthService;
 use attache_proxy::{Config, Plan, Proxy, Running};
 use attache_ratelimit::Rules;
 use attache_service::{
     Metrics, Shutdown,
-    admin::{Admin, BoundAdmin, ConfigDump, Readiness},
+    admin::{Admin, BoundAdmin, Readiness},
     config::{Document, Errors},
     handover::{self, Handover, Predecessor},
     listen::Bound,
@@ -25,7 +24,9 @@ use tokio::runtime::Runtime;
 
 use crate::{
     Failure,
+    admin::{self, InUse},
     args::{CheckArgs, LogArgs, LogFormat, RunArgs},
+    discovery::Discovery,
     embedded::{Embedded, OnTrial},
     output,
     reload::{Changes, MovedLogs, abort_on_drop},
@@ -101,9 +102,10 @@ pub(crate) struct RunningProxy {
     admin: Option<BoundAdmin>,
     readiness: Readiness,
     refused: Counter,
-    text: Arc<ArcSwap<String>>,
+    in_use: Arc<InUse>,
     /// Where a successor finds us.
     handover: Option<Handover>,
+    discovery: Discovery,
 }
 
 /// Where the configuration comes from, to read it again.
@@ -122,15 +124,13 @@ pub(crate) async fn start(
     readiness: Readiness,
     inherited: &[Bound],
 ) -> Result<RunningProxy, Failure> {
-    let text = Arc::new(ArcSwap::from_pointee(document.source().text().to_owned()));
+    let in_use = InUse::new(document);
     let admin = match &config.admin {
         None => None,
         Some(address) => {
-            let shown = text.clone();
-            let admin = Admin::new(readiness.clone(), metrics.clone()).config(move || ConfigDump {
-                content_type: "text/plain; charset=utf-8",
-                text: shown.load().to_string(),
-            });
+            let shown = in_use.clone();
+            let admin = Admin::new(readiness.clone(), metrics.clone());
+            let admin = admin.config(move || shown.dump());
             let inherited = handover::at(inherited, &address.value).await;
             let bound = match inherited.into_iter().next() {
                 Some(socket) => admin.on(socket),
@@ -144,18 +144,21 @@ pub(crate) async fn start(
         "Configurations taken over while running.",
         &[("result", "failed")],
     );
-    let running = Proxy::start_on(plan, metrics, inherited).await;
+    let running = Proxy::start_on(plan, metrics.clone(), inherited).await;
     let running = running.map_err(Failure::run)?;
-    for (listener, address) in config.listeners.iter().zip(running.addresses()) {
-        tracing::info!(listener = %listener.name.value, %address, "listening");
+    let admin = admin.map(|admin: BoundAdmin| admin.part(running.live().part()));
+    for (listener, address) in running.plan().listeners.iter().zip(running.addresses()) {
+        tracing::info!(listener = %listener.name, %address, "listening");
     }
+    let discovery = Discovery::new(&config, document, &running, metrics, readiness.clone());
     Ok(RunningProxy {
         running,
         refused,
         admin,
         readiness,
-        text,
+        in_use,
         handover: None,
+        discovery,
     })
 }
 
@@ -176,8 +179,12 @@ impl RunningProxy {
         let admin_socket = self.admin.as_ref().map(BoundAdmin::socket);
         let _admin = self.admin.map(|admin| {
             tracing::info!(address = %admin.address(), "admin page");
+            let pages = admin::pages(&self.running.status(), shutdown.clone());
+            let admin = admin.pages(pages);
             abort_on_drop(admin.serve(admin_shutdown.clone()))
         });
+        let mut discovery = self.discovery;
+        self.in_use.follow(discovery.status());
         let mut moved_logs = MovedLogs::new();
         notify(State::Ready);
         // What waits for a successor looks at what runs, which is drained then.
@@ -201,15 +208,18 @@ impl RunningProxy {
                         self.running.reopen_logs();
                         tracing::info!("access logs are opened anew");
                     }
+                    event = discovery.next() => discovery.take(event, &self.running).await,
                     () = source.changes.next() => {
                         notify(State::Reloading);
-                        match reload(&source, args, &self.running).await {
+                        match reload(&source, args, &self.running, &mut discovery).await {
                             Ok(document) => {
-                                self.text.store(Arc::new(document.source().text().to_owned()));
+                                self.in_use.loaded(&document);
+                                self.in_use.follow(discovery.status());
                                 source.watch_again();
                                 tracing::info!("configuration reloaded");
                             }
                             Err(failure) => {
+                                self.in_use.refused(&failure);
                                 // The proxy counts what only it can find out.
                                 if matches!(failure, Failure::Config(_)) {
                                     self.refused.inc();
@@ -280,16 +290,17 @@ async fn reload(
     source: &Source,
     args: Option<&RunArgs>,
     running: &Running,
+    discovery: &mut Discovery,
 ) -> Result<Document, Failure> {
     let document = Document::load(&source.file)?;
     // Reading reloads the embedded services where they are, so what is not valid as a whole must
     // not get that far: these services are only for a look.
     Config::read(&document, &OnTrial)?;
-    let (_, mut plan) = Config::read(&document, &source.embedded)?;
+    let (config, mut plan) = Config::read(&document, &source.embedded)?;
     if let Some(args) = args {
         adjust(&mut plan, args);
     }
-    running.reload(plan).await.map_err(Failure::run)?;
+    discovery.reload(config, &document, plan, running).await?;
     Ok(document)
 }
 
@@ -306,13 +317,15 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Failure> {
 }
 
 /// What a file that is meant for `attache run` may begin with, by mistake too.
-const PROXY_KEYS: [&str; 11] = [
+const PROXY_KEYS: [&str; 13] = [
     "listeners",
     "filters",
     "routes",
     "virtual_hosts",
     "clusters",
+    "xds",
     "admin",
+    "live_page",
     "workers",
     "drain",
     "max_active_downstream_connections",

@@ -20,9 +20,10 @@ use attache_ratelimit::{
 };
 use attache_service::{
     Address, Health, Host, Metrics, Shutdown,
-    admin::{Admin, ConfigDump, Page, Readiness},
+    admin::{Admin, ConfigDump, Page, Readiness, drain},
     config::Errors,
     metrics::Counter,
+    notify::{State, notify},
     tls::{ServerFiles, ServerTls, TlsVersion},
     trace::Tracer,
 };
@@ -148,6 +149,7 @@ pub(crate) async fn serve<S: Served>(
                     .collect(),
             });
             let admin = admin.pages(service.pages());
+            let admin = admin.pages(drain::pages(shutdown.clone(), serde_json::Map::new));
             Some(admin.bind(address).await.map_err(Failure::run)?)
         }
     };
@@ -168,9 +170,11 @@ pub(crate) async fn serve<S: Served>(
         reloads("ok"),
         reloads("failed"),
     ));
+    notify(State::Ready);
     let draining = shutdown.clone();
     let _drain = abort_on_drop(async move {
         draining.recv().await;
+        notify(State::Stopping);
         readiness.condition("drain", "draining").fail("draining");
     });
     bound.serve(shutdown.clone()).await.map_err(Failure::run)?;
@@ -211,6 +215,7 @@ async fn reload_on_change<S: Served>(
 ) {
     loop {
         changes.next().await;
+        notify(State::Reloading);
         match service.reload() {
             Ok(reload) => {
                 good.inc();
@@ -228,6 +233,7 @@ async fn reload_on_change<S: Served>(
                 tracing::error!("the new configuration is refused, the old one goes on:\n{errors}");
             }
         }
+        notify(State::Ready);
     }
 }
 

@@ -181,9 +181,10 @@ fn the_examples_are_valid() {
 fn envoy_accepts_the_exported_examples() {
     let envoy = envoy_program();
     let (limits, auth) = ("limits=unix:/run/limits.sock", "auth=127.0.0.1:9001");
-    let examples: [(&str, &[&str]); 2] = [
+    let examples: [(&str, &[&str]); 3] = [
         ("demo", &[limits, auth, "rewrite=localhost:50051"]),
         ("edge", &[limits, auth]),
+        ("xds", &[]),
     ];
     for (example, embedded) in examples {
         let file = format!("examples/{example}/attache.yaml");
@@ -402,4 +403,24 @@ fn the_demonstration_keeps_its_promises() {
         !std::path::Path::new(shown).exists(),
         "{shown} is left behind"
     );
+}
+
+#[test]
+fn a_probe_asks_whether_the_process_is_ready_and_lives() {
+    let folder = folder(&[]);
+    let socket = format!("unix:{}", path(&folder, "admin.sock"));
+    let config = SIMPLE.replace("ADDRESS", "127.0.0.1:0") + "admin: " + &socket;
+    std::fs::write(folder.path().join("edge.yaml"), config).unwrap();
+    let ask = |more: &[&str]| outcome(&[&["ready", "--admin", &socket], more].concat());
+
+    let absent = ask(&[]);
+    assert_eq!(absent.code(), 1);
+    assert!(absent.stderr().contains(&socket), "{}", absent.stderr());
+
+    let process = Process::attache(&["run", &path(&folder, "edge.yaml")]);
+    process.wait_for("admin page", 1);
+    for (more, says) in [(&[][..], "ready\n"), (&["--alive"], "alive\n")] {
+        let asked = ask(more);
+        assert_eq!((asked.code(), asked.stdout().as_str()), (0, says));
+    }
 }

@@ -13,7 +13,7 @@ use support::{
     Process, eventually_async, folder, grpc,
     grpc::{AUTH, allows},
     http::{self, Client},
-    jwt, path,
+    jwt, outcome, path,
 };
 
 /// A key set by URL: there from when it is published, 503 before.
@@ -140,6 +140,9 @@ admin: 127.0.0.1:0
     let (status, body) = readiness(proxy.admin()).await;
     assert_eq!(status, 503, "{body}");
     assert!(body.contains("auth.yaml"), "{body}");
+    let asked = outcome(&["ready", "--admin", &proxy.admin().to_string()]);
+    assert_eq!(asked.code(), 1);
+    assert!(asked.stderr().contains("auth.yaml"), "{}", asked.stderr());
     assert_eq!(client.get("/", &[credential]).await.unwrap().status, 503);
 
     keys.publish(&token.jwks);

@@ -534,7 +534,7 @@ admin: 127.0.0.1:0
         admin(proxy.admin(), "/config")
             .await
             .1
-            .contains("status: 200")
+            .contains("\"status\": 200")
     );
 
     replace(

@@ -67,7 +67,6 @@ mod service;
 mod template;
 #[cfg(test)]
 mod tests;
-mod time;
 mod timing;
 mod wristband;
 

@@ -29,7 +29,8 @@ use attache_proto::{
     auth::{AttributeContext, CheckRequest},
     core::Metadata,
 };
-use bytes::Bytes;
+use attache_service::channel::FRAME_HEADER;
+use bytes::{Buf as _, Bytes};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use prost::Message as _;
 use prost_types::Struct;
@@ -383,9 +384,10 @@ fn encoded<B>(
     parts.version = request.version();
     parts.headers = request.headers().clone();
     let shown = ForwardedHeaders::default();
-    let message = encode::check_request(&parts, &context, body, content, &shown);
+    let mut message = encode::check_request(&parts, &context, body, content, &shown);
+    message.advance(FRAME_HEADER);
     // What we encoded ourselves decodes; were it not so, the view would be empty and tests fail.
-    CheckRequest::decode(message.as_ref()).unwrap_or_default()
+    CheckRequest::decode(message).unwrap_or_default()
 }
 
 /// A fixed decision is an authorizer too, for tests of what is around it.

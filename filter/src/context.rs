@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use http::{Response, StatusCode, request};
+use http::{HeaderMap, Response, StatusCode, request};
 
 use attache_service::trace::{RequestTrace, SpanId};
 
@@ -25,6 +25,7 @@ use crate::{
     calls::{FilterKind, PolicyCall, Recording},
     changes::HeaderChange,
     metadata::RouteMetadata,
+    tap::Tap,
 };
 
 /// The downstream connection that a request came in on.
@@ -182,6 +183,8 @@ pub enum ResponseFlag {
     UpstreamConnectionFailure,
     /// `UC`: the upstream connection broke.
     UpstreamConnectionTermination,
+    /// `UR`: the upstream reset a connection that is passed on as it is.
+    UpstreamRemoteReset,
     /// `UT`: the upstream did not answer in time.
     UpstreamRequestTimeout,
     /// `URX`: the request was sent again as often as allowed.
@@ -204,7 +207,7 @@ pub enum ResponseFlag {
 
 impl ResponseFlag {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::UnauthorizedExternalService,
         Self::RateLimited,
         Self::RateLimitServiceError,
@@ -212,6 +215,7 @@ impl ResponseFlag {
         Self::NoHealthyUpstream,
         Self::UpstreamConnectionFailure,
         Self::UpstreamConnectionTermination,
+        Self::UpstreamRemoteReset,
         Self::UpstreamRequestTimeout,
         Self::UpstreamRetryLimitExceeded,
         Self::UpstreamOverflow,
@@ -235,6 +239,7 @@ impl ResponseFlag {
             Self::NoHealthyUpstream => "UH",
             Self::UpstreamConnectionFailure => "UF",
             Self::UpstreamConnectionTermination => "UC",
+            Self::UpstreamRemoteReset => "UR",
             Self::UpstreamRequestTimeout => "UT",
             Self::UpstreamRetryLimitExceeded => "URX",
             Self::UpstreamOverflow => "UO",
@@ -262,6 +267,7 @@ impl ResponseFlag {
             Self::NoHealthyUpstream => "NoHealthyUpstream",
             Self::UpstreamConnectionFailure => "UpstreamConnectionFailure",
             Self::UpstreamConnectionTermination => "UpstreamConnectionTermination",
+            Self::UpstreamRemoteReset => "UpstreamRemoteReset",
             Self::UpstreamRequestTimeout => "UpstreamRequestTimeout",
             Self::UpstreamRetryLimitExceeded => "UpstreamRetryLimitExceeded",
             Self::UpstreamOverflow => "UpstreamOverflow",
@@ -308,8 +314,10 @@ pub struct RequestContext {
     pub started: Instant,
     /// What is noted of the calls that policies make.
     pub recording: Recording,
-    /// Keep the head of the request as it went on, for the access log.
+    /// Keep the head of the request as it went on, for who looks at it later.
     pub keeps_head: bool,
+    /// Keeps the beginnings of the bodies, where somebody looks at the request in full.
+    pub tap: Option<Arc<Tap>>,
     /// Where the request stands in a trace; nothing where there are no traces.
     pub trace: Option<Box<RequestTrace>>,
     start_time: OnceLock<SystemTime>,
@@ -345,6 +353,7 @@ struct State {
     calls: Vec<PolicyCall>,
     attempts: Vec<UpstreamAttempt>,
     head: Option<Arc<request::Parts>>,
+    upstream_head: Option<Box<(StatusCode, HeaderMap)>>,
 }
 
 /// Most calls to policy services that are noted of one request. A filter makes six about one
@@ -364,6 +373,7 @@ impl RequestContext {
             started: Instant::now(),
             recording: Recording::default(),
             keeps_head: false,
+            tap: None,
             trace: None,
             start_time: OnceLock::new(),
             upstream: OnceLock::new(),
@@ -690,6 +700,18 @@ impl RequestContext {
     /// The head of the request as it went on last.
     pub fn take_head(&self) -> Option<Arc<request::Parts>> {
         self.state().head.take()
+    }
+
+    /// Keeps the head of a response as it came from an upstream, if somebody watches.
+    pub fn keep_upstream_head(&self, status: StatusCode, headers: &HeaderMap) {
+        if self.records_changes() {
+            self.state().upstream_head = Some(Box::new((status, headers.clone())));
+        }
+    }
+
+    /// Status and headers of the last response that came from an upstream.
+    pub fn take_upstream_head(&self) -> Option<Box<(StatusCode, HeaderMap)>> {
+        self.state().upstream_head.take()
     }
 
     /// The calls made to policy services so far.

@@ -383,7 +383,8 @@ impl Part {
         };
         match self {
             Self::Text(literal) => text(Some(literal)),
-            Self::Protocol => text(Some(protocol(context.protocol))),
+            // A connection that is passed on has none.
+            Self::Protocol => text(facts.request.map(|_| protocol(context.protocol))),
             Self::Address { of, port } => {
                 let address = match of {
                     Peer::Client => facts.source(),
@@ -428,7 +429,8 @@ impl Part {
                 text(Some(&status.to_string()))
             }
             Self::Details => {
-                let known = facts.response.is_some() || exchange.finished.is_some();
+                let finished = exchange.finished.is_some() && facts.request.is_some();
+                let known = facts.response.is_some() || finished;
                 let details = context.details().filter(|_| known);
                 text(details.as_deref())
             }

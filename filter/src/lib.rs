@@ -27,6 +27,7 @@ pub mod mutation;
 pub mod reply;
 pub mod retry;
 pub mod substitution;
+pub mod tap;
 
 pub use body::{Body, BoxError};
 pub use call_metadata::CallMetadata;

@@ -38,6 +38,8 @@ pub(crate) struct Activity {
     pub(crate) resets: AtomicU32,
     /// Requests that had begun when the interval did.
     before: AtomicU32,
+    /// The watchdog found that there was no request since it had looked before.
+    unused: AtomicBool,
     /// A tunnel goes through the connection: its bytes are no requests.
     pub(crate) tunnelled: AtomicBool,
 }
@@ -60,6 +62,18 @@ impl Activity {
         limits
             .max_requests_per_connection
             .is_some_and(|max| served() >= max)
+    }
+
+    /// Whether nobody has used the connection lately, nor does: said once each time that the
+    /// watchdog has looked.
+    pub(crate) fn may_rest(&self) -> bool {
+        if !self.unused.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.unused.store(false, Ordering::Relaxed);
+        let busy = [&self.in_head, &self.opaque, &self.blocked, &self.tunnelled];
+        self.requests.load(Ordering::Relaxed) == 0
+            && !busy.iter().any(|flag| flag.load(Ordering::Relaxed))
     }
 
     fn begin_interval(&self) {
@@ -157,6 +171,9 @@ pub(crate) async fn watch(activity: Arc<Activity>, limits: Limits, stage: Stage)
         if unused > idle {
             return Verdict::Idle;
         }
+        if unused > 0 {
+            activity.unused.store(true, Ordering::Relaxed);
+        }
         if activity.blocked.load(Ordering::Relaxed) && quiet > write {
             return Verdict::SlowReader;
         }
@@ -198,6 +215,29 @@ mod tests {
         );
         let took = start.elapsed().as_secs();
         assert!((60..=65).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_unused_connection_may_rest_but_not_one_with_a_request() {
+        let activity = Arc::<Activity>::default();
+        assert!(!activity.may_rest(), "nobody has looked");
+        let look = async |activity: &Arc<Activity>| {
+            let watching = watch(activity.clone(), limits(), Stage::Open);
+            let watched = tokio::time::timeout(Duration::from_secs(9), watching).await;
+            assert!(watched.is_err());
+        };
+        look(&activity).await;
+        assert!(activity.may_rest());
+        assert!(!activity.may_rest(), "said once");
+
+        activity.requests.store(1, Ordering::Relaxed);
+        look(&activity).await;
+        assert!(!activity.may_rest());
+
+        activity.requests.store(0, Ordering::Relaxed);
+        activity.blocked.store(true, Ordering::Relaxed);
+        look(&activity).await;
+        assert!(!activity.may_rest(), "not all has been written");
     }
 
     #[tokio::test(start_paused = true)]

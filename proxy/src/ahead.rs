@@ -28,6 +28,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Ahead<IO> {
         let count = this.ahead.len().min(buf.remaining());
         buf.put_slice(this.ahead.get(..count).unwrap_or_default());
         this.ahead.advance(count);
+        if this.ahead.is_empty() {
+            // It would keep all of its memory as long as the connection stands.
+            this.ahead = Bytes::new();
+        }
         Poll::Ready(Ok(()))
     }
 }

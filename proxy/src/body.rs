@@ -167,7 +167,7 @@ impl HttpBody for ClientBody {
         if let Some(record) = &mut this.record {
             match &frame {
                 Some(Ok(frame)) => {
-                    record.sends(frame.data_ref().map_or(0, Bytes::len));
+                    record.sends(frame.data_ref().map_or(&[], Bytes::as_ref));
                     if let Some(trailers) = frame.trailers_ref() {
                         record.trails(trailers);
                     }

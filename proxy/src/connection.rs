@@ -7,13 +7,16 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
-use attache_filter::{ConnectionInfo, context::TlsInfo};
-use attache_service::{listen, tls};
+use attache_filter::{
+    ConnectionInfo, RequestContext,
+    context::{Route, TlsInfo},
+};
+use attache_service::{listen, metrics::Gauge, tls};
 use bytes::Bytes;
 use http::Request;
 use hyper::{
@@ -27,9 +30,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     activity::{self, Activity, Stage, Verdict},
     ahead::Ahead,
+    bell::Bell,
     client_hello,
     drain::Drain,
-    edge::{Downstream, Edge},
+    edge::{Downstream, Edge, Everywhere},
+    http1::Http1,
     hygiene::Peer,
     plan::{Codec, Limits},
     proxy_protocol::{self, Header},
@@ -56,8 +61,12 @@ pub(crate) struct Listening {
     pub(crate) drain: Drain,
 }
 
-/// A connection that counts; dropped at its end.
-struct Counted<'l>(&'l Listening, Arc<Edge>);
+/// A connection that counts; dropped at its end. It outlives configurations, so it holds none.
+struct Counted<'l> {
+    listening: &'l Listening,
+    everywhere: Arc<Everywhere>,
+    open: Gauge,
+}
 
 impl<'l> Counted<'l> {
     fn new(listening: &'l Listening, edge: &Arc<Edge>) -> Option<Self> {
@@ -73,15 +82,19 @@ impl<'l> Counted<'l> {
             return None;
         }
         edge.stats.connections.inc();
-        Some(Self(listening, edge.clone()))
+        Some(Self {
+            listening,
+            everywhere: edge.everywhere.clone(),
+            open: edge.stats.connections.clone(),
+        })
     }
 }
 
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
-        self.1.everywhere.leave();
-        self.1.stats.connections.dec();
+        self.listening.connections.fetch_sub(1, Ordering::Relaxed);
+        self.everywhere.leave();
+        self.open.dec();
     }
 }
 
@@ -117,11 +130,12 @@ pub(crate) async fn serve(listening: Arc<Listening>, socket: listen::Socket) {
                 local: io.local_addr().ok(),
                 tls: None,
             };
-            begin(&listening, &edge, io, info).await
+            begin(&listening, edge, io, info).await
         }
-        listen::Socket::Unix(io) => begin(&listening, &edge, io, ConnectionInfo::default()).await,
+        listen::Socket::Unix(io) => begin(&listening, edge, io, ConnectionInfo::default()).await,
     };
     if let Err(error) = ended {
+        let edge = listening.edge.load();
         edge.stats.broken.inc();
         tracing::debug!(listener = %edge.plan.name, %error, "connection ended");
     }
@@ -131,7 +145,7 @@ pub(crate) async fn serve(listening: Arc<Listening>, socket: listen::Socket) {
 /// Looks at what comes before everything else, where a listener has that.
 async fn begin<IO>(
     listening: &Arc<Listening>,
-    edge: &Arc<Edge>,
+    edge: Arc<Edge>,
     io: IO,
     mut info: ConnectionInfo,
 ) -> Result<(), Broken>
@@ -144,10 +158,10 @@ where
     // Boxed: other connections need not carry its state, nor the program its code twice.
     Box::pin(async move {
         let limit = edge.plan.limits.header_timeout;
-        let looked = tokio::time::timeout(limit, look_ahead(edge, Box::new(io), &mut info)).await;
+        let looked = tokio::time::timeout(limit, look_ahead(&edge, Box::new(io), &mut info)).await;
         let (io, passed_on) = looked.map_err(|_| Broken::SlowStart)??;
         match passed_on {
-            Some(plan) => pass_on(edge, &plan, io).await,
+            Some(plan) => pass_on(&edge, &plan, io, info).await,
             None => start(listening, edge, io, info).await,
         }
     })
@@ -186,6 +200,12 @@ async fn look_ahead(
     if plan.is_none() && !edge.plan.opens() {
         return Err(Broken::ServerName(name));
     }
+    if plan.is_some() && edge.log.is_some() {
+        info.tls = Some(TlsInfo {
+            sni: name,
+            ..TlsInfo::default()
+        });
+    }
     let io = Ahead {
         ahead: beginning.ahead,
         io: match io.ahead.is_empty() {
@@ -197,21 +217,45 @@ async fn look_ahead(
 }
 
 /// Passes a connection on as it is.
-async fn pass_on<IO>(edge: &Edge, plan: &TcpPlan, io: IO) -> Result<(), Broken>
+async fn pass_on<IO>(
+    edge: &Edge,
+    plan: &TcpPlan,
+    io: IO,
+    info: ConnectionInfo,
+) -> Result<(), Broken>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let Some(stats) = &edge.tcp_stats else {
         return Ok(());
     };
-    let ended = tcp::pass_on(&edge.router, plan, stats, io).await;
+    let logged = edge.log.as_ref().map(|log| {
+        let client_ip = info.peer.map(|peer| peer.ip());
+        let mut context = RequestContext::new(Arc::new(info), http::Version::default());
+        context.client_ip = client_ip;
+        let cluster = edge.router.clusters.get(plan.cluster);
+        context.set_route(Some(Arc::new(Route {
+            cluster: cluster.map(|cluster| cluster.plan.name.clone()),
+            ..Route::default()
+        })));
+        (log, context)
+    });
+    let context = logged.as_ref().map(|(_, context)| context);
+    let ended = tcp::pass_on(&edge.router, plan, stats, context, io).await;
     tracing::debug!(listener = %edge.plan.name, ?ended, "connection passed on");
+    if let Some((log, context)) = logged {
+        context.set_details(ended.details);
+        log.passed(Arc::new(context), &ended);
+    }
     Ok(())
 }
 
+/// Begins with TLS or HTTP. `edge` is what the listener does at this moment: a connection of HTTP
+/// lets go of it, as every request takes what holds by then, so that clusters and channels of a
+/// configuration that was replaced do not live as long as some connection does.
 async fn start<IO>(
     listening: &Arc<Listening>,
-    edge: &Arc<Edge>,
+    edge: Arc<Edge>,
     io: IO,
     mut info: ConnectionInfo,
 ) -> Result<(), Broken>
@@ -236,13 +280,10 @@ where
             };
             run(listening, edge, io, info, http2, ahead).await
         }
-        (None, Some(tcp)) => Box::pin(pass_on(edge, tcp, io)).await,
+        (None, Some(tcp)) => Box::pin(pass_on(&edge, tcp, io, info)).await,
         (Some(tls), tcp) => {
             let accepted = tokio::time::timeout(limit, tls.accept(io)).await;
             let io = accepted.map_err(|_| Broken::SlowStart)??;
-            if let Some(tcp) = tcp {
-                return Box::pin(pass_on(edge, tcp, io)).await;
-            }
             let peer = tls::Peer::of(io.get_ref().1);
             let local = tls.local_principal(peer.sni.as_deref());
             let http2 = match edge.plan.codec {
@@ -257,14 +298,17 @@ where
                 peer_principal: peer.principal,
                 local_principal: local.map(|name| name.to_string()),
             });
-            run(listening, edge, io, info, http2, Bytes::new()).await
+            match tcp {
+                Some(tcp) => Box::pin(pass_on(&edge, tcp, io, info)).await,
+                None => run(listening, edge, io, info, http2, Bytes::new()).await,
+            }
         }
     }
 }
 
 async fn run<IO>(
     listening: &Arc<Listening>,
-    edge: &Arc<Edge>,
+    edge: Arc<Edge>,
     io: IO,
     info: ConnectionInfo,
     http2: bool,
@@ -273,7 +317,8 @@ async fn run<IO>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let limits = edge.plan.limits;
+    let (limits, allow_connect) = (edge.plan.limits, edge.plan.allow_connect);
+    drop(edge);
     let activity = Arc::<Activity>::default();
     let downstream = Arc::new(Downstream {
         peer: Peer::new(info.peer.map(|peer| peer.ip()), info.tls.is_some()),
@@ -287,16 +332,15 @@ where
     if http2 {
         let io = TokioIo::new(Socket::http2(io, ahead, activity.clone()));
         let mut builder = http2_builder(&limits);
-        if edge.plan.allow_connect {
+        if allow_connect {
             builder.enable_connect_protocol();
         }
-        let connection = builder.serve_connection(io, service);
-        drive(pin!(connection), activity, limits, &listening.drain).await
+        // Boxed: connections of HTTP/1.1 need not carry its state.
+        let mut connection = Box::pin(builder.serve_connection(io, service));
+        drive(connection.as_mut(), activity, limits, &listening.drain).await
     } else {
-        let io = TokioIo::new(Socket::http1(io, ahead, activity.clone()));
-        let connection = http1_builder(&limits)
-            .serve_connection(io, service)
-            .with_upgrades();
+        let io = Socket::http1(io, ahead, activity.clone());
+        let connection = Http1::new(http1_builder(&limits), io, service);
         drive(pin!(connection), activity, limits, &listening.drain).await
     }
 }
@@ -333,21 +377,27 @@ trait Connection: Future<Output = Result<(), hyper::Error>> {
     const TOLD_IN_RESPONSES: bool;
 
     fn close_politely(self: Pin<&mut Self>);
+
+    /// Gives back what it does not need while it is not used.
+    fn rest(self: Pin<&mut Self>) {}
 }
 
-impl<I, S> Connection for http1::UpgradeableConnection<I, S>
+impl<IO, S> Connection for Http1<IO, S>
 where
-    Self: Future<Output = Result<(), hyper::Error>>,
-    S: hyper::service::HttpService<Incoming>,
+    S: hyper::service::HttpService<Incoming> + Unpin,
     S::Error: Into<attache_filter::BoxError>,
-    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     S::ResBody: http_body::Body + 'static,
     <S::ResBody as http_body::Body>::Error: Into<attache_filter::BoxError>,
 {
     const TOLD_IN_RESPONSES: bool = true;
 
     fn close_politely(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+        self.get_mut().close();
+    }
+
+    fn rest(self: Pin<&mut Self>) {
+        self.get_mut().rest();
     }
 }
 
@@ -377,6 +427,8 @@ async fn drive<C: Connection>(
 ) -> Result<(), Broken> {
     let mut drained = pin!(leave(drain, activity.clone(), C::TOLD_IN_RESPONSES));
     let mut watchdog = pin!(activity::watch(activity.clone(), limits, Stage::Open));
+    let bell = Bell::rung();
+    let waker = Waker::from(bell.clone());
     let mut closing = false;
     let verdict = std::future::poll_fn(|cx: &mut Context<'_>| {
         if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
@@ -385,13 +437,22 @@ async fn drive<C: Connection>(
         if activity.is_resetting(&limits) {
             return Poll::Ready(Err(Verdict::Resets));
         }
-        match watchdog.as_mut().poll(cx) {
+        let used_up = !closing && activity.is_used_up(&limits);
+        if !bell.has_rung(cx) && !used_up {
+            return Poll::Pending;
+        }
+        let apart = &mut Context::from_waker(&waker);
+        match watchdog.as_mut().poll(apart) {
             Poll::Ready(Verdict::Idle) if closing => return Poll::Ready(Ok(Ok(()))),
             Poll::Ready(Verdict::Idle | Verdict::Old) => {}
             Poll::Ready(verdict) => return Poll::Ready(Err(verdict)),
             Poll::Pending if closing => return Poll::Pending,
-            Poll::Pending if activity.is_used_up(&limits) => {}
-            Poll::Pending if drained.as_mut().poll(cx).is_ready() => {}
+            Poll::Pending if used_up => {}
+            Poll::Pending if drained.as_mut().poll(apart).is_ready() => {}
+            Poll::Pending if activity.may_rest() => {
+                connection.as_mut().rest();
+                return connection.as_mut().poll(cx).map(Ok);
+            }
             Poll::Pending => return Poll::Pending,
         }
         closing = true;
@@ -401,7 +462,7 @@ async fn drive<C: Connection>(
             return Poll::Ready(Ok(ended));
         }
         // The first look of the watchdog sets its timer.
-        let _ = watchdog.as_mut().poll(cx);
+        let _ = watchdog.as_mut().poll(apart);
         Poll::Pending
     })
     .await;

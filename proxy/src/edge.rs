@@ -10,7 +10,7 @@ use std::{
 
 use attache_filter::{
     Body, ConnectionInfo, LocalReply, RequestContext, calls::Recording, context::ResponseFlag,
-    head::Scheme, reply::ReplyForm,
+    head::Scheme, reply::ReplyForm, tap::Tapped,
 };
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
@@ -28,6 +28,7 @@ use crate::{
     filters::Stack,
     hygiene::{self, Admitted, Peer, Tunnels},
     internal_redirect::Restart,
+    live::Live,
     overload::{self, Gate},
     path::Normalized,
     plan::ListenerPlan,
@@ -52,6 +53,7 @@ pub(crate) struct Edge {
     /// What is noted of the requests.
     pub(crate) notes: Notes,
     pub(crate) tracing: Option<Tracing>,
+    pub(crate) live: Live,
     pub(crate) gate: Gate,
     pub(crate) stats: ListenerStats,
     /// Counts of connections that are passed on.
@@ -76,6 +78,11 @@ impl Everywhere {
             self.leave();
         }
         room
+    }
+
+    /// How many there are.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     pub(crate) fn leave(&self) {
@@ -131,6 +138,7 @@ impl Edge {
     ) -> Result<Response<ClientBody>, Infallible> {
         let (mut parts, body) = request.into_parts();
         let version = parts.version;
+        let mut watched = self.live.begin(&parts);
         let mut active = Active::new(&downstream.activity, version >= Version::HTTP_2);
         let form = extended_connect::Form::of(&mut parts);
         let version = parts.version;
@@ -154,11 +162,17 @@ impl Edge {
         if let Ok(admitted) = &admitted {
             context.client_ip = admitted.client_ip;
         }
+        if let Some(watched) = &mut watched {
+            let (id, routes) = (context.id, &self.router.routes);
+            let route = || Some(routes.pick(&parts, id)?.route.clone());
+            let scheme = downstream.scheme();
+            watched.begin(&self.plan.name, scheme, &mut context, route);
+        }
         let context = Arc::new(context);
         let traced = context.trace.as_ref().is_some_and(|trace| trace.sampled);
         let tracing = self.tracing.as_ref().filter(|_| traced);
-        let mut record = (self.log.is_some() || traced)
-            .then(|| Record::new(self.log.as_ref(), tracing, &context, &parts));
+        let mut record = (self.log.is_some() || traced || watched.is_some())
+            .then(|| Record::new(self.log.as_ref(), tracing, watched, &context, &parts));
         let mut body = Body::from(body);
         let mut tunnel = None;
         if self.tunnels_in_body && admitted.is_ok() {
@@ -170,6 +184,9 @@ impl Edge {
             if body.is_end_stream() {
                 incoming.end(since.elapsed());
             } else {
+                if let Some(tap) = &context.tap {
+                    body = Tapped::wrap(body, tap, |tap| &tap.received);
+                }
                 body = Body::new(Counted {
                     body,
                     incoming,
@@ -184,7 +201,10 @@ impl Edge {
             let (lent, by) = unread::lend(body);
             body = lent;
             // To read on would ask the client for a body that nobody wants.
-            let held_back = parts.headers.contains_key(header::EXPECT);
+            let held_back = match &admitted {
+                Ok(admitted) => admitted.holds_back,
+                Err(_) => parts.headers.contains_key(header::EXPECT),
+            };
             lender = Some((by, held_back));
         }
         let replies = self.plan.local_replies.as_ref();
@@ -272,6 +292,12 @@ impl Edge {
             return Err(Refusal::Refused(hygiene::Refused {
                 status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
                 details: "too_many_headers",
+            }));
+        }
+        if !plan.underscores.let_in(&mut parts.headers) {
+            return Err(Refusal::Refused(hygiene::Refused {
+                status: StatusCode::BAD_REQUEST,
+                details: "unexpected_underscore",
             }));
         }
         let routes = &self.router.routes;

@@ -2,9 +2,11 @@
 //!
 //! The bootstrap behaves under Envoy 1.40 as the configuration does here: the same filters in the
 //! same order, the same routes, timeouts, normalisation and limits. What Envoy turns off by
-//! default and we turn on (or the other way round) is written out.
+//! default and we turn on (or the other way round) is written out. Envoy has no live page: its
+//! settings are left out.
 
 mod access_log;
+mod discovery;
 mod guards;
 mod tracing;
 
@@ -27,7 +29,7 @@ use crate::{
     config::{
         BodyFormat, Cluster, ClusterSpecifier, CodecType, Config, DnsLookupFamily, DnsType,
         EscapedSlashesAction, LbPolicy, LimitsConfig, Listener, LocalReplyConfig, ProxyProtocol,
-        Route, Source, Step, SubstitutionFormat, Target,
+        Route, RouteSpecifier, Source, Step, SubstitutionFormat, Table, Target,
     },
     plan::{DEFAULT_CLUSTER_IDLE, Limits},
     policies::encode_per_route,
@@ -88,6 +90,9 @@ pub fn envoy(config: &Config, embedded: &BTreeMap<String, Address>) -> Result<Va
     });
     if let Some(node) = config.node.as_ref().and_then(ConfigValue::encode) {
         bootstrap["node"] = node;
+    }
+    if let Some(xds) = &config.xds {
+        bootstrap["dynamic_resources"] = discovery::export(&xds.value);
     }
     if let Some(overload) = overload_manager(config) {
         bootstrap["overload_manager"] = overload;
@@ -247,16 +252,17 @@ fn tcp_proxy(
     idle_timeout: Option<Duration>,
     attempts: Option<&Located<u32>>,
 ) -> Value {
-    json!({
-        "name": "envoy.filters.network.tcp_proxy",
-        "typed_config": {
-            "@type": type_url("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
-            "stat_prefix": listener.name.value,
-            "cluster": cluster,
-            "idle_timeout": format_duration(idle_timeout.unwrap_or(tcp::DEFAULT_IDLE)),
-            "max_connect_attempts": attempts.map_or(1, |attempts| attempts.value),
-        },
-    })
+    let mut json = json!({
+        "@type": type_url("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
+        "stat_prefix": listener.name.value,
+        "cluster": cluster,
+        "idle_timeout": format_duration(idle_timeout.unwrap_or(tcp::DEFAULT_IDLE)),
+        "max_connect_attempts": attempts.map_or(1, |attempts| attempts.value),
+    });
+    if let Some(log) = &listener.access_log {
+        json["access_log"] = access_log::export(log);
+    }
+    json!({ "name": "envoy.filters.network.tcp_proxy", "typed_config": json })
 }
 
 fn listen_address(listener: &Listener) -> Result<Value, ExportError> {
@@ -313,8 +319,13 @@ fn connection_manager(listener: &Listener, config: &Config) -> Value {
         "http_protocol_options": { "enable_trailers": true, "accept_http_10": true },
         "http2_protocol_options": { "max_concurrent_streams": streams },
         "http_filters": http_filters(listener, config),
-        "route_config": route_config(config),
     });
+    match route_config(listener, config) {
+        Ok(table) => json["route_config"] = table,
+        Err(name) => {
+            json["rds"] = json!({ "route_config_name": name, "config_source": discovery::ads() });
+        }
+    }
     let upgrades = listener
         .upgrades
         .clone()
@@ -333,6 +344,11 @@ fn connection_manager(listener: &Listener, config: &Config) -> Value {
     let common = listener.common_http_protocol_options.as_ref();
     if let Some(bound) = common.and_then(|common| common.max_stream_duration) {
         json["common_http_protocol_options"]["max_stream_duration"] = format_duration(bound).into();
+    }
+    let underscores = common.and_then(|common| common.headers_with_underscores_action.as_ref());
+    if let Some(action) = underscores {
+        json["common_http_protocol_options"]["headers_with_underscores_action"] =
+            action.value.as_str().into();
     }
     if let Some(replies) = &listener.local_reply_config {
         json["local_reply_config"] = local_reply_config(replies);
@@ -384,11 +400,31 @@ fn http_filters(listener: &Listener, config: &Config) -> Vec<Value> {
 
 /// Virtual hosts and routes are Envoy's already; only per-route settings need their types, and
 /// files their places.
-fn route_config(config: &Config) -> Value {
+///
+/// # Errors
+/// The name of those that the control plane has.
+fn route_config<'c>(listener: &'c Listener, config: &'c Config) -> Result<Value, &'c str> {
+    let specifier = listener.route_specifier.as_ref().map(|own| &own.value);
+    let (name, table) = match specifier {
+        None => ("routes", Table::from(config)),
+        Some(RouteSpecifier::RouteConfig(own)) => {
+            let name = own.name.as_deref();
+            (
+                name.unwrap_or(&listener.name.value),
+                Table::from(own.as_ref()),
+            )
+        }
+        Some(RouteSpecifier::RouteConfigName(name)) => {
+            match config.route_configs.get(&name.value) {
+                Some(table) => (name.as_str(), Table::from(table)),
+                None => return Err(name),
+            }
+        }
+    };
     let routes = |routes: &[Route]| -> Vec<Value> {
         routes.iter().filter_map(|r| route(r, config)).collect()
     };
-    let mut hosts: Vec<_> = config
+    let mut hosts: Vec<_> = table
         .virtual_hosts
         .iter()
         .filter_map(|host| {
@@ -399,39 +435,39 @@ fn route_config(config: &Config) -> Value {
             Some(json)
         })
         .collect();
-    if !config.routes.is_empty() {
-        hosts
-            .push(json!({ "name": "default", "domains": ["*"], "routes": routes(&config.routes) }));
+    if !table.routes.is_empty() {
+        hosts.push(json!({ "name": "default", "domains": ["*"], "routes": routes(table.routes) }));
     }
     let mut json = json!({
-        "name": "routes",
+        "name": name,
         "virtual_hosts": hosts,
+        "validate_clusters": table.validate_clusters,
         "ignore_port_in_host_matching": true,
     });
     let changes = [
         (
             "request_headers_to_add",
-            config.request_headers_to_add.encode(),
+            table.request_headers_to_add.encode(),
         ),
         (
             "request_headers_to_remove",
-            config.request_headers_to_remove.encode(),
+            table.request_headers_to_remove.encode(),
         ),
         (
             "response_headers_to_add",
-            config.response_headers_to_add.encode(),
+            table.response_headers_to_add.encode(),
         ),
         (
             "response_headers_to_remove",
-            config.response_headers_to_remove.encode(),
+            table.response_headers_to_remove.encode(),
         ),
         (
             "most_specific_header_mutations_wins",
-            config.most_specific_header_mutations_wins.encode(),
+            table.most_specific_header_mutations_wins.encode(),
         ),
         (
             "request_mirror_policies",
-            config.request_mirror_policies.encode(),
+            table.request_mirror_policies.encode(),
         ),
     ];
     for (name, value) in changes {
@@ -439,10 +475,10 @@ fn route_config(config: &Config) -> Value {
             json[name] = value;
         }
     }
-    if let Some(most) = config.max_direct_response_body_size_bytes {
+    if let Some(most) = table.max_direct_response_body_size_bytes {
         json["max_direct_response_body_size_bytes"] = most.bytes().into();
     }
-    json
+    Ok(json)
 }
 
 fn route(route: &Route, config: &Config) -> Option<Value> {
@@ -617,6 +653,14 @@ fn endpoints(
                     "path_config_source": { "path": resolved(path) },
                 },
             });
+            return Ok(Vec::new());
+        }
+        Target::Eds(eds) => {
+            json["type"] = json!("EDS");
+            json["eds_cluster_config"] = json!({ "eds_config": discovery::ads() });
+            if let Some(name) = &eds.service_name {
+                json["eds_cluster_config"]["service_name"] = json!(name);
+            }
             return Ok(Vec::new());
         }
         Target::OriginalDst(raw) => {

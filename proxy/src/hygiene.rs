@@ -159,6 +159,8 @@ pub(crate) struct Admitted {
     pub(crate) client_ip: Option<IpAddr>,
     /// The client wants to leave HTTP (`upgrade`, in lower case).
     pub(crate) upgrade: Option<String>,
+    /// The client waits to be asked for the body.
+    pub(crate) holds_back: bool,
 }
 
 /// Checks a request that came in and cleans its headers, before routing and any policy.
@@ -181,6 +183,7 @@ pub(crate) fn admit(
     let mut admitted = Admitted {
         client_ip: peer.ip,
         upgrade: None,
+        holds_back: found.expect,
     };
     let headers = &mut parts.headers;
     if found.upgrade {
@@ -443,15 +446,16 @@ fn keeps_request_id(found: &Found, options: &ForwardOptions) -> bool {
 /// A random (version 4) UUID.
 fn new_request_id() -> HeaderValue {
     const HEX: &[u8; 16] = b"0123456789abcdef";
+    let digit = |half: u8| HEX.get(usize::from(half & 0xf)).copied().unwrap_or(b'0');
     let random: u128 = rand::random();
     let id = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
     let mut text = [b'-'; 36];
-    let mut shift = 128u32;
-    for (at, slot) in text.iter_mut().enumerate() {
-        if !matches!(at, 8 | 13 | 18 | 23) {
-            shift = shift.saturating_sub(4);
-            let digit = usize::try_from((id >> shift) & 0xf).unwrap_or(0);
-            *slot = HEX.get(digit).copied().unwrap_or(b'0');
+    // Where the two digits of each byte stand.
+    let places = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+    for (place, byte) in places.into_iter().zip(id.to_be_bytes()) {
+        if let Some([high, low]) = text.get_mut(place..place + 2) {
+            *high = digit(byte >> 4);
+            *low = digit(byte);
         }
     }
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("-"))

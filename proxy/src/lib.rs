@@ -13,7 +13,9 @@
 //! - [`tcp`]: connections that are passed on as they are.
 //! - [`server_names`]: what belongs to the name that a TLS client asks for.
 //! - [`access_log`]: access logs.
+//! - [`status`]: what runs, to be looked at.
 //! - [`trace`]: which requests are traced, and their spans.
+//! - [`live`]: the last requests, for people who watch.
 //!
 //! [`Proxy::start`] runs a [`Plan`]; [`Running`] reloads and stops it.
 
@@ -21,6 +23,7 @@ pub mod access_log;
 mod activity;
 mod ahead;
 mod attempts;
+mod bell;
 mod body;
 mod client_hello;
 pub mod config;
@@ -32,9 +35,11 @@ mod extended_connect;
 pub mod filters;
 mod framing;
 mod grpc_web;
+mod http1;
 mod hygiene;
 pub mod import;
 mod internal_redirect;
+pub mod live;
 pub mod local_reply;
 mod mirror;
 mod overload;
@@ -50,13 +55,16 @@ pub mod server_names;
 mod silence;
 mod socket;
 mod stats;
+pub mod status;
 pub mod stream_duration;
 pub mod tcp;
 pub mod trace;
 mod tunnel;
+mod underscores;
 mod unread;
 mod upstream;
 mod worker;
+pub mod xds;
 
 pub use config::Config;
 pub use hygiene::ForwardOptions;

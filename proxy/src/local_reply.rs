@@ -12,6 +12,7 @@ use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header, reques
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, percent_encode};
 
 use crate::{
+    access_log::Comparison,
     body::ReplyBody,
     route::{BodyFormat, HeaderChanges},
 };
@@ -47,14 +48,8 @@ pub struct Mapper {
 /// A condition on an answer.
 #[derive(Debug)]
 pub enum Condition {
-    /// The status is this.
-    Equal(u32),
-    /// The status is another.
-    NotEqual(u32),
-    /// The status is this or more.
-    AtLeast(u32),
-    /// The status is this or less.
-    AtMost(u32),
+    /// On the status.
+    Status(Comparison),
     /// One of these went wrong; anything where there are none.
     Flags(Vec<ResponseFlag>),
     /// The request has such a header.
@@ -67,12 +62,8 @@ pub enum Condition {
 
 impl Condition {
     fn holds(&self, status: StatusCode, request: &request::Parts, flags: &[ResponseFlag]) -> bool {
-        let code = u32::from(status.as_u16());
         match self {
-            Self::Equal(with) => code == *with,
-            Self::NotEqual(with) => code != *with,
-            Self::AtLeast(with) => code >= *with,
-            Self::AtMost(with) => code <= *with,
+            Self::Status(comparison) => comparison.holds(status.as_u16().into()),
             Self::Flags(wanted) if wanted.is_empty() => !flags.is_empty(),
             Self::Flags(wanted) => wanted.iter().any(|flag| flags.contains(flag)),
             Self::Header(matcher) => matcher.matches(request),

@@ -41,7 +41,7 @@ const MOST_PENDING: usize = 1 << 20;
 const FRAME: usize = 64;
 
 /// The copies of one worker that are under way.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Mirrors {
     running: Arc<AtomicUsize>,
 }

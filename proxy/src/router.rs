@@ -8,6 +8,7 @@ use attache_filter::{
     context::{ResponseFlag, UpstreamAttempt},
     head::{self, Scheme},
     reply::ReplyForm,
+    tap::Tapped,
 };
 use attache_service::{cluster::breakers::Overflow, trace::SpanId};
 use http::{
@@ -286,6 +287,9 @@ impl Router {
                 Some(_) => cluster.lifetime(whole, Instant::now()),
             },
         };
+        if let Some(tap) = &context.tap {
+            body = Tapped::wrap(body, tap, |tap| &tap.sent);
+        }
         if !forward.mirrors.is_empty() && !upgrading {
             let mirrors = &self.mirrors;
             body = mirrors.copy(forward, &self.clusters, &parts, body, context);
@@ -394,7 +398,8 @@ impl Router {
                 );
             }
         };
-        let after = started.elapsed();
+        let now = Instant::now();
+        let after = now.saturating_duration_since(started);
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let mut tunnel = None;
         if switched {
@@ -425,6 +430,7 @@ impl Router {
             }
         }
         context.set_details("via_upstream");
+        context.keep_upstream_head(response.status(), response.headers());
         *response.version_mut() = Version::HTTP_11;
         let headers = response.headers_mut();
         hygiene::clean_response(headers, switched);
@@ -445,12 +451,13 @@ impl Router {
             });
         }
         cluster.stats.count(response.status());
-        cluster.stats.duration.observe(begun.elapsed());
+        let took = now.saturating_duration_since(begun);
+        cluster.stats.duration.observe(took);
         if let Some(tunnel) = tunnel {
             return response.map(|_| ReplyBody::Local(tunnel));
         }
         response.map(|incoming| {
-            ReplyBody::Upstream(UpstreamBody::new(
+            let body = UpstreamBody::new(
                 incoming,
                 endpoint,
                 lease,
@@ -458,7 +465,14 @@ impl Router {
                 upload,
                 &limits,
                 context.clone(),
-            ))
+            );
+            match &context.tap {
+                None => ReplyBody::Upstream(body),
+                Some(tap) => {
+                    let body = Tapped::wrap(Body::new(body), tap, |tap| &tap.answered);
+                    ReplyBody::Local(body)
+                }
+            }
         })
     }
 }

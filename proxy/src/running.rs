@@ -23,8 +23,10 @@ use crate::{
     access_log::{AccessLogs, Reopen, Sink},
     drain::Queue,
     edge::Everywhere,
+    live::Live,
     overload::Overload,
     plan::{ClusterPlan, ListenerPlan, Plan},
+    status::Status,
     trace::Tracing,
     worker::{self, Assignment, Command, Setup, SharedListener},
 };
@@ -102,6 +104,8 @@ impl Proxy {
         plan.guard(&metrics);
         let shutdown = Shutdown::new();
         let reopen = Reopen::default();
+        let live = Live::new(&metrics);
+        live.mask(plan.masks.clone());
         let workers = match plan.workers {
             0 => std::thread::available_parallelism().map_or(1, NonZero::get),
             count => count,
@@ -113,6 +117,7 @@ impl Proxy {
             workers,
             everywhere: &everywhere,
             reopen: &reopen,
+            live: &live,
         };
         let mut assignment = assign(plan.clone(), &shares, &metrics).await?;
         let exporter = Export::start(&plan, None, &metrics)?;
@@ -129,13 +134,14 @@ impl Proxy {
                 "Configurations taken over while running.",
                 &[("result", "failed")],
             ),
-            plan: ArcSwap::new(plan),
+            plan: Arc::new(ArcSwap::new(plan)),
             exporter: Mutex::new(exporter),
             listeners: Mutex::new(assignment.listeners.clone()),
             everywhere: everywhere.clone(),
             queue: Arc::default(),
             metrics,
             reopen,
+            live,
             shutdown,
             workers: Vec::new(),
             reloading: tokio::sync::Mutex::new(()),
@@ -219,7 +225,7 @@ struct Handle {
 
 /// A proxy that runs. Dropping it stops it at once.
 pub struct Running {
-    plan: ArcSwap<Plan>,
+    plan: Arc<ArcSwap<Plan>>,
     /// Sends the spans of the plan.
     exporter: Mutex<Option<Export>>,
     listeners: Mutex<Vec<SharedListener>>,
@@ -227,6 +233,7 @@ pub struct Running {
     queue: Arc<OnceLock<Queue>>,
     metrics: Metrics,
     reopen: Reopen,
+    live: Live,
     shutdown: Shutdown,
     workers: Vec<Handle>,
     reloading: tokio::sync::Mutex<()>,
@@ -246,6 +253,19 @@ impl Running {
     /// The plan that new requests run on.
     pub fn plan(&self) -> Arc<Plan> {
         self.plan.load_full()
+    }
+
+    /// The live page: [`Live::part`] is for an admin endpoint.
+    pub fn live(&self) -> &Live {
+        &self.live
+    }
+
+    /// A look at what runs.
+    pub fn status(&self) -> Status {
+        Status {
+            plan: self.plan.clone(),
+            everywhere: self.everywhere.clone(),
+        }
     }
 
     /// Replaces the plan. Requests in flight finish on the old one; connections stay, unless
@@ -277,6 +297,7 @@ impl Running {
             workers: self.workers.len(),
             everywhere: &self.everywhere,
             reopen: &self.reopen,
+            live: &self.live,
         };
         let mut assignment = assign(plan.clone(), &shares, &self.metrics).await?;
         let before = self.exporter().as_ref().map(Export::kept);
@@ -316,6 +337,7 @@ impl Running {
             .listeners
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = assignment.listeners;
+        self.live.mask(plan.masks.clone());
         self.plan.store(plan);
         let before = std::mem::replace(&mut *self.exporter(), exporter);
         if let Some(before) = before.and_then(Export::last) {
@@ -467,6 +489,7 @@ struct Shares<'s> {
     workers: usize,
     everywhere: &'s Arc<Everywhere>,
     reopen: &'s Reopen,
+    live: &'s Live,
 }
 
 /// Opens what all workers share. A port that the system chose stays with the listener's name.
@@ -524,6 +547,7 @@ async fn assign(
         everywhere: shares.everywhere.clone(),
         overload,
         tracing: None,
+        live: shares.live.clone(),
     })
 }
 

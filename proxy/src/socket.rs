@@ -65,6 +65,16 @@ impl<IO> Socket<IO> {
         }
     }
 
+    /// Whether bytes were read that are still to be looked at.
+    pub(crate) fn has_ahead(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Bytes to read next, before all others.
+    pub(crate) fn put_back(&mut self, bytes: Bytes) {
+        self.ahead = bytes;
+    }
+
     fn arrived(&mut self, bytes: &mut [u8]) {
         self.activity.moves.fetch_add(1, Ordering::Relaxed);
         let Some(framing) = &mut self.framing else {
@@ -100,6 +110,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Socket<IO> {
             let count = this.ahead.len().min(buf.remaining());
             buf.put_slice(this.ahead.get(..count).unwrap_or_default());
             this.ahead.advance(count);
+            if this.ahead.is_empty() {
+                // It would keep all of its memory as long as the connection stands.
+                this.ahead = Bytes::new();
+            }
         }
         if let Some(bytes) = buf.filled_mut().get_mut(before..)
             && !bytes.is_empty()
@@ -107,6 +121,23 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Socket<IO> {
             this.arrived(bytes);
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Socket<IO> {
+    /// Reads the first bytes after a pause, which are to be [put back](Socket::put_back): nothing
+    /// looks at them yet.
+    pub(crate) fn poll_beginning(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        // TLS may have kept the end of what was written.
+        if let Poll::Ready(flushed) = Pin::new(&mut this.io).poll_flush(cx) {
+            flushed?;
+        }
+        Pin::new(&mut this.io).poll_read(cx, buf)
     }
 }
 

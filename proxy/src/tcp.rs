@@ -5,14 +5,18 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use attache_filter::{
+    RequestContext,
+    context::{ResponseFlag, UpstreamAttempt},
+};
 use attache_service::{
-    Metrics,
+    Metrics, cluster,
     metrics::{Counter, Gauge},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -105,13 +109,13 @@ impl TcpStats {
 pub(crate) struct Passed {
     received: AtomicU64,
     sent: AtomicU64,
+    /// It was the upstream that ended it badly.
+    upstream_reset: AtomicBool,
 }
 
-/// How a connection ended, for the log.
+/// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ended {
-    /// The endpoint, if there was a connection to one.
-    pub(crate) upstream: Option<String>,
     /// Bytes from the client.
     pub(crate) received: u64,
     /// Bytes to the client.
@@ -120,34 +124,39 @@ pub(crate) struct Ended {
     pub(crate) details: &'static str,
 }
 
-/// Passes a connection on until both sides have ended it.
-pub(crate) async fn pass_on<IO>(router: &Router, plan: &TcpPlan, stats: &TcpStats, io: IO) -> Ended
+/// Passes a connection on until both sides have ended it. What there is to log of it is noted in
+/// `context`.
+pub(crate) async fn pass_on<IO>(
+    router: &Router,
+    plan: &TcpPlan,
+    stats: &TcpStats,
+    context: Option<&RequestContext>,
+    io: IO,
+) -> Ended
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
     stats.total.inc();
     let mut ended = Ended {
-        upstream: None,
         received: 0,
         sent: 0,
         details: "upstream_connect_failure",
     };
     // Held while the connection lasts, so that it counts there.
-    let Some((endpoint, upstream)) = connect(router, plan).await else {
+    let Some((_endpoint, upstream)) = connect(router, plan, context).await else {
         stats.failed.inc();
         return ended;
     };
-    ended.upstream = Some(endpoint.endpoint.to_string());
     let _open = Open::new(&stats.open);
     let passed = Arc::<Passed>::default();
     let mut downstream = Watched {
         io,
-        read: |passed| &passed.received,
+        side: Side::Client,
         passed: passed.clone(),
     };
     let mut upstream = Watched {
         io: upstream,
-        read: |passed| &passed.sent,
+        side: Side::Upstream,
         passed: passed.clone(),
     };
     let copy =
@@ -163,7 +172,13 @@ where
             Ok(_) => "closed",
             Err(error) => {
                 tracing::debug!(%error, "connection ended");
-                "reset"
+                match passed.upstream_reset.load(Ordering::Relaxed) {
+                    true => {
+                        flag(context, &[ResponseFlag::UpstreamRemoteReset]);
+                        "upstream_reset"
+                    }
+                    false => "downstream_reset",
+                }
             }
         },
         () = silence(&mut counted, plan.idle_timeout) => {
@@ -177,13 +192,24 @@ where
     ended
 }
 
-async fn connect(router: &Router, plan: &TcpPlan) -> Option<(Endpoint, Box<dyn Io>)> {
+async fn connect(
+    router: &Router,
+    plan: &TcpPlan,
+    context: Option<&RequestContext>,
+) -> Option<(Endpoint, Box<dyn Io>)> {
     let cluster = router.clusters.get(plan.cluster)?;
     // Those that could not be reached count as busy for the next attempt.
     let mut unreachable = Vec::new();
     for _ in 0..plan.max_connect_attempts {
-        let mut endpoint = cluster.pick(&Wanted::Balanced(None), 0)?;
-        match endpoint.own.connect_plain().await {
+        let Some(mut endpoint) = cluster.pick(&Wanted::Balanced(None), 0) else {
+            break;
+        };
+        let begun = context.map(|context| context.started.elapsed());
+        let made = endpoint.own.connect_plain().await;
+        if let (Some(context), Some(begun)) = (context, begun) {
+            note(context, &endpoint.endpoint, begun);
+        }
+        match made {
             Ok(io) => {
                 endpoint.answered();
                 return Some((endpoint, io));
@@ -196,7 +222,37 @@ async fn connect(router: &Router, plan: &TcpPlan) -> Option<(Endpoint, Box<dyn I
             }
         }
     }
+    flag(
+        context,
+        match unreachable.is_empty() {
+            true => &[ResponseFlag::NoHealthyUpstream],
+            false => &[
+                ResponseFlag::UpstreamConnectionFailure,
+                ResponseFlag::UpstreamRetryLimitExceeded,
+            ],
+        },
+    );
     None
+}
+
+fn note(context: &RequestContext, endpoint: &cluster::Endpoint, begun: Duration) {
+    if let Some(address) = endpoint.address() {
+        context.set_upstream(address);
+    }
+    context.record_attempt(UpstreamAttempt {
+        endpoint: endpoint.to_string(),
+        begun,
+        answered: None,
+        ended: context.started.elapsed(),
+        status: None,
+        span: None,
+    });
+}
+
+fn flag(context: Option<&RequestContext>, flags: &[ResponseFlag]) {
+    if let Some(context) = context {
+        flags.iter().for_each(|flag| context.add_flag(*flag));
+    }
 }
 
 struct Open<'s>(&'s Gauge);
@@ -253,11 +309,27 @@ async fn silence(counted: &mut Counted<'_>, idle: Option<Duration>) {
     }
 }
 
-/// Counts what is read.
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Client,
+    Upstream,
+}
+
+/// Counts what is read, and notes whose fault it is when that fails.
 struct Watched<IO> {
     io: IO,
-    read: fn(&Passed) -> &AtomicU64,
+    side: Side,
     passed: Arc<Passed>,
+}
+
+impl<IO> Watched<IO> {
+    fn judge<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if result.is_err() && self.side == Side::Upstream {
+            self.passed.upstream_reset.store(true, Ordering::Relaxed);
+        }
+        result
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
@@ -267,10 +339,15 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Watched<IO> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        ready!(Pin::new(&mut self.io).poll_read(cx, buf))?;
+        let read = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        self.judge(read)?;
         let count = buf.filled().len().saturating_sub(before);
         let count = u64::try_from(count).unwrap_or(u64::MAX);
-        (self.read)(&self.passed).fetch_add(count, Ordering::Relaxed);
+        let counter = match self.side {
+            Side::Client => &self.passed.received,
+            Side::Upstream => &self.passed.sent,
+        };
+        counter.fetch_add(count, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }
 }
@@ -281,7 +358,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Watched<IO> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf));
+        Poll::Ready(self.judge(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -23,9 +23,11 @@ use crate::{
     drain::{Drain, LAST_REQUESTS, Queue},
     edge::{Edge, Everywhere, Notes},
     filters::{Site, Stack},
+    live::Live,
     mirror::Mirrors,
     overload::{Gate, Overload},
     plan::{ClusterPlan, Plan, Protocol},
+    route::RouteTable,
     router::{Innermost, Rerouted, Router},
     stats::ListenerStats,
     tcp::TcpStats,
@@ -54,6 +56,7 @@ pub(crate) struct Assignment {
     pub(crate) everywhere: Arc<Everywhere>,
     pub(crate) overload: Option<Arc<Overload>>,
     pub(crate) tracing: Option<Tracing>,
+    pub(crate) live: Live,
 }
 
 /// What a worker is told to do.
@@ -185,15 +188,22 @@ impl Worker {
         let overload = assignment.overload;
         let clients = self.clients(&plan);
         let channels = channels(&plan, &clients);
-        let router = Arc::new(Router {
-            routes: plan.routes.clone(),
-            clusters: clients.iter().map(|c| c.cluster.clone()).collect(),
-            mirrors: Mirrors::default(),
-            notes_upstream: plan.listeners.iter().any(|l| !l.access_logs.is_empty()),
-        });
+        let mirrors = Mirrors::default();
+        let notes_upstream = plan.listeners.iter().any(|l| !l.access_logs.is_empty());
+        let of = |routes: &Arc<RouteTable>| {
+            Arc::new(Router {
+                routes: routes.clone(),
+                clusters: clients.iter().map(|c| c.cluster.clone()).collect(),
+                mirrors: mirrors.clone(),
+                notes_upstream,
+            })
+        };
+        let shared_router = of(&plan.routes);
         let edges = plan.listeners.iter().zip(assignment.listeners);
         let edges = edges
             .map(|(listener, shared)| {
+                let own = listener.routes.as_ref().map(of);
+                let router = own.unwrap_or_else(|| shared_router.clone());
                 let innermost = Innermost {
                     router: router.clone(),
                     listener: listener.clone(),
@@ -214,11 +224,12 @@ impl Worker {
                 let edge = Edge {
                     plan: listener.clone(),
                     router: router.clone(),
-                    tunnels_in_body: plan.filters.see_tunnels(&listener.filters, &plan.routes),
+                    tunnels_in_body: plan.filters.see_tunnels(&listener.filters, &router.routes),
                     stack,
                     log: shared.log.clone(),
                     notes: Notes::of(listener),
                     tracing: assignment.tracing.clone(),
+                    live: assignment.live.clone(),
                     gate: Gate {
                         requests: (listener.limits.max_requests)
                             .map(|limit| (limit, shared.requests.clone())),

@@ -396,6 +396,111 @@ async fn tcp_is_passed_on_and_either_side_may_end_first() {
 }
 
 #[tokio::test]
+async fn every_connection_that_is_passed_on_has_a_line_in_the_access_log() {
+    let echo = tcp_origin().await;
+    // Resets what it has read from.
+    let resets = origin(|_, mut stream| async move {
+        let _ = stream.read(&mut [0; 10]).await;
+        let _ = stream.set_zero_linger();
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let (lines, json) = (folder.path().join("lines"), folder.path().join("json"));
+    let format = "%PROTOCOL% %RESPONSE_CODE% %RESPONSE_FLAGS% %BYTES_RECEIVED% %BYTES_SENT% \
+        %UPSTREAM_CLUSTER% %UPSTREAM_HOST% %UPSTREAM_REQUEST_ATTEMPT_COUNT% \
+        %DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %REQ(:PATH)%\\n";
+    let listener = |name: &str, more: &str| {
+        format!(
+            "
+- name: {name}
+  address: 127.0.0.1:0
+  tcp: {{ cluster: {name}{more} }}
+  access_log:
+  - {{ path: {}, text_format: \"{name}: {format}\" }}
+  - {{ path: {} }}",
+            lines.display(),
+            json.display()
+        )
+    };
+    let config = format!(
+        "
+listeners:{}{}{}{}
+clusters:
+- {{ name: web, endpoints: ['{}'] }}
+- {{ name: resets, endpoints: ['{}'] }}
+- {{ name: dead, endpoints: ['127.0.0.1:1'] }}
+- {{ name: idle, endpoints: ['{}'] }}
+",
+        listener("web", ""),
+        listener("resets", ""),
+        listener("dead", ", max_connect_attempts: 2"),
+        listener("idle", ", idle_timeout: 0.1s"),
+        echo.at,
+        resets.at,
+        echo.at,
+    );
+    let (_, plan) = read(&config).unwrap();
+    let running = Proxy::start(plan, Metrics::default()).await.unwrap();
+    let at: Vec<SocketAddr> = running
+        .addresses()
+        .iter()
+        .map(|address| address.to_string().parse().unwrap())
+        .collect();
+
+    let mut client = Raw::connect(at[0]).await;
+    client.send("hello").await;
+    assert_eq!(client.take(5).await, "hello");
+    client.0.shutdown().await.unwrap();
+    assert_eq!(client.rest().await, "bye");
+    for other in [at[1], at[2], at[3]] {
+        let mut client = Raw::connect(other).await;
+        let _ = client.0.write_all(b"x").await;
+        let _ = client.0.read_to_end(&mut Vec::new()).await;
+    }
+
+    let seen = |file: &Path| {
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    };
+    let all = async {
+        while seen(&lines).len() < 4 || seen(&json).len() < 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, all).await.unwrap();
+    let (origin, resets) = (echo.at, resets.at);
+    assert_eq!(
+        seen(&lines),
+        [
+            "dead: - 0 UF,URX 0 0 dead 127.0.0.1:1 2 127.0.0.1 -".to_owned(),
+            format!("idle: - 0 - 1 1 idle {origin} 1 127.0.0.1 -"),
+            format!("resets: - 0 UR 1 0 resets {resets} 1 127.0.0.1 -"),
+            format!("web: - 0 - 5 8 web {origin} 1 127.0.0.1 -"),
+        ]
+    );
+    let objects = seen(&json);
+    let mut objects: Vec<serde_json::Value> = objects
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    objects.sort_by_key(|object| object["cluster"].to_string());
+    let details: Vec<_> = objects.iter().map(|object| &object["details"]).collect();
+    assert_eq!(
+        details,
+        [
+            "upstream_connect_failure",
+            "idle_timeout",
+            "upstream_reset",
+            "closed"
+        ]
+    );
+    assert_eq!(objects[3]["bytes_out"], 8);
+    assert_eq!(objects[3]["upstream"], origin.to_string());
+}
+
+#[tokio::test]
 async fn a_silent_tcp_connection_ends_after_its_idle_timeout() {
     let origin = tcp_origin().await;
     let listener = |l: &mut ListenerPlan| {

@@ -74,6 +74,7 @@ mod node;
 mod parse;
 mod scalar;
 mod secret;
+mod shown;
 mod suggest;
 mod syntax;
 #[cfg(test)]
@@ -93,6 +94,7 @@ pub use scalar::decode_parsed;
 pub use schema::{Schemas, json_schema};
 pub use secret::{Hidden, Secret};
 pub use serde_json as json;
+pub use shown::Shown;
 pub use units::{Size, format_duration, parse_duration};
 pub use value::{ConfigOneof, ConfigValue};
 

@@ -5,6 +5,7 @@ use std::{convert::Infallible, future::Future, pin::pin, sync::Arc, time::Durati
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -53,10 +54,11 @@ impl Default for HttpLimits {
 }
 
 /// Answers requests on `listener` until `shutdown`.
-pub async fn serve<R, F>(listener: Listener, limits: HttpLimits, respond: R, shutdown: Shutdown)
+pub async fn serve<R, F, B>(listener: Listener, limits: HttpLimits, respond: R, shutdown: Shutdown)
 where
     R: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Reply> + Send,
+    F: Future<Output = Response<B>> + Send,
+    B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
 {
     let connections = TaskTracker::new();
     let places = Arc::new(Semaphore::new(limits.connections.max(1)));
@@ -95,7 +97,7 @@ where
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await;
 }
 
-async fn connection<IO, R, F>(
+async fn connection<IO, R, F, B>(
     io: IO,
     limits: &HttpLimits,
     respond: R,
@@ -104,7 +106,8 @@ async fn connection<IO, R, F>(
 where
     IO: AsyncRead + AsyncWrite + Unpin,
     R: Fn(Request<Incoming>) -> F,
-    F: Future<Output = Reply>,
+    F: Future<Output = Response<B>>,
+    B: Body<Data = Bytes, Error = Infallible> + 'static,
 {
     let respond = service_fn(async |request| Ok::<_, Infallible>(respond(request).await));
     let connection = http1::Builder::new()

@@ -17,9 +17,11 @@
 //! - [`shutdown`]: the handle that ends everything, by signal or by hand.
 //! - [`standalone`]: a program that is one service: command line, logs, admin page.
 //! - [`telemetry`]: logs, as text or JSON lines.
+//! - [`time`]: times as they are written.
 //! - [`tls`]: certificates and TLS settings of clients and servers.
 //! - [`trace`]: the trace that a call belongs to, and the spans sent to a collector.
 //! - [`unary`]: gRPC methods with one request and one answer, served with little ado.
+//! - [`xds`]: a client of control planes, which send configuration.
 
 pub mod address;
 pub mod admin;
@@ -39,9 +41,11 @@ pub mod probe;
 pub mod shutdown;
 pub mod standalone;
 pub mod telemetry;
+pub mod time;
 pub mod tls;
 pub mod trace;
 pub mod unary;
+pub mod xds;
 
 pub use address::Address;
 pub use channel::{Channel, ChannelSettings, GrpcStream, Method};

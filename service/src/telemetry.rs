@@ -9,7 +9,8 @@ use std::{
 };
 
 use tracing_subscriber::{
-    EnvFilter, fmt::format::FmtSpan, reload, reload::Handle, util::SubscriberInitExt,
+    EnvFilter, filter::LevelFilter, fmt::format::FmtSpan, reload, reload::Handle,
+    util::SubscriberInitExt,
 };
 
 /// How log lines look.
@@ -79,6 +80,50 @@ impl LogFilter {
         Ok(())
     }
 
+    /// Changes what is logged, by directives that are put to those that hold: one for a target,
+    /// such as `attache_proxy=debug`, takes the place of what was said of this target; with a
+    /// level alone, such as `info`, nothing of what was said before holds on.
+    ///
+    /// # Errors
+    /// Malformed directives, among them a word alone that is no level; the old ones go on.
+    pub fn change(&self, directives: &str) -> Result<(), TelemetryError> {
+        let asked: Vec<_> = split(directives).collect();
+        let bad = |reason: String| TelemetryError::BadFilter {
+            filter: directives.to_owned(),
+            reason,
+        };
+        if asked.is_empty() {
+            return Err(bad("there is no directive".to_owned()));
+        }
+        let levels = asked.iter().filter(|one| target(one).is_none());
+        let mut whole = false;
+        for level in levels {
+            level.parse::<LevelFilter>().map_err(|_| {
+                bad(format!(
+                    "`{level}` is no level: off, error, warn, info, debug, trace"
+                ))
+            })?;
+            whole = true;
+        }
+        // Shows what is wrong with them alone.
+        parse_filter(Some(directives))?;
+        if whole {
+            return self.set(directives);
+        }
+        let before = self.directives();
+        let stays = |one: &&str| {
+            let named = target(one);
+            named.is_none() || asked.iter().all(|other| target(other) != named)
+        };
+        let kept = split(&before).filter(stays);
+        self.set(
+            &kept
+                .chain(asked.iter().copied())
+                .collect::<Vec<_>>()
+                .join(","),
+        )
+    }
+
     fn new<S: 'static>(handle: Handle<EnvFilter, S>, directives: String) -> Self
     where
         Handle<EnvFilter, S>: Send + Sync,
@@ -138,6 +183,21 @@ pub fn init(format: LogFormat, filter: Option<&str>) -> Result<(), TelemetryErro
     Ok(())
 }
 
+/// The directives of a list.
+fn split(directives: &str) -> impl Iterator<Item = &str> {
+    let parts = directives.split(',').map(str::trim);
+    parts.filter(|one| !one.is_empty())
+}
+
+/// What a directive is about; nothing when it is a level alone.
+fn target(directive: &str) -> Option<&str> {
+    match directive.rsplit_once('=') {
+        Some((target, _)) => Some(target.trim()),
+        None if directive.contains('[') || directive.contains("::") => Some(directive),
+        None => None,
+    }
+}
+
 fn parse_filter(text: Option<&str>) -> Result<EnvFilter, TelemetryError> {
     let text = text.map(str::trim).filter(|text| !text.is_empty());
     let filter = text.unwrap_or("info");
@@ -174,6 +234,40 @@ mod tests {
         let error = filter.set("attache=loud").unwrap_err().to_string();
         assert!(error.contains("`attache=loud`"), "{error}");
         assert_eq!(filter.directives(), "debug");
+    }
+
+    #[test]
+    fn a_change_of_one_target_leaves_the_others() {
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(parse_filter(None).unwrap())
+            .with_writer(std::io::sink)
+            .with_filter_reloading();
+        let filter = LogFilter::new(builder.reload_handle(), "info,h2=off".to_owned());
+        let _guard = builder.finish().set_default();
+        for (asked, then) in [
+            ("attache_proxy=debug", "info,h2=off,attache_proxy=debug"),
+            ("h2=warn", "info,attache_proxy=debug,h2=warn"),
+            (
+                " a[b{c}]=trace ",
+                "info,attache_proxy=debug,h2=warn,a[b{c}]=trace",
+            ),
+            ("warn,h2=off", "warn,h2=off"),
+            ("DEBUG", "DEBUG"),
+        ] {
+            filter.change(asked).unwrap();
+            assert_eq!(filter.directives(), then, "{asked}");
+        }
+        for (asked, reason) in [
+            ("", "no directive"),
+            (",", "no directive"),
+            ("loud", "`loud` is no level"),
+            ("info,attache_proxy", "`attache_proxy` is no level"),
+            ("attache=loud", "attache=loud"),
+        ] {
+            let error = filter.change(asked).unwrap_err().to_string();
+            assert!(error.contains(reason), "{asked}: {error}");
+            assert_eq!(filter.directives(), "DEBUG");
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct Condition {
     pub origin: Option<usize>,
     /// The body of the last request at the origin contains this.
     pub origin_body: Option<String>,
+    /// The client has so many interim responses.
+    pub client_interim: Option<usize>,
     /// The client has the head of its response.
     pub client_head: Option<bool>,
     /// The body of the client's response contains this.
@@ -210,6 +212,9 @@ impl Condition {
                 .origin_body
                 .as_deref()
                 .is_none_or(|part| contains(origin_body, part))
+            && self
+                .client_interim
+                .is_none_or(|n| seen.client.interim.len() >= n)
             && self
                 .client_head
                 .is_none_or(|wanted| (seen.client.status != 0) == wanted)

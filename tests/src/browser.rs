@@ -200,6 +200,41 @@ impl Browser {
         self.command("POST", "/execute/sync", Some(&script))
     }
 
+    /// Waits until an expression holds.
+    ///
+    /// # Panics
+    /// When it does not come to hold.
+    pub fn until(&self, expression: &str) {
+        let start = Instant::now();
+        let body = format!("return Boolean({expression})");
+        while self.script(&body) != Value::Bool(true) {
+            assert!(
+                start.elapsed() < PAGE,
+                "`{expression}` does not come to hold at {}\n{}",
+                self.url(),
+                self.text()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Makes the window this large.
+    pub fn resize(&self, width: u32, height: u32) {
+        let size = json!({ "width": width, "height": height });
+        self.command("POST", "/window/rect", Some(&size));
+    }
+
+    /// A picture of what the window shows: PNG in base64.
+    pub fn screenshot(&self) -> String {
+        text(&self.command("GET", "/screenshot", None))
+    }
+
+    /// Has the browser do something that only its own protocol can say.
+    pub fn devtools(&self, command: &str, parameters: &Value) -> Value {
+        let asked = json!({ "cmd": command, "params": parameters });
+        self.command("POST", "/goog/cdp/execute", Some(&asked))
+    }
+
     /// The page's cookies: `name`, `value`, `secure`, `httpOnly`, `sameSite`, `path`, ...
     pub fn cookies(&self) -> Vec<Value> {
         let cookies = self.command("GET", "/cookie", None);

@@ -1,4 +1,4 @@
-//! A control plane (xDS) that gives rules to rate limit services.
+//! A control plane (xDS), in both variants of the protocol; it says what a test says.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use attache_proto::{
     discovery::{
-        DiscoveryRequest, DiscoveryResponse,
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse,
         aggregated_discovery_service_server::{
             AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
         },
@@ -33,24 +33,39 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One stream as the control plane has it.
 #[derive(Debug)]
-pub struct Conversation {
+pub struct Conversation<Q = DiscoveryRequest, A = DiscoveryResponse> {
     /// The headers with which it was opened.
     pub headers: MetadataMap,
-    requests: Streaming<DiscoveryRequest>,
-    responses: mpsc::UnboundedSender<Result<DiscoveryResponse, Status>>,
+    requests: Streaming<Q>,
+    responses: mpsc::UnboundedSender<Result<A, Status>>,
 }
 
-impl Conversation {
+/// One stream of changes.
+pub type DeltaConversation = Conversation<DeltaDiscoveryRequest, DeltaDiscoveryResponse>;
+
+impl<Q, A> Conversation<Q, A> {
     /// What is said next.
-    pub async fn request(&mut self) -> DiscoveryRequest {
+    pub async fn request(&mut self) -> Q {
         within(self.said()).await.expect("the stream goes on")
     }
 
     /// What is said next, whenever that is; nothing at the end of the stream.
-    pub async fn said(&mut self) -> Option<DiscoveryRequest> {
+    pub async fn said(&mut self) -> Option<Q> {
         self.requests.message().await.ok().flatten()
     }
 
+    /// Sends this.
+    pub fn send(&self, response: A) {
+        self.responses.send(Ok(response)).unwrap();
+    }
+
+    /// Ends the stream with this status.
+    pub fn fail(&self, status: Status) {
+        self.responses.send(Err(status)).unwrap();
+    }
+}
+
+impl Conversation {
     /// Sends all there is in this version.
     pub fn respond(&self, version: &str, rules: &[RateLimitConfig]) {
         let resources = rules.iter().map(|resource| prost_types::Any {
@@ -64,7 +79,7 @@ impl Conversation {
             resources: resources.collect(),
             ..DiscoveryResponse::default()
         };
-        self.responses.send(Ok(response)).unwrap();
+        self.send(response);
     }
 
     /// Sends all there is in this version, and gives what is said to it.
@@ -74,36 +89,51 @@ impl Conversation {
         assert_eq!(said.response_nonce, format!("nonce-{version}"));
         said
     }
-
-    /// Ends the stream with this status.
-    pub fn fail(&self, status: Status) {
-        self.responses.send(Err(status)).unwrap();
-    }
 }
 
 #[derive(Clone)]
-struct Streams(mpsc::UnboundedSender<Conversation>);
+struct Streams {
+    states: mpsc::UnboundedSender<Conversation>,
+    changes: mpsc::UnboundedSender<DeltaConversation>,
+}
+
+type Outgoing<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
+
+/// Hands over a stream to whoever says what is said on it.
+fn converse<Q, A: Send + 'static>(
+    request: Request<Streaming<Q>>,
+    conversations: &mpsc::UnboundedSender<Conversation<Q, A>>,
+) -> Result<Response<Outgoing<A>>, Status> {
+    let (responses, outgoing) = mpsc::unbounded_channel();
+    let (headers, _, requests) = request.into_parts();
+    let conversation = Conversation {
+        headers,
+        requests,
+        responses,
+    };
+    let sent = conversations.send(conversation);
+    sent.map_err(|_| Status::unavailable("closed"))?;
+    let outgoing = UnboundedReceiverStream::new(outgoing);
+    Ok(Response::new(Box::pin(outgoing)))
+}
 
 #[tonic::async_trait]
 impl AggregatedDiscoveryService for Streams {
-    type StreamAggregatedResourcesStream =
-        Pin<Box<dyn Stream<Item = Result<DiscoveryResponse, Status>> + Send>>;
+    type StreamAggregatedResourcesStream = Outgoing<DiscoveryResponse>;
+    type DeltaAggregatedResourcesStream = Outgoing<DeltaDiscoveryResponse>;
 
     async fn stream_aggregated_resources(
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<Response<Self::StreamAggregatedResourcesStream>, Status> {
-        let (responses, outgoing) = mpsc::unbounded_channel();
-        let (headers, _, requests) = request.into_parts();
-        let conversation = Conversation {
-            headers,
-            requests,
-            responses,
-        };
-        let sent = self.0.send(conversation);
-        sent.map_err(|_| Status::unavailable("closed"))?;
-        let outgoing = UnboundedReceiverStream::new(outgoing);
-        Ok(Response::new(Box::pin(outgoing)))
+        converse(request, &self.states)
+    }
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        converse(request, &self.changes)
     }
 }
 
@@ -112,7 +142,8 @@ impl AggregatedDiscoveryService for Streams {
 pub struct ControlPlane {
     /// Where it listens.
     pub address: Address,
-    conversations: mpsc::UnboundedReceiver<Conversation>,
+    states: mpsc::UnboundedReceiver<Conversation>,
+    changes: mpsc::UnboundedReceiver<DeltaConversation>,
     shutdown: Shutdown,
     serving: JoinHandle<()>,
 }
@@ -125,8 +156,12 @@ impl ControlPlane {
 
     /// Starts it there.
     pub async fn start_at(tls: Option<ServerTls>, at: &Address) -> Self {
-        let (streams, conversations) = mpsc::unbounded_channel();
-        let service = AggregatedDiscoveryServiceServer::new(Streams(streams));
+        let (to_states, states) = mpsc::unbounded_channel();
+        let (to_changes, changes) = mpsc::unbounded_channel();
+        let service = AggregatedDiscoveryServiceServer::new(Streams {
+            states: to_states,
+            changes: to_changes,
+        });
         let mut host = Host::new(Routes::new(service));
         if let Some(tls) = tls {
             host = host.tls(tls);
@@ -137,7 +172,8 @@ impl ControlPlane {
         let serving = bound.serve(shutdown.clone());
         Self {
             address,
-            conversations,
+            states,
+            changes,
             shutdown,
             serving: tokio::spawn(async move { serving.await.unwrap() }),
         }
@@ -150,7 +186,12 @@ impl ControlPlane {
 
     /// The next stream that somebody opens, whenever that is.
     pub async fn opened(&mut self) -> Conversation {
-        self.conversations.recv().await.unwrap()
+        self.states.recv().await.unwrap()
+    }
+
+    /// The next stream of changes that somebody opens.
+    pub async fn delta_stream(&mut self) -> DeltaConversation {
+        within(self.changes.recv()).await.unwrap()
     }
 
     /// Ends it, with all its connections, and waits until it is gone.

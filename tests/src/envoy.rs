@@ -43,12 +43,19 @@ fn target() -> PathBuf {
 impl Envoy {
     /// Starts Envoy for these parts of a bootstrap: one for each scenario.
     pub async fn start(program: &Path, parts: &[Value]) -> Result<Self, String> {
+        Self::run(program, &envoy_config::bootstrap(parts)).await
+    }
+
+    /// Starts Envoy with this bootstrap.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn run(program: &Path, bootstrap: &Value) -> Result<Self, String> {
         static STARTED: AtomicUsize = AtomicUsize::new(0);
         let nth = STARTED.fetch_add(1, Ordering::Relaxed);
         let folder = target().join(format!("tmp/envoy-{}-{nth}", std::process::id()));
         fs::create_dir_all(&folder).map_err(|e| e.to_string())?;
         let file = folder.join("bootstrap.json");
-        let bootstrap = envoy_config::bootstrap(parts);
         fs::write(&file, bootstrap.to_string()).map_err(|e| e.to_string())?;
         let log = fs::File::create(folder.join("log")).map_err(|e| e.to_string())?;
         // The working directory is its own, for its logs.
@@ -118,6 +125,12 @@ impl Envoy {
             listeners.insert(status["name"].as_str()?.to_owned(), address.parse().ok()?);
         }
         Some((admin, listeners))
+    }
+
+    /// Where a listener is that comes from a control plane, once it is there.
+    pub async fn listener(&self, name: &str) -> Option<SocketAddr> {
+        let (_, listeners) = self.try_listeners().await?;
+        listeners.get(name).copied()
     }
 
     /// Where the n-th scenario's listener is.

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::{browser::Programs, envoy, processors};
+use crate::{browser::Programs, control_plane, envoy, processors};
 
 /// The line, when something is missing.
 pub fn line() -> Option<String> {
@@ -18,6 +18,9 @@ pub fn line() -> Option<String> {
     }
     if Programs::find().is_none() {
         suites.push("signing in with a real browser");
+    }
+    if control_plane::program().is_none() {
+        suites.push("configuration from a real control plane");
     }
     let processors = processors::left_out();
     suites.extend(processors.as_deref());

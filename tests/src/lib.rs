@@ -22,7 +22,8 @@
 //! - [`noise`]: what is not compared, and why
 //! - [`expect`]: the comparison
 //! - [`run`]: one scenario from start to verdict
-//! - [`discovery`]: a control plane (xDS) for rate limit services
+//! - [`discovery`]: a control plane (xDS) that says what a test says
+//! - [`control_plane`]: a real one, made of go-control-plane
 //! - [`ratelimit_service`]: scenarios of the rate limit service, beside its reference
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -30,6 +31,7 @@
 pub mod board;
 pub mod browser;
 pub mod client;
+pub mod control_plane;
 pub mod discovery;
 pub mod envoy;
 pub mod envoy_config;

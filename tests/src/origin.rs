@@ -142,8 +142,20 @@ impl Origin {
         let status = self.answer.status.unwrap_or(200);
         let mut bytes = match self.answer.tcp {
             true => Vec::new(),
-            false => h1::write_head(&format!("HTTP/1.1 {status} Answer"), &payload.headers),
+            false => self
+                .answer
+                .interim
+                .iter()
+                .fold(Vec::new(), |mut bytes, interim| {
+                    let line = format!("HTTP/1.1 {interim} Interim");
+                    bytes.extend(h1::write_head(&line, &Vec::new()));
+                    bytes
+                }),
         };
+        if !self.answer.tcp {
+            let line = format!("HTTP/1.1 {status} Answer");
+            bytes.extend(h1::write_head(&line, &payload.headers));
+        }
         if bodiless {
             let _ = to.write_all(&bytes).await;
             return;

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 #[path = "../../xtask/src/sources.rs"]
-mod sources;
+pub(crate) mod sources;
 
 /// How long a processor may take to start.
 const START: Duration = Duration::from_secs(60);

@@ -123,6 +123,8 @@ pub struct Outgoing {
     pub extended_connect: Option<String>,
     /// A response's status, 200 if absent.
     pub status: Option<u16>,
+    /// Interim statuses that an origin of HTTP/1.1 sends before its answer.
+    pub interim: Vec<u16>,
     /// Headers; `host` and the framing are added unless given.
     pub headers: Vec<Value>,
     /// A body with its length.

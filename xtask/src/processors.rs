@@ -1,8 +1,9 @@
-//! Building the example processors in other languages, by the commands of their READMEs.
+//! Building programs in other languages: the example processors, by the commands of their
+//! READMEs, and the control plane of the tests.
 //!
-//! Each is copied to `target/processors/<language>` and built there, so that nothing is left
-//! beside the sources. That folder lies as deep as the example's own: the paths to our
-//! `.proto` files hold in both.
+//! Each is copied to a folder of `target` and built there, so that nothing is left beside the
+//! sources. That of a processor, `target/processors/<language>`, lies as deep as the example's
+//! own: the paths to our `.proto` files hold in both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,11 @@ const LANGUAGES: &[Language] = &[
 
 /// `cargo xtask processors`
 pub(crate) fn build_all() -> Result<(), String> {
+    build_examples()?;
+    build_control_plane()
+}
+
+fn build_examples() -> Result<(), String> {
     // They mostly wait for downloads.
     let failed: Vec<String> = thread::scope(|scope| {
         let builds: Vec<_> = LANGUAGES
@@ -77,37 +83,52 @@ pub(crate) fn build_all() -> Result<(), String> {
     ))
 }
 
+/// Builds the control plane of the tests.
+fn build_control_plane() -> Result<(), String> {
+    build(
+        "control plane",
+        "tests/control-plane",
+        "target/control-plane",
+        &["go build -o control-plane ."],
+    )
+    .map_err(|why| format!("cannot build the control plane of the tests: {why}"))
+}
+
 impl Language {
     fn build(&self) -> Result<(), String> {
-        let example = workspace::root()
-            .join("examples/processors")
-            .join(self.name);
-        let folder = workspace::root().join("target/processors").join(self.name);
-        let files =
-            sources::files(&example).map_err(|why| format!("{}: {why}", example.display()))?;
-        let shown = format!("target/processors/{}", self.name);
-        if sources::is_built(&files, &folder) {
-            println!("{} processors: {shown}", self.title);
-            return Ok(());
-        }
-        let start = Instant::now();
-        let written = fresh(&folder).and_then(|()| {
-            files.iter().try_for_each(|(path, content)| {
-                let path = folder.join(path);
-                fs::create_dir_all(path.parent().unwrap_or(&folder))?;
-                fs::write(path, content)
-            })
-        });
-        written.map_err(|why| format!("{}: {why}", folder.display()))?;
-        for line in self.build {
-            process::output(&mut command(line, &folder))?;
-        }
-        sources::mark_built(&files, &folder)
-            .map_err(|why| format!("{}: {why}", folder.display()))?;
-        let seconds = start.elapsed().as_secs();
-        println!("{} processors: {shown} (built in {seconds} s)", self.title);
-        Ok(())
+        build(
+            &format!("{} processors", self.title),
+            &format!("examples/processors/{}", self.name),
+            &format!("target/processors/{}", self.name),
+            self.build,
+        )
     }
+}
+
+/// Builds what is in the folder `from`, by these commands, in the folder `to`.
+fn build(title: &str, from: &str, to: &str, commands: &[&str]) -> Result<(), String> {
+    let (from, folder) = (workspace::root().join(from), workspace::root().join(to));
+    let files = sources::files(&from).map_err(|why| format!("{}: {why}", from.display()))?;
+    if sources::is_built(&files, &folder) {
+        println!("{title}: {to}");
+        return Ok(());
+    }
+    let start = Instant::now();
+    let written = fresh(&folder).and_then(|()| {
+        files.iter().try_for_each(|(path, content)| {
+            let path = folder.join(path);
+            fs::create_dir_all(path.parent().unwrap_or(&folder))?;
+            fs::write(path, content)
+        })
+    });
+    written.map_err(|why| format!("{}: {why}", folder.display()))?;
+    for line in commands {
+        process::output(&mut command(line, &folder))?;
+    }
+    sources::mark_built(&files, &folder).map_err(|why| format!("{}: {why}", folder.display()))?;
+    let seconds = start.elapsed().as_secs();
+    println!("{title}: {to} (built in {seconds} s)");
+    Ok(())
 }
 
 /// An empty folder in place of whatever is there.

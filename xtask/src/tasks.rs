@@ -37,6 +37,8 @@ pub(crate) fn test(args: &[String]) -> Result<(), String> {
             .env("ATTACHE_RATELIMIT_REFERENCE", &tools.ratelimit)
             .env("ATTACHE_H2SPEC", &tools.h2spec)
             .env("ATTACHE_NGINX", &tools.nginx)
+            .env("ATTACHE_KUBERNETES_VALIDATE", &tools.kubernetes_validate)
+            .env("ATTACHE_SYSTEMD_ANALYZE", &tools.systemd_analyze)
             .env("ATTACHE_REQUIRE_ALL", "1"),
     )
 }

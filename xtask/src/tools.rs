@@ -10,9 +10,12 @@ use std::path::{Path, PathBuf};
 
 use crate::debian::Debian;
 use crate::go::GoTool;
+use crate::python::Python;
 use crate::wheel::Wheel;
 use crate::workspace;
-use crate::{chromium, envoy, h2spec, memcached, nginx, opa, ratelimit, redis};
+use crate::{
+    chromium, envoy, h2spec, kubernetes, memcached, nginx, opa, ratelimit, redis, systemd,
+};
 
 /// A program that we need and do not build.
 pub(crate) struct Tool {
@@ -36,6 +39,8 @@ pub(crate) enum Source {
     Debian(Debian),
     /// A pinned Go module.
     Go(GoTool),
+    /// Pinned Python packages.
+    Python(Python),
 }
 
 /// The installed tools.
@@ -58,6 +63,10 @@ pub(crate) struct Tools {
     pub(crate) h2spec: PathBuf,
     /// An nginx.
     pub(crate) nginx: PathBuf,
+    /// What holds manifests against the schemas of Kubernetes.
+    pub(crate) kubernetes_validate: PathBuf,
+    /// What checks units of systemd.
+    pub(crate) systemd_analyze: PathBuf,
 }
 
 impl Tools {
@@ -73,6 +82,8 @@ impl Tools {
             ratelimit: ratelimit::RATELIMIT.install()?,
             h2spec: h2spec::H2SPEC.install()?,
             nginx: nginx::NGINX.install()?,
+            kubernetes_validate: kubernetes::KUBERNETES_VALIDATE.install()?,
+            systemd_analyze: systemd::SYSTEMD_ANALYZE.install()?,
         })
     }
 }
@@ -111,6 +122,7 @@ impl Tool {
                 link(debian.program, &scratch.0)?
             }
             Source::Go(tool) => tool.build(&workspace::root(), &scratch.0)?,
+            Source::Python(python) => python.install(&workspace::root(), &scratch.0)?,
         };
         make_executable(&program)?;
         let version = (self.check)(&program)?;
@@ -132,6 +144,9 @@ impl std::fmt::Display for Source {
                 )
             }
             Source::Go(tool) => write!(f, "built from xtask/tools/{}", tool.folder),
+            Source::Python(python) => {
+                write!(f, "the packages of xtask/tools/{}", python.requirements)
+            }
         }
     }
 }

@@ -67,7 +67,7 @@ impl Wheel {
 }
 
 /// The Python 3 of this machine that has pip.
-fn python() -> Result<String, String> {
+pub(crate) fn python() -> Result<String, String> {
     let mut said = String::new();
     for name in ["python3", "python"] {
         match process::output(Command::new(name).args(["-m", "pip", "--version"])) {

@@ -3,7 +3,7 @@
 use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Empty, Full};
 use hyper::{
     body::Incoming,
@@ -48,7 +48,23 @@ impl Client {
 
     /// One request without a body. An error when it is not answered within the deadline.
     pub async fn get(&mut self, path: &str, headers: &[(&str, &str)]) -> Result<Answer, Error> {
-        let outcome = tokio::time::timeout(self.deadline, self.try_get(path, headers)).await;
+        self.ask(Method::GET, path, headers).await
+    }
+
+    /// The same, to change something.
+    pub async fn post(&mut self, path: &str, headers: &[(&str, &str)]) -> Result<Answer, Error> {
+        self.ask(Method::POST, path, headers).await
+    }
+
+    async fn ask(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Answer, Error> {
+        let deadline = self.deadline;
+        let asked = self.try_ask(method, path, headers);
+        let outcome = tokio::time::timeout(deadline, asked).await;
         match outcome {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(error)) => {
@@ -62,7 +78,12 @@ impl Client {
         }
     }
 
-    async fn try_get(&mut self, path: &str, headers: &[(&str, &str)]) -> Result<Answer, Error> {
+    async fn try_ask(
+        &mut self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Result<Answer, Error> {
         if let Some(connection) = &mut self.connection
             && connection.ready().await.is_err()
         {
@@ -79,7 +100,10 @@ impl Client {
                 none.insert(sender)
             }
         };
-        let mut request = Request::get(path).header("host", self.at.to_string());
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", self.at.to_string());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

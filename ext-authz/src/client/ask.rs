@@ -132,7 +132,6 @@ impl Question<'_> {
             content,
             &filter.shown,
         );
-        let message = channel::frame_message(message.as_ref());
         let mut metadata = grpc.call.metadata.of(self.parts, self.context);
         let span = self.propagate(&mut metadata);
         let sent = message.len();

@@ -14,6 +14,8 @@ pub(super) mod wire;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use attache_filter::{RequestContext, matcher::ForwardedHeaders};
+use attache_service::channel::{FRAME_HEADER, frame_in_place};
+use bytes::Bytes;
 use http::request;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
@@ -53,30 +55,19 @@ pub struct CheckBody<'a> {
     pub received: usize,
 }
 
-/// An encoded `CheckRequest`.
-#[derive(Debug)]
-pub struct EncodedCheck {
-    buffer: Vec<u8>,
-    start: usize,
-}
-
-impl AsRef<[u8]> for EncodedCheck {
-    fn as_ref(&self) -> &[u8] {
-        self.buffer.get(self.start..).unwrap_or_default()
-    }
-}
-
 /// Room for three tags and three lengths of at most five bytes.
-const GAP: usize = 18;
+const PREFIX: usize = 18;
+/// The same with gRPC's framing.
+const GAP: usize = FRAME_HEADER + PREFIX;
 
-/// Encodes the check of one request.
+/// Encodes the check of one request, framed.
 pub fn check_request(
     parts: &request::Parts,
     context: &RequestContext,
     body: Option<CheckBody<'_>>,
     content: Content<'_>,
     show: &ForwardedHeaders,
-) -> EncodedCheck {
+) -> Bytes {
     let body_len = body.map_or(0, |body| body.data.len());
     let mut out = Vec::with_capacity(1024 + 48 * parts.headers.len() + body_len);
     out.resize(GAP, 0);
@@ -107,7 +98,7 @@ pub fn check_request(
     metadata::of_route(&mut out, context, content.namespaces);
     let attributes_len = field_len(request_len) + out.len() - before_rest;
 
-    let mut prefix = Vec::with_capacity(GAP);
+    let mut prefix = Vec::with_capacity(PREFIX);
     for (tag, len) in [(1, attributes_len), (4, request_len), (2, http_len)] {
         encode_key(tag, WireType::LengthDelimited, &mut prefix);
         encode_varint(len as u64, &mut prefix);
@@ -116,7 +107,7 @@ pub fn check_request(
     if let Some(gap) = out.get_mut(start..GAP) {
         gap.copy_from_slice(&prefix);
     }
-    EncodedCheck { buffer: out, start }
+    frame_in_place(out, start.saturating_sub(FRAME_HEADER))
 }
 
 /// `AttributeContext.context_extensions`, encoded once when the route is planned.

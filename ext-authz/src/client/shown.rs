@@ -22,28 +22,25 @@ pub(super) fn joined(
         b","
     };
     pseudo_headers(parts, show, visit);
-    let mut previous = None;
-    for (name, value) in &parts.headers {
-        // A name's values come one after the other; the first wrote them all.
-        if previous == Some(name) {
-            continue;
-        }
-        previous = Some(name);
+    let mut headers = parts.headers.iter().peekable();
+    while let Some((name, value)) = headers.next() {
+        // A name's values come one after the other.
+        let mut more = || headers.next_if(|(next, _)| *next == name);
         if name == header::HOST || name == PARTIAL_BODY || !show.shows(name.as_str()) {
+            while more().is_some() {}
             continue;
         }
-        let mut rest = parts.headers.get_all(name).iter().skip(1).peekable();
-        if rest.peek().is_none() {
+        let Some((_, second)) = more() else {
             visit(name.as_str(), value.as_bytes());
-        } else {
-            let comma: &[u8] = if name == header::COOKIE { cookie } else { b"," };
-            let mut joined = value.as_bytes().to_vec();
-            for value in rest {
-                joined.extend_from_slice(comma);
-                joined.extend_from_slice(value.as_bytes());
-            }
-            visit(name.as_str(), &joined);
+            continue;
+        };
+        let comma: &[u8] = if name == header::COOKIE { cookie } else { b"," };
+        let mut joined = value.as_bytes().to_vec();
+        for (_, value) in std::iter::once((name, second)).chain(std::iter::from_fn(more)) {
+            joined.extend_from_slice(comma);
+            joined.extend_from_slice(value.as_bytes());
         }
+        visit(name.as_str(), &joined);
     }
     if let Some(partial) = partial {
         visit(PARTIAL_BODY, partial.as_bytes());

@@ -11,7 +11,9 @@ use prost_types::{ListValue, value::Kind};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{check::Read, engine::Engine, time::rfc3339};
+use attache_service::time::rfc3339;
+
+use super::{check::Read, engine::Engine};
 use crate::server::{CheckError, Decision};
 
 /// A stage of a pipeline.

@@ -6,6 +6,7 @@ use attache_proto::{
     auth::{CheckResponse, check_response::HttpResponse},
     core::HeaderValueOption,
 };
+use attache_service::time::rfc3339;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -13,7 +14,6 @@ use super::{
     explain::Step,
     log::is_secret_header,
     plan::{Settled, stays},
-    time::rfc3339,
 };
 use crate::server::CheckRequestView;
 

@@ -213,23 +213,31 @@ fn write_map(
     buffer: &mut BytesMut,
 ) {
     let all = forward.shows_all();
-    buffer.put_u8(tag(field, LEN));
-    encode_varint(length as u64, buffer);
+    put_length(field, length, buffer);
     head.for_each(&mut |name, value| {
         if !all && !forward.shows(name) {
             return;
         }
-        buffer.put_u8(tag(1, LEN));
-        encode_varint(entry_len(name, value) as u64, buffer);
-        buffer.put_u8(tag(1, LEN));
-        encode_varint(name.len() as u64, buffer);
+        put_length(1, entry_len(name, value), buffer);
+        put_length(1, name.len(), buffer);
         buffer.put_slice(name.as_bytes());
         if !value.is_empty() {
-            buffer.put_u8(tag(3, LEN));
-            encode_varint(value.len() as u64, buffer);
+            put_length(3, value.len(), buffer);
             buffer.put_slice(value);
         }
     });
+}
+
+/// The start of a field of this length.
+fn put_length(field: u8, length: usize, buffer: &mut BytesMut) {
+    match u8::try_from(length) {
+        // As most are: two bytes, not two numbers of unknown length.
+        Ok(short @ ..128) => buffer.put_slice(&[tag(field, LEN), short]),
+        _ => {
+            buffer.put_u8(tag(field, LEN));
+            encode_varint(length as u64, buffer);
+        }
+    }
 }
 
 #[cfg(test)]

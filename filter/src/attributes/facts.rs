@@ -236,6 +236,7 @@ fn flags(flags: &[ResponseFlag]) -> i64 {
     let bit = |flag: &ResponseFlag| match flag {
         ResponseFlag::NoHealthyUpstream => 1,
         ResponseFlag::UpstreamRequestTimeout => 2,
+        ResponseFlag::UpstreamRemoteReset => 4,
         ResponseFlag::UpstreamConnectionFailure => 5,
         ResponseFlag::UpstreamConnectionTermination => 6,
         ResponseFlag::UpstreamOverflow => 7,

@@ -1,8 +1,8 @@
 //! How a line looks.
 
 use attache_filter::format::{Exchange, Format, log::policy_calls};
-use attache_filter::{context::ResponseFlag, metadata::struct_to_json};
-use chrono::{DateTime, SecondsFormat, Utc};
+use attache_filter::{RequestContext, context::ResponseFlag, metadata::struct_to_json};
+use attache_service::time::rfc3339;
 use serde_json::{Value, json};
 
 use super::line::Line;
@@ -123,16 +123,17 @@ fn everything(line: &Line) -> Value {
     let context = &line.context;
     let flags = context.flags().into_iter();
     let flags: Vec<&str> = flags.map(ResponseFlag::short).collect();
+    let Some(arrived) = &line.arrived else {
+        return connection(line, &flags);
+    };
     let route = context.route();
     let states = context.filter_state();
     let states = states
         .iter()
         .map(|(name, state)| (name.to_string(), struct_to_json(state)));
-    let arrived = &line.arrived;
     let answered = line.answered.as_ref();
-    let time: DateTime<Utc> = context.start_time().into();
     let mut value = json!({
-        "time": time.to_rfc3339_opts(SecondsFormat::Millis, true),
+        "time": begun(context),
         "method": arrived.method.as_str(),
         "path": arrived.uri.path_and_query().map_or("", |path| path.as_str()),
         "host": attache_filter::head::authority(arrived).unwrap_or_default(),
@@ -156,4 +157,28 @@ fn everything(line: &Line) -> Value {
         value["trace_id"] = trace.trace.to_string().into();
     }
     value
+}
+
+/// What is known of a connection that was passed on as it is.
+fn connection(line: &Line, flags: &[&str]) -> Value {
+    let context = &line.context;
+    let attempts = context.attempts();
+    let tls = context.connection.tls.as_ref();
+    json!({
+        "time": begun(context),
+        "flags": flags.join(","),
+        "details": context.details(),
+        "bytes_in": line.bytes_received,
+        "bytes_out": line.bytes_sent,
+        "duration_ms": line.finished.duration.as_micros() as f64 / 1000.0,
+        "client": context.client_ip.map(|ip| ip.to_string()),
+        "server_name": tls.and_then(|tls| tls.sni.as_deref()),
+        "cluster": context.route().as_ref().and_then(|route| route.cluster.as_deref()),
+        "upstream": attempts.last().map(|attempt| attempt.endpoint.as_str()),
+        "attempts": attempts.len(),
+    })
+}
+
+fn begun(context: &RequestContext) -> String {
+    rfc3339(context.start_time())
 }

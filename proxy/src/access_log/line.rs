@@ -1,4 +1,5 @@
-//! What is noted while a request runs, and known of it once it is over: for logs and traces.
+//! What is noted while a request runs, and known of it once it is over: for logs, traces and
+//! those who watch.
 
 use std::{
     sync::{
@@ -18,7 +19,12 @@ use attache_filter::{
 use http::{HeaderMap, StatusCode, request, response};
 
 use super::AccessLogs;
-use crate::{router::Answered, trace::Tracing};
+use crate::{
+    live::{Over, Watched},
+    router::Answered,
+    tcp::Ended,
+    trace::Tracing,
+};
 
 /// The body of a request, as it comes in.
 #[derive(Debug, Default)]
@@ -46,11 +52,12 @@ impl Incoming {
     }
 }
 
-/// What is noted while a request runs. Dropping it hands it to the logs and
-/// traces.
+/// What is noted while a request runs. Dropping it hands it to the logs, to
+/// traces and to those who watch.
 pub(crate) struct Record {
     logs: Option<AccessLogs>,
     tracing: Option<Tracing>,
+    watched: Option<Box<Watched>>,
     line: Line,
     pub(crate) incoming: Arc<Incoming>,
     /// The `content-length` of the response: nobody asks for more of its body than that.
@@ -63,8 +70,8 @@ pub(crate) struct Record {
 #[derive(Clone)]
 pub(crate) struct Line {
     pub(super) context: Arc<RequestContext>,
-    /// The request's head when it came.
-    pub(super) arrived: Arc<request::Parts>,
+    /// The request's head when it came; a connection that is passed on as it is has none.
+    pub(super) arrived: Option<Arc<request::Parts>>,
     /// The same as it went on, where that is of interest.
     went: Option<Arc<request::Parts>>,
     response: Option<Arc<response::Parts>>,
@@ -80,15 +87,17 @@ impl Record {
     pub(crate) fn new(
         logs: Option<&AccessLogs>,
         tracing: Option<&Tracing>,
+        watched: Option<Box<Watched>>,
         context: &Arc<RequestContext>,
         parts: &request::Parts,
     ) -> Box<Self> {
         Box::new(Self {
             logs: logs.cloned(),
             tracing: tracing.cloned(),
+            watched,
             line: Line {
                 context: context.clone(),
-                arrived: Arc::new(head::copy(parts)),
+                arrived: Some(Arc::new(head::copy(parts))),
                 went: None,
                 response: None,
                 bytes_received: 0,
@@ -105,6 +114,9 @@ impl Record {
 
     /// The response's head goes out.
     pub(crate) fn responds(&mut self, head: &response::Parts) {
+        if let Some(watched) = &mut self.watched {
+            watched.responds(self.line.context.started.elapsed());
+        }
         let length = head.headers.get(http::header::CONTENT_LENGTH);
         self.length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         self.line.answered = head.extensions.get::<Answered>().cloned();
@@ -116,7 +128,11 @@ impl Record {
     }
 
     /// A piece of the response's body goes out.
-    pub(crate) fn sends(&mut self, bytes: usize) {
+    pub(crate) fn sends(&mut self, piece: &[u8]) {
+        let bytes = piece.len();
+        if let Some(tap) = &self.line.context.tap {
+            tap.returned.add(piece);
+        }
         self.line.bytes_sent = self.line.bytes_sent.saturating_add(bytes as u64);
         self.complete |= self.length == Some(self.line.bytes_sent);
     }
@@ -143,30 +159,77 @@ impl Drop for Record {
         line.finished.duration = line.context.started.elapsed();
         line.finished.received = self.incoming.ended();
         line.bytes_received = self.incoming.bytes.load(Ordering::Relaxed);
-        line.went = line.context.take_head();
+        let mut went = line.context.take_head();
+        let watched = self.watched.take();
+        line.went = match &watched {
+            Some(watched) if !watched.log_reads_head() => None,
+            Some(_) => went.clone(),
+            None => went.take(),
+        };
         if !self.complete && !line.cut_off {
             line.context
                 .add_flag(ResponseFlag::DownstreamConnectionTermination);
         }
-        if let Some(tracing) = &self.tracing {
+        if let (Some(tracing), Some(arrived)) = (&self.tracing, &line.arrived) {
             let took = line.finished.duration;
-            tracing.report(&line.context, &line.arrived, line.status(), took);
+            tracing.report(&line.context, arrived, line.status(), took);
         }
         if let Some(logs) = &self.logs {
             logs.take(line);
+        }
+        if let (Some(watched), Some(arrived)) = (watched, &line.arrived) {
+            watched.end(&Over {
+                context: &line.context,
+                arrived,
+                went: went.as_deref(),
+                response: line.response.as_deref(),
+                trailers: line.finished.trailers.as_deref(),
+                bytes_received: line.bytes_received,
+                bytes_sent: line.bytes_sent,
+                duration: line.finished.duration,
+                received: line.finished.received,
+                cut_off: line.cut_off,
+            });
         }
     }
 }
 
 impl Line {
+    /// A connection that was passed on as it is.
+    pub(super) fn connection(context: Arc<RequestContext>, passed: &Ended) -> Self {
+        let duration = context.started.elapsed();
+        Self {
+            context,
+            arrived: None,
+            went: None,
+            response: None,
+            bytes_received: passed.received,
+            bytes_sent: passed.sent,
+            answered: None,
+            cut_off: false,
+            finished: Finished {
+                duration,
+                ..Finished::default()
+            },
+        }
+    }
+
     /// The request's head, as it went on where that is known.
-    pub(super) fn request(&self) -> &request::Parts {
-        self.went.as_ref().unwrap_or(&self.arrived)
+    pub(super) fn request(&self) -> Option<&request::Parts> {
+        self.went.as_deref().or(self.arrived.as_deref())
     }
 
     pub(super) fn request_id(&self) -> Option<&[u8]> {
-        let id = self.request().headers.get("x-request-id")?;
+        let id = self.request()?.headers.get("x-request-id")?;
         Some(id.as_bytes())
+    }
+
+    /// Whether it ended badly: with a status of 500 or more, or without a whole response.
+    pub(super) fn failed(&self) -> bool {
+        match self.arrived {
+            Some(_) => self.cut_off || self.status().is_none_or(|status| status.is_server_error()),
+            None => !self.context.flags().is_empty(),
+        }
     }
 
     pub(super) fn status(&self) -> Option<StatusCode> {
@@ -199,7 +262,7 @@ impl Line {
         Exchange {
             facts: Facts {
                 context: &self.context,
-                request: Some(self.request()),
+                request: self.request(),
                 response: self.response.as_deref(),
             },
             bytes_received: self.bytes_received,

@@ -11,6 +11,7 @@ mod writer;
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
+use attache_filter::RequestContext;
 use attache_service::metrics::Counter;
 
 pub use form::{Field, Form};
@@ -18,6 +19,7 @@ pub(crate) use line::{Incoming, Record};
 pub use select::{By, Comparison, Filter, Selection, Share};
 pub(crate) use writer::Reopen;
 
+use crate::tcp::Ended;
 use line::Line;
 use writer::Writer;
 
@@ -97,6 +99,11 @@ impl AccessLogs {
         });
         logs.collect::<Result<Vec<_>, _>>()
             .map(|logs| Self(logs.into()))
+    }
+
+    /// A connection that was passed on as it is has ended.
+    pub(crate) fn passed(&self, context: Arc<RequestContext>, ended: &Ended) {
+        self.take(&Line::connection(context, ended));
     }
 
     /// Hands a request that is over to those that want it.

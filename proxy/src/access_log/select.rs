@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use attache_filter::{context::ResponseFlag, matcher::FieldMatcher};
-use http::StatusCode;
 
 use super::line::Line;
 
@@ -17,7 +16,8 @@ pub struct Selection {
     pub filter: Option<Filter>,
     /// Part of them that is logged.
     pub sample: Share,
-    /// Log every request that ended with a status of 500 or more, or without any.
+    /// Log every request that ended with a status of 500 or more, or without any, and every
+    /// connection that something went wrong with.
     pub always_errors: bool,
     /// Log every request that took longer.
     pub always_slower: Option<Duration>,
@@ -98,7 +98,7 @@ pub enum Comparison {
 }
 
 impl Comparison {
-    fn holds(self, figure: u64) -> bool {
+    pub(crate) fn holds(self, figure: u64) -> bool {
         match self {
             Self::Equal(with) => figure == with,
             Self::NotEqual(with) => figure != with,
@@ -157,7 +157,7 @@ impl Filter {
                 let millis = line.finished.duration.as_millis();
                 comparison.holds(u64::try_from(millis).unwrap_or(u64::MAX))
             }
-            Self::Header(matcher) => matcher.matches(line.request()),
+            Self::Header(matcher) => line.request().is_some_and(|head| matcher.matches(head)),
             Self::Flags(wanted) => {
                 let flags = line.context.flags();
                 match wanted.as_slice() {
@@ -189,11 +189,7 @@ impl Selection {
         if self.filter.as_ref().is_some_and(|f| !f.holds(line)) {
             return false;
         }
-        let error = line
-            .status()
-            .is_none_or(|s: StatusCode| s.is_server_error())
-            || line.cut_off;
-        (self.always_errors && error)
+        (self.always_errors && line.failed())
             || self
                 .always_slower
                 .is_some_and(|limit| line.finished.duration > limit)

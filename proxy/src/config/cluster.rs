@@ -64,7 +64,7 @@ config_struct! {
         pub target: Located<Target>,
     }
     elsewhere {
-        "type" => "write `endpoints`, `dns`, `endpoints_file` or `original_dst`",
+        "type" => "write `endpoints`, `dns`, `endpoints_file`, `eds` or `original_dst`",
         "load_assignment" => "write the addresses in `endpoints`",
         "transport_socket" => "write `tls`",
         "typed_extension_protocol_options" => "write `http2: {}` for HTTP/2",
@@ -77,7 +77,7 @@ config_struct! {
         "ring_hash_lb_config" => "rendezvous hashing has no ring",
         "maglev_lb_config" => "rendezvous hashing has no table",
         "load_balancing_policy" => "write `lb_policy`",
-        "eds_cluster_config" => "write `endpoints_file`",
+        "eds_cluster_config" => "write `eds` or `endpoints_file`",
         "original_dst_lb_config" => "write `original_dst`",
         "lb_subset_config" => "endpoints have no metadata",
     }
@@ -94,10 +94,23 @@ config_oneof! {
         /// A YAML or JSON file, read again when it changes: a list as `endpoints` has it, or what
         /// Envoy reads for `eds_config`.
         EndpointsFile(Located<PathBuf>) = "endpoints_file",
+        /// With the control plane of `xds`.
+        Eds(Eds) = "eds",
         /// Where each request says.
         OriginalDst(OriginalDst) = "original_dst",
         /// A service in this process, reached without a socket.
         Embedded(Embedded) = "embedded",
+    }
+}
+
+config_struct! {
+    /// Endpoints that a control plane tells (Envoy's `eds_cluster_config`).
+    pub struct Eds {
+        /// The name of the endpoints. Default: that of the cluster.
+        pub service_name: Option<String>,
+    }
+    elsewhere {
+        "eds_config" => "they come by the stream of `xds`",
     }
 }
 

@@ -9,7 +9,7 @@ use attache_service::{
     tls::ListenerTls,
 };
 
-use super::{AccessLogs, CommonHttpProtocolOptions, LocalReplyConfig};
+use super::{AccessLogs, CommonHttpProtocolOptions, LocalReplyConfig, RouteSpecifier};
 
 config_struct! {
     /// Where requests come in.
@@ -66,9 +66,15 @@ config_struct! {
         /// What HTTP/2 clients may do.
         pub http2_protocol_options: Option<Http2ProtocolOptions>,
     }
+    oneof {
+        /// Routes of its own. Default: those at the top of the file.
+        pub route_specifier: Option<Located<RouteSpecifier>>,
+    }
     elsewhere {
         "filter_chains" => "a listener has one chain: write `filters`, `tls` and the other fields here",
         "listener_filters" => "write `proxy_protocol` and `tls_passthrough` here; the protocol is detected without listener filters",
+        "rds" => "write `route_config_name`",
+        "scoped_routes" => "a listener has one route table",
         "http_filters" => "name the policies in `filters` and describe them under the top-level `filters`",
         "common_http_protocol_options" => "`idle_timeout`, `max_connection_duration` and `max_requests_per_connection` are among the listener's `limits`, and `max_headers_count` is `max_headers` there",
     }

@@ -1,9 +1,9 @@
 //! `local_reply_config` of a listener: what the proxy's own answers look like.
 
-use attache_filter::{header_option::HeaderValueOption, matcher::HeaderMatcher};
-use attache_service::{config::Located, config_enum, config_oneof, config_struct};
+use attache_filter::header_option::HeaderValueOption;
+use attache_service::{config::Located, config_oneof, config_struct};
 
-use super::{BodyFormat, DataSource};
+use super::{BodyFormat, ComparisonHolder, DataSource, HeaderFilter, ResponseFlagFilter};
 
 config_struct! {
     /// What answers look like that are made here, not by an upstream: denials of policies among
@@ -45,11 +45,11 @@ config_oneof! {
     /// A condition on an answer.
     pub enum ReplyCondition {
         /// On its status.
-        StatusCodeFilter(ReplyStatus) = "status_code_filter",
+        StatusCodeFilter(ComparisonHolder) = "status_code_filter",
         /// On what went wrong.
-        ResponseFlagFilter(ReplyFlags) = "response_flag_filter",
+        ResponseFlagFilter(ResponseFlagFilter) = "response_flag_filter",
         /// On a header of the request.
-        HeaderFilter(ReplyHeader) = "header_filter",
+        HeaderFilter(HeaderFilter) = "header_filter",
         /// All of these.
         AndFilter(ReplyFilters) = "and_filter",
         /// One of these.
@@ -64,66 +64,6 @@ config_oneof! {
         "metadata_filter" => "not supported for answers",
         "log_type_filter" => "not supported for answers",
         "extension_filter" => "not supported",
-    }
-}
-
-config_struct! {
-    /// A comparison with the status.
-    pub struct ReplyStatus {
-        /// How it is compared.
-        pub comparison: ReplyComparison,
-    }
-}
-
-config_struct! {
-    /// Envoy's `ComparisonFilter`.
-    pub struct ReplyComparison {
-        /// How. Default `EQ`.
-        pub op: Option<ReplyOp>,
-        /// With what.
-        pub value: ReplyValue,
-    }
-}
-
-config_struct! {
-    /// A number.
-    pub struct ReplyValue {
-        /// The number.
-        pub default_value: u32,
-        /// Required by Envoy, and without meaning here.
-        pub runtime_key: Option<String>,
-    }
-}
-
-config_enum! {
-    /// How numbers are compared.
-    #[derive(Default)]
-    pub enum ReplyOp {
-        /// Equal.
-        #[default]
-        Eq = "EQ",
-        /// Greater or equal.
-        Ge = "GE",
-        /// Less or equal.
-        Le = "LE",
-        /// Not equal.
-        Ne = "NE",
-    }
-}
-
-config_struct! {
-    /// What went wrong, by the short names of the access log.
-    pub struct ReplyFlags {
-        /// One of these; any when there are none.
-        pub flags: Vec<Located<String>>,
-    }
-}
-
-config_struct! {
-    /// A header of the request.
-    pub struct ReplyHeader {
-        /// How it must be.
-        pub header: HeaderMatcher,
     }
 }
 

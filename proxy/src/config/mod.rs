@@ -9,12 +9,14 @@ mod build;
 mod cluster;
 mod filter;
 mod listener;
+mod live_page;
 mod local_reply;
 mod overload;
 mod protocol;
 mod retry;
 mod route;
 mod tracing;
+mod xds;
 
 use std::{
     collections::BTreeMap,
@@ -36,20 +38,20 @@ pub use access_log::{
     NoSettings, ResponseFlagFilter, RuntimeFilter, RuntimeUint, Sample, SampleBy, SampleConfig,
 };
 pub use cluster::{
-    Cluster, CommonLbConfig, DnsLookupFamily, DnsType, Embedded, Endpoints, LbPolicy, OriginalDst,
-    PeakEwmaConfig, Percent, Target,
+    Cluster, CommonLbConfig, DnsLookupFamily, DnsType, Eds, Embedded, Endpoints, LbPolicy,
+    OriginalDst, PeakEwmaConfig, Percent, Target,
 };
 pub use filter::{FilterConfig, GrpcWeb, Policy};
 pub use listener::{
     CodecType, EscapedSlashesAction, Http2ProtocolOptions, LimitsConfig, Listener, ProxyProtocol,
     ProxyProtocolVersion, Tcp, TlsPassthrough,
 };
+pub use live_page::LivePage;
 pub use local_reply::{
-    LocalReplyConfig, ReplyComparison, ReplyCondition, ReplyFilter, ReplyFilters, ReplyFlags,
-    ReplyHeader, ReplyOp, ReplyStatus, ReplyValue, ResponseMapper,
+    LocalReplyConfig, ReplyCondition, ReplyFilter, ReplyFilters, ResponseMapper,
 };
 pub use overload::Overload;
-pub use protocol::CommonHttpProtocolOptions;
+pub use protocol::{CommonHttpProtocolOptions, UnderscoresAction};
 pub use retry::{
     HostPredicate, PredicateName, PreviousHosts, RateLimitedRetryBackOff, ResetHeader,
     ResetHeaderFormat, RetryBackOff, RetryPolicy,
@@ -59,11 +61,14 @@ pub use route::{
     ConnectMatcher, ConnectionProperties, DataSource, DirectResponse, GrpcMatcher, HashBy,
     HashCookie, HashHeader, HashPolicy, HashQueryParameter, HeaderAction, HeaderMutation,
     HostRewrite, InternalRedirectPolicy, MaxStreamDuration, PathMatch, PathRedirect, Redirect,
-    RedirectCode, RequestMirrorPolicy, Route, RouteAction, RouteMatch, SchemeChange, Source, Step,
-    SubstitutionFormat, UpgradeConfig, VirtualHost, WeightTarget, WeightedClusters,
+    RedirectCode, RequestMirrorPolicy, Route, RouteAction, RouteConfiguration, RouteMatch,
+    RouteSpecifier, SchemeChange, Source, Step, SubstitutionFormat, UpgradeConfig, VirtualHost,
+    WeightTarget, WeightedClusters,
 };
 
+pub(crate) use route::Table;
 pub use tracing::TracingConfig;
+pub use xds::{ApiType, DiscoveredType, XdsConfig, XdsHeader};
 
 use crate::Plan;
 
@@ -94,10 +99,20 @@ config_struct! {
         pub max_direct_response_body_size_bytes: Option<Size>,
         /// Copies of requests, where neither the route nor its virtual host says anything.
         pub request_mirror_policies: Vec<RequestMirrorPolicy>,
+        /// Refuse routes to clusters that there are not; else they are answered as
+        /// `cluster_not_found_response_code` says. Default true.
+        pub validate_clusters: Option<bool>,
+        /// Route tables by the names that listeners use, for those that do not share the one at
+        /// the top of the file.
+        pub route_configs: BTreeMap<String, RouteConfiguration>,
         /// Where requests go, and the policy services.
         pub clusters: Vec<Cluster>,
+        /// The control plane that more of all this comes from; none when left out.
+        pub xds: Option<Located<XdsConfig>>,
         /// Where the admin page listens; loopback only. None when left out.
         pub admin: Option<Located<Address>>,
+        /// The live page of the admin page.
+        pub live_page: Option<LivePage>,
         /// Traces of requests; none when left out.
         pub tracing: Option<Located<TracingConfig>>,
         /// What policies are told of this proxy.
@@ -114,7 +129,7 @@ config_struct! {
     }
     elsewhere {
         "static_resources" => "this is an Envoy bootstrap: write `listeners`, `routes`, `filters` and `clusters` at the top",
-        "dynamic_resources" => "configuration comes from this file only; it is read again when it changes",
+        "dynamic_resources" => "write `xds: { cluster: NAME }` for a control plane",
         "overload_manager" => "write `overload: { max_memory: SIZE }`, `max_active_downstream_connections`, and `limits` of listeners",
         "layered_runtime" => "there is no runtime layer: change the value and reload",
     }
@@ -132,7 +147,7 @@ config_struct! {
 }
 
 config_struct! {
-    /// Envoy's `config.core.v3.Node`, as far as policies are told of it.
+    /// Envoy's `config.core.v3.Node`: what policies and a control plane are told of this proxy.
     pub struct NodeConfig {
         /// Facts about this proxy, by name: `bootstrap_metadata_labels_key` of `ext_authz` shows
         /// one of them.
@@ -140,10 +155,22 @@ config_struct! {
         /// The cluster that this proxy belongs to (Envoy's `--service-cluster`): what the action
         /// `source_cluster` of `ratelimit` sends. Default: empty.
         pub cluster: Option<String>,
+        /// The name of this proxy (Envoy's `--service-node`), for a control plane. Default: empty.
+        pub id: Option<String>,
+        /// Where this proxy runs, for a control plane.
+        pub locality: Option<LocalityConfig>,
     }
-    elsewhere {
-        "id" => "there is no control plane to name this proxy to",
-        "locality" => "there is no control plane to name this proxy to",
+}
+
+config_struct! {
+    /// A place (Envoy's `config.core.v3.Locality`).
+    pub struct LocalityConfig {
+        /// The region.
+        pub region: Option<String>,
+        /// The zone within the region.
+        pub zone: Option<String>,
+        /// The part of the zone.
+        pub sub_zone: Option<String>,
     }
 }
 
@@ -204,6 +231,17 @@ impl Config {
         Self::read(&Document::load(path)?, embedded)
     }
 
+    /// Plans what was decoded from `document`, or put together from it and other parts. `None`
+    /// only after an error was added.
+    pub(crate) fn plan(
+        &self,
+        document: &Document,
+        embedded: &dyn EmbeddedServices,
+        errors: &mut Errors,
+    ) -> Option<Plan> {
+        build::plan(self, document, embedded, errors)
+    }
+
     /// Decodes and plans a document.
     ///
     /// # Errors
@@ -214,7 +252,7 @@ impl Config {
     ) -> Result<(Self, Plan), Errors> {
         let (config, mut errors) = document.decode_partly::<Self>();
         let both = config.and_then(|config| {
-            let plan = build::plan(&config, document, embedded, &mut errors)?;
+            let plan = config.plan(document, embedded, &mut errors)?;
             Some((config, plan))
         });
         errors.into_result(both)

@@ -8,7 +8,7 @@ use attache_service::config::{
 use super::{
     address,
     block::Block,
-    cluster,
+    cluster, discovery,
     dropped::{Effect, Findings},
     filter::Filters,
     listener::{self, Routes},
@@ -25,23 +25,25 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Json {
     let mut filters = Filters::default();
     if let Some(mut resources) = bootstrap.block("static_resources", found) {
         let mut listeners = Vec::new();
-        let mut tables: Vec<(String, Json)> = Vec::new();
+        let mut tables: Vec<Option<Json>> = Vec::new();
         for node in resources.list("listeners") {
             let Some(one) = listener::convert(node, &mut filters, found) else {
                 continue;
             };
             listeners.push(one.config);
-            match one.routes {
-                Some(Routes::Here(table)) => tables.push((name_of(node), table)),
+            tables.push(match one.routes {
+                Some(Routes::Here(table)) => Some(table),
                 Some(Routes::Discovered(name)) => {
-                    let why = format!("the routes `{name}` are with a control plane");
-                    found.push(node, Effect::Behaviour, why);
+                    if let Some(listener) = listeners.last_mut().and_then(Json::as_object_mut) {
+                        listener.insert("route_config_name".into(), name.into());
+                    }
+                    None
                 }
-                None => {}
-            }
+                None => None,
+            });
         }
+        routes(tables, &mut listeners, &mut config);
         config.insert("listeners".into(), listeners.into());
-        routes(tables, &mut config, node, found);
         let clusters: Vec<_> = resources
             .list("clusters")
             .iter()
@@ -49,6 +51,11 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Json {
             .collect();
         config.insert("clusters".into(), clusters.into());
         resources.finish(Effect::Behaviour, found);
+    }
+    if let Some(dynamic) = bootstrap.take("dynamic_resources")
+        && let Some(xds) = discovery::convert(dynamic, found)
+    {
+        config.insert("xds".into(), xds);
     }
     let filters = filters.into_map();
     if !filters.is_empty() {
@@ -74,34 +81,28 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Json {
     Json::Object(config)
 }
 
-fn name_of(node: &Node) -> String {
-    let name = node.get("name").and_then(Node::text);
-    name.unwrap_or_default().to_owned()
-}
-
-/// All listeners share their routes here.
-fn routes(
-    tables: Vec<(String, Json)>,
-    config: &mut Map<String, Json>,
-    node: &Node,
-    found: &mut Findings,
-) {
-    let mut tables = tables.into_iter();
-    let Some((_, mut first)) = tables.next() else {
-        return;
+/// What all listeners with routes share stands at the top; where they differ, each has its own.
+fn routes(tables: Vec<Option<Json>>, listeners: &mut [Json], config: &mut Map<String, Json>) {
+    let content = |table: &Json| {
+        let mut table = table.clone();
+        if let Some(map) = table.as_object_mut() {
+            map.remove("name");
+        }
+        table
     };
-    let unnamed = |table: &mut Json| table.as_object_mut().and_then(|table| table.remove("name"));
-    unnamed(&mut first);
-    for (listener, mut other) in tables {
-        unnamed(&mut other);
-        if other != first {
-            let why = format!(
-                "all listeners have the same routes here: those of listener `{listener}` are left out"
-            );
-            found.push(node, Effect::Protection, why);
+    let mut different: Vec<Json> = Vec::new();
+    for table in tables.iter().flatten().map(content) {
+        if !different.contains(&table) {
+            different.push(table);
         }
     }
-    if let Json::Object(table) = first {
+    if different.len() > 1 {
+        for (listener, table) in listeners.iter_mut().zip(tables) {
+            if let (Some(listener), Some(table)) = (listener.as_object_mut(), table) {
+                listener.insert("route_config".into(), table);
+            }
+        }
+    } else if let Some(Json::Object(table)) = different.pop() {
         config.extend(table);
     }
 }

@@ -22,10 +22,10 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
         Some(timeout) => out.put("connect_timeout", timeout.clone()),
         None => out.text("connect_timeout", "5s", &node.span),
     }
-    if let Some(policy) = cluster.take("lb_policy")
-        && policy.text() != Some("CLUSTER_PROVIDED")
-    {
-        out.put("lb_policy", policy.clone());
+    match cluster.take("lb_policy") {
+        Some(policy) if policy.text() == Some("CLUSTER_PROVIDED") => {}
+        Some(policy) => out.put("lb_policy", policy.clone()),
+        None => out.text("lb_policy", "ROUND_ROBIN", &node.span),
     }
     if cluster.take("http2_protocol_options").is_some() {
         out.put("http2", empty());
@@ -162,11 +162,16 @@ pub(super) fn assignment(node: &Node, found: &mut Findings) -> Vec<Node> {
         return endpoints;
     };
     assignment.take("cluster_name");
-    for (index, place) in assignment.list("endpoints").iter().enumerate() {
+    let places = assignment.list("endpoints");
+    for (index, place) in places.iter().enumerate() {
         let Some(mut place) = Block::open(place, found) else {
             continue;
         };
         place.nothing(&["locality"], "there are no localities here", found);
+        if places.len() == 1 {
+            let why = "a share of all requests is all of them";
+            place.nothing(&["load_balancing_weight"], why, found);
+        }
         if index > 0 {
             place.drop(
                 "priority",
@@ -202,10 +207,9 @@ fn endpoint(node: &Node, found: &mut Findings) -> Option<Node> {
         out.put("metadata", metadata.clone());
     }
     if let Some(health) = lb.take("health_status")
-        && !matches!(health.text(), Some("UNKNOWN" | "HEALTHY"))
+        && health.text() != Some("UNKNOWN")
     {
-        found.push(health, Effect::Behaviour, "this endpoint is left out");
-        return None;
+        out.put("health_status", health.clone());
     }
     lb.finish(Effect::Behaviour, found);
     if out.is_empty() {

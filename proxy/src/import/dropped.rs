@@ -70,8 +70,7 @@ impl Findings {
 
     /// All of it, by place, each with the way to it.
     pub(super) fn sorted(mut self, root: &Node) -> Vec<Dropped> {
-        let mut paths = HashMap::new();
-        collect(root, String::new(), &mut paths);
+        let paths = paths(root);
         self.list.sort_by_key(|(at, ..)| (at.line(), at.column()));
         let mut dropped: Vec<_> = self
             .list
@@ -89,6 +88,13 @@ impl Findings {
         dropped.dedup();
         dropped
     }
+}
+
+/// The ways to all keys and values, by where they begin.
+pub(super) fn paths(root: &Node) -> HashMap<(u32, u32), String> {
+    let mut paths = HashMap::new();
+    collect(root, String::new(), &mut paths);
+    paths
 }
 
 /// The ways to all keys and values, by where they begin. A list or map begins where its first

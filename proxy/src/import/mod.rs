@@ -13,6 +13,7 @@ mod block;
 mod bootstrap;
 mod cluster;
 mod connection_manager;
+mod discovery;
 mod dropped;
 mod filter;
 mod listener;
@@ -22,7 +23,7 @@ mod route;
 mod tls;
 mod yaml;
 
-use attache_service::config::{Document, Errors, json::Value as Json};
+use attache_service::config::{Document, Errors, Node, Span, json::Value as Json};
 
 pub use dropped::{Dropped, Effect};
 pub use yaml::to_yaml;
@@ -42,7 +43,7 @@ pub struct Imported {
 /// One resource, as the part of our configuration that stands for it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Resource {
-    /// Our form of it.
+    /// Our form of it; that of a listener with its `route_config`, if it has one.
     pub config: Json,
     /// Filters that a listener names and describes, by name; entries of `filters`.
     pub filters: json_map::Map,
@@ -56,6 +57,11 @@ pub struct Resource {
 pub mod json_map {
     /// Our form of each filter, by its name.
     pub type Map = std::collections::BTreeMap<String, attache_service::config::json::Value>;
+}
+
+/// The way to what stands at a place of a tree, such as `filters[0].name`.
+pub(crate) fn path_to(root: &Node, span: &Span) -> Option<String> {
+    dropped::paths(root).remove(&(span.line(), span.column()))
 }
 
 /// Reads a file for [`bootstrap`]: `${NAME}` is plain text to Envoy, and stays so.
@@ -105,13 +111,17 @@ pub fn listener(document: &Document) -> Result<Resource, Errors> {
     let mut found = Findings::default();
     let mut filters = Filters::default();
     let converted = listener::convert(&root, &mut filters, &mut found);
-    let (config, routes) = converted.map_or((None, None), |one| (Some(one.config), one.routes));
+    let (mut config, routes) = converted.map_or((Json::Null, None), |one| (one.config, one.routes));
     let rds = match routes {
         Some(listener::Routes::Discovered(name)) => Some(name),
-        Some(listener::Routes::Here(_)) | None => None,
+        Some(listener::Routes::Here(table)) => {
+            config["route_config"] = table;
+            None
+        }
+        None => None,
     };
     Ok(Resource {
-        config: config.unwrap_or(Json::Null),
+        config,
         filters: filters.into_map(),
         rds,
         dropped: found.sorted(&root),
@@ -148,7 +158,7 @@ pub fn cluster_load_assignment(document: &Document) -> Result<Resource, Errors> 
 
 fn resource(
     document: &Document,
-    convert: impl FnOnce(&attache_service::config::Node, &mut Findings) -> Option<Json>,
+    convert: impl FnOnce(&Node, &mut Findings) -> Option<Json>,
 ) -> Result<Resource, Errors> {
     let root = tree(document)?;
     let mut found = Findings::default();
@@ -162,7 +172,7 @@ fn resource(
 }
 
 /// The tree with Envoy's names in snake_case.
-fn tree(document: &Document) -> Result<attache_service::config::Node, Errors> {
+fn tree(document: &Document) -> Result<Node, Errors> {
     document
         .errors()
         .into_result(Some(names::snake_case(document.root())))

@@ -10,7 +10,7 @@ use super::{
     filter,
     output::{self, Output},
 };
-use crate::config::{Config, Route, RouteMatch, VirtualHost};
+use crate::config::{Route, RouteConfiguration, RouteMatch, VirtualHost};
 
 /// Reads a `RouteConfiguration`. `names` are the filters of its listener, where it is known.
 pub(super) fn table(
@@ -28,18 +28,13 @@ pub(super) fn table(
         let why = "the port of a host never counts here";
         found.push(node, Effect::Nothing, why);
     }
-    table.nothing(
-        &["validate_clusters"],
-        "clusters are always looked up",
-        found,
-    );
     let hosts: Vec<Node> = table
         .list("virtual_hosts")
         .iter()
         .filter_map(|host| virtual_host(host, found))
         .collect();
     for entry in table.rest() {
-        if output::has_field::<Config>(&entry.key.name) {
+        if output::has_field::<RouteConfiguration>(&entry.key.name) {
             out.put(&entry.key.name, entry.value.clone());
         } else {
             let why = format!("`{}` has no counterpart here", entry.key.name);

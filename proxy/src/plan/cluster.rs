@@ -32,6 +32,8 @@ pub struct ClusterPlan {
     pub endpoints: Arc<Endpoints>,
     /// What says which they are, followed while the cluster runs; `None` where nobody does.
     pub source: Option<Source>,
+    /// Under which name a control plane tells its endpoints.
+    pub eds: Option<Arc<str>>,
     /// Where each request names its endpoint, how.
     pub destination: Option<DestinationPlan>,
     /// How they are chosen.
@@ -71,6 +73,7 @@ impl ClusterPlan {
             endpoints: Endpoints::new(name.clone(), addresses),
             name,
             source: None,
+            eds: None,
             destination: None,
             balance: Balance::default(),
             protocol: Protocol::Http1,

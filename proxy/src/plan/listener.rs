@@ -9,7 +9,8 @@ use attache_service::{
 
 use crate::{
     access_log::AccessLogPlan, hygiene::ForwardOptions, local_reply::LocalReplies,
-    path::PathOptions, proxy_protocol::ProxyProtocol, server_names::ServerNames, tcp::TcpPlan,
+    path::PathOptions, proxy_protocol::ProxyProtocol, route::RouteTable, server_names::ServerNames,
+    tcp::TcpPlan, underscores::Underscores,
 };
 
 /// One listener.
@@ -41,6 +42,8 @@ pub struct ListenerPlan {
     pub upgrades: Vec<String>,
     /// Take upgrades over HTTP/2, as extended `CONNECT` (RFC 8441). Default false, as Envoy.
     pub allow_connect: bool,
+    /// Its own routes; those of the plan when absent.
+    pub routes: Option<Arc<RouteTable>>,
     /// Names of the policies, outermost first.
     pub filters: Vec<Arc<str>>,
     /// Bytes of one body that a policy may hold back (`per_connection_buffer_limit_bytes`).
@@ -48,6 +51,8 @@ pub struct ListenerPlan {
     pub buffer_limit: usize,
     /// Bound on a stream, from the head of its request (`max_stream_duration`). Default: none.
     pub max_stream_duration: Option<Duration>,
+    /// What becomes of requests with headers whose names have underscores. Default: they pass.
+    pub underscores: Underscores,
     /// Access logs. Default none.
     pub access_logs: Vec<AccessLogPlan>,
     /// What answers look like that are made here.
@@ -71,9 +76,11 @@ impl ListenerPlan {
             path: PathOptions::default(),
             upgrades: vec!["websocket".to_owned()],
             allow_connect: false,
+            routes: None,
             filters: Vec::new(),
             buffer_limit: 1 << 20,
             max_stream_duration: None,
+            underscores: Underscores::default(),
             access_logs: Vec::new(),
             local_replies: None,
         }

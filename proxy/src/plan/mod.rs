@@ -11,20 +11,22 @@ pub(crate) use cluster::Guards;
 pub use cluster::{ClusterPlan, DEFAULT_CLUSTER_IDLE, DestinationPlan, Protocol};
 pub use listener::{Codec, Limits, ListenerPlan};
 
-pub use crate::overload::OverloadPlan;
-use crate::{filters::FilterPlans, route::RouteTable, trace::TracePlan};
+use crate::{filters::FilterPlans, live::Masks, route::RouteTable, trace::TracePlan, xds::XdsPlan};
+pub use crate::{overload::OverloadPlan, underscores::Underscores};
 
 /// Everything a worker needs to run.
 #[derive(Debug)]
 pub struct Plan {
     /// Where requests come in.
     pub listeners: Vec<Arc<ListenerPlan>>,
-    /// Where they go.
+    /// Where they go, from listeners without routes of their own.
     pub routes: Arc<RouteTable>,
     /// Upstreams and policy services; routes refer to them by index.
     pub clusters: Vec<Arc<ClusterPlan>>,
     /// Traces; none when absent.
     pub tracing: Option<TracePlan>,
+    /// The control plane that more comes from; none when absent.
+    pub xds: Option<XdsPlan>,
     /// The policies that listeners name.
     pub filters: FilterPlans,
     /// Threads; 0 is one per processor. Not changed by a reload.
@@ -39,6 +41,8 @@ pub struct Plan {
     pub max_connections: Option<usize>,
     /// When to refuse requests for want of memory. Never by default.
     pub overload: Option<OverloadPlan>,
+    /// Headers whose values the live page does not show.
+    pub masks: Masks,
 }
 
 impl Plan {
@@ -53,12 +57,14 @@ impl Plan {
             routes: Arc::new(routes),
             clusters: clusters.into_iter().map(Arc::new).collect(),
             tracing: None,
+            xds: None,
             filters: FilterPlans::default(),
             workers: 1,
             drain_min: Duration::ZERO,
             drain_timeout: DEFAULT_DRAIN_TIMEOUT,
             max_connections: None,
             overload: None,
+            masks: Masks::default(),
         }
     }
 
@@ -75,6 +81,11 @@ impl Plan {
         for cluster in &mut self.clusters {
             if let Some(same) = before.clusters.iter().find(|other| cluster.is(other)) {
                 *cluster = same.clone();
+                let xds = self.xds.as_mut().map(|xds| &mut xds.settings.channel);
+                if let Some(channel) = xds.filter(|channel| channel.name == cluster.name) {
+                    // They are followed already.
+                    channel.endpoints = cluster.endpoints.clone();
+                }
             }
         }
     }

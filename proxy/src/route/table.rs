@@ -1,4 +1,4 @@
-//! All routes of the proxy.
+//! The routes of listeners.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use http::request;
 
 use super::{Action, RouteEntry, RouteMatch, Split};
 
-/// All routes of the proxy, compiled.
+/// The routes of listeners, compiled.
 #[derive(Debug, Default)]
 pub struct RouteTable {
     hosts: Vec<VirtualHost>,

@@ -21,10 +21,7 @@ use attache_filter::{
     reply::{self, ReplyForm},
 };
 use attache_proto::ratelimit::RateLimitResponse;
-use attache_service::{
-    Channel, Method, Metrics,
-    channel::{FRAME_HEADER, frame_message},
-};
+use attache_service::{Channel, Method, Metrics, channel::FRAME_HEADER};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, request::Parts};
 use prost::Message as _;
@@ -215,7 +212,8 @@ struct Engaged {
 
 /// What the service is asked, and for each descriptor whether its limit may show.
 pub(super) struct Question {
-    message: Vec<u8>,
+    /// Framed.
+    message: Bytes,
     pub(super) metadata: HeaderMap,
     shown: Vec<bool>,
 }
@@ -223,7 +221,7 @@ pub(super) struct Question {
 impl Question {
     /// The size of the message, gRPC framing included.
     pub(super) fn bytes(&self) -> u64 {
-        (self.message.len() + FRAME_HEADER) as u64
+        self.message.len() as u64
     }
 }
 
@@ -415,12 +413,11 @@ impl Inner {
                 "there is no cluster `{cluster}`"
             )));
         };
-        let message = frame_message(&question.message);
         let retry = service.retry.as_ref();
         let answer = call_unary(
             channel,
             &self.method,
-            message,
+            question.message,
             question.metadata,
             timeout,
             retry,

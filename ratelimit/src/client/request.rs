@@ -1,5 +1,7 @@
-//! The call's message, encoded straight into one buffer.
+//! The call's message, encoded straight into one buffer, with gRPC's framing before it.
 
+use attache_service::channel::{FRAME_HEADER, frame_in_place};
+use bytes::Bytes;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 
 use super::{action::Entry, policy::Terms};
@@ -32,7 +34,8 @@ pub struct RequestEncoder {
 impl RequestEncoder {
     /// A request for `domain`, without descriptors.
     pub fn new(domain: &str) -> Self {
-        let mut buffer = Vec::with_capacity(domain.len() + 128);
+        let mut buffer = Vec::with_capacity(FRAME_HEADER + domain.len() + 128);
+        buffer.resize(FRAME_HEADER, 0);
         put_text(1, domain, &mut buffer);
         Self {
             buffer,
@@ -83,9 +86,9 @@ impl RequestEncoder {
         self.descriptors == 0
     }
 
-    /// The message.
-    pub fn finish(self) -> Vec<u8> {
-        self.buffer
+    /// The message, framed.
+    pub fn finish(self) -> Bytes {
+        frame_in_place(self.buffer, 0)
     }
 }
 
@@ -158,6 +161,7 @@ mod tests {
         common_ratelimit::{RateLimitDescriptor, rate_limit_descriptor as proto},
         ratelimit::RateLimitRequest,
     };
+    use attache_service::channel::encode_message;
     use proptest::prelude::*;
     use prost::Message as _;
 
@@ -208,8 +212,9 @@ mod tests {
                 hits_addend: 0,
             };
             let bytes = encoder.finish();
-            prop_assert_eq!(RateLimitRequest::decode(bytes.as_slice()).unwrap(), expected.clone());
-            prop_assert_eq!(bytes, expected.encode_to_vec());
+            let message = bytes.slice(FRAME_HEADER..);
+            prop_assert_eq!(RateLimitRequest::decode(message).unwrap(), expected.clone());
+            prop_assert_eq!(bytes, encode_message(&expected));
         }
     }
 }

@@ -5,8 +5,10 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// A time since the Unix epoch, in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,13 +47,17 @@ pub trait Clock: Send + Sync + 'static {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
+    #[inline]
     fn now(&self) -> UnixTime {
+        let now = clock_gettime(ClockId::Realtime);
         // A clock before 1970 counts as 1970.
-        let since = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        let micros = since.as_secs().saturating_mul(1_000_000);
-        UnixTime(micros.saturating_add(since.subsec_micros().into()))
+        let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+        let nanos = u64::try_from(now.tv_nsec).unwrap_or_default();
+        UnixTime(
+            seconds
+                .saturating_mul(1_000_000)
+                .saturating_add(nanos / 1_000),
+        )
     }
 }
 

@@ -1,22 +1,31 @@
-//! The admin endpoint: a tiny HTTP/1.1 server for probes, metrics and a look at the
-//! configuration. On its own it only reads; programs may add pages of theirs.
+//! The admin endpoint: a tiny HTTP/1.1 server for probes, metrics and a look at what runs. GET
+//! changes nothing; what changes something is asked for with POST or DELETE, and not by pages of
+//! other sites.
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/healthz` | 200 while the process lives |
-//! | `/readyz` | 200, or 503 with one reason a line: see [`Readiness`] |
-//! | `/metrics` | OpenMetrics text |
+//! | `/live`, `/healthz` | 200 while the process lives |
+//! | `/ready`, `/readyz` | 200, or 503 with one reason a line: see [`Readiness`] |
+//! | `/metrics`, `/stats/prometheus` | OpenMetrics text |
 //! | `/config` | the configuration in use, if the program gives it |
+//! | `/log-level` | what is logged; POST `?level=…` changes it |
+//! | `/drain` | whether the process drains; POST has it do so: see [`drain`] |
 //! | `/` | this list, and the pages of the program |
 
+pub mod drain;
+mod log_level;
 mod pages;
+mod part;
 mod readiness;
 mod respond;
+mod same_site;
 
 use std::{net::IpAddr, sync::Arc};
 
 pub use pages::{Page, PageAnswer, PageMethod, Query};
+pub use part::{Part, PartReply, stream, whole};
 pub use readiness::{Condition, Readiness};
+pub use same_site::is_same_site;
 
 use crate::{
     address::Address,
@@ -56,6 +65,7 @@ pub struct Admin {
     metrics: Metrics,
     config: Option<DumpConfig>,
     pages: Vec<Page>,
+    parts: Vec<Part>,
     allow_network: bool,
 }
 
@@ -66,7 +76,8 @@ impl Admin {
             readiness,
             metrics,
             config: None,
-            pages: Vec::new(),
+            pages: log_level::pages().into(),
+            parts: Vec::new(),
             allow_network: false,
         }
     }
@@ -132,6 +143,20 @@ impl BoundAdmin {
         self.listener.address()
     }
 
+    /// Adds a part that the program answers itself.
+    #[must_use]
+    pub fn part(mut self, part: Part) -> Self {
+        self.admin.parts.push(part);
+        self
+    }
+
+    /// Adds pages of the program, as [`Admin::pages`].
+    #[must_use]
+    pub fn pages(mut self, pages: impl IntoIterator<Item = Page>) -> Self {
+        self.admin = self.admin.pages(pages);
+        self
+    }
+
     /// The socket, for a successor.
     pub fn socket(&self) -> Bound {
         self.socket.clone()
@@ -142,7 +167,12 @@ impl BoundAdmin {
         let admin = Arc::new(self.admin);
         let respond = move |request| {
             let admin = admin.clone();
-            async move { admin.respond(&request).await }
+            async move {
+                match admin.part(&request) {
+                    Some(part) => part.respond(request).await,
+                    None => whole(admin.respond(&request).await),
+                }
+            }
         };
         http_server::serve(self.listener, HttpLimits::default(), respond, shutdown).await;
     }

@@ -10,6 +10,7 @@ use percent_encoding::percent_decode_str;
 pub struct Page {
     pub(super) method: PageMethod,
     pub(super) path: &'static str,
+    pub(super) about: &'static str,
     answer: Answerer,
 }
 
@@ -18,15 +19,20 @@ type Answerer =
 
 /// How a page is asked for.
 ///
-/// What changes something is asked for with DELETE: a browser sends that to another site only
-/// after asking it, so no page on the web can make one.
+/// What changes something is asked for with POST or DELETE, and never by a page of another site:
+/// browsers say where a request comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageMethod {
     /// It only reads.
     Get,
+    /// It changes something.
+    Post,
     /// It removes something.
     Delete,
 }
+
+/// The methods that only read.
+pub(super) const READS: &str = "GET, HEAD";
 
 /// What a page says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,8 +59,16 @@ impl Page {
         Self {
             method,
             path,
+            about: "",
             answer: Arc::new(move |query| Box::pin(answer(query))),
         }
+    }
+
+    /// Says in a few words what it is for, for the list of pages.
+    #[must_use]
+    pub fn about(mut self, about: &'static str) -> Self {
+        self.about = about;
+        self
     }
 
     pub(super) async fn answer(&self, query: Option<&str>) -> PageAnswer {
@@ -75,13 +89,15 @@ impl PageMethod {
     pub(super) fn takes(self, method: &Method) -> bool {
         match self {
             Self::Get => matches!(*method, Method::GET | Method::HEAD),
+            Self::Post => *method == Method::POST,
             Self::Delete => *method == Method::DELETE,
         }
     }
 
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Get => "GET, HEAD",
+            Self::Get => READS,
+            Self::Post => "POST",
             Self::Delete => "DELETE",
         }
     }
@@ -93,6 +109,15 @@ impl PageAnswer {
         Self {
             status: StatusCode::OK,
             content_type: "application/json",
+            text,
+        }
+    }
+
+    /// 200 with plain text.
+    pub fn text(text: String) -> Self {
+        Self {
+            status: StatusCode::OK,
+            content_type: crate::http_server::TEXT,
             text,
         }
     }

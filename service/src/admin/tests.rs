@@ -39,7 +39,14 @@ async fn every_page_answers_and_the_rest_does_not() {
     let (address, shutdown, serving) = start(admin).await;
 
     for (request, status, part) in [
-        ("GET /", "200", "/metrics\n/config\n"),
+        ("GET /", "200", "/metrics "),
+        ("GET /", "200", "\n/config "),
+        ("GET /", "200", "\nPOST /log-level "),
+        ("GET /live", "200", "alive"),
+        ("GET /ready", "503", "keys: not fetched yet"),
+        ("GET /stats/prometheus", "200", "seen_total"),
+        ("POST /live", "405", "allow: GET, HEAD"),
+        ("DELETE /log-level", "405", "allow: GET, HEAD, POST"),
         ("GET /healthz", "200", "alive"),
         ("GET /healthz?verbose", "200", "alive"),
         ("GET /readyz", "503", "keys: not fetched yet"),
@@ -109,7 +116,8 @@ async fn a_program_adds_pages_with_parameters() {
     let pages = [
         Page::new(PageMethod::Get, "/things", async |query: Query| {
             PageAnswer::json(format!("{:?}", query.get("key")))
-        }),
+        })
+        .about("some things"),
         Page::new(PageMethod::Delete, "/things", async |_| {
             PageAnswer::failure(http::StatusCode::CONFLICT, "not today")
         }),
@@ -120,7 +128,11 @@ async fn a_program_adds_pages_with_parameters() {
     let admin = Admin::new(Readiness::default(), Metrics::default()).pages(pages);
     let (address, ..) = start(admin).await;
     for (request, status, part) in [
-        ("GET /", "200", "/metrics\n/things\n/more\n"),
+        (
+            "GET /",
+            "200",
+            "\n/things                  some things\nDELETE /things\nDELETE /more\n",
+        ),
         ("GET /things?key=a%26b", "200", "Some(\"a&b\")"),
         ("DELETE /things", "409", "not today"),
         ("GET /more", "405", "allow: DELETE"),
@@ -131,6 +143,51 @@ async fn a_program_adds_pages_with_parameters() {
             answer.starts_with(&format!("HTTP/1.1 {status}")) && answer.contains(part),
             "{request}: {answer}"
         );
+    }
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_change_nothing() {
+    let changes = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let pages = [PageMethod::Post, PageMethod::Delete].map(|method| {
+        let changes = changes.clone();
+        Page::new(method, "/things", move |_| {
+            changes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            std::future::ready(PageAnswer::json("{}".to_owned()))
+        })
+    });
+    let admin = Admin::new(Readiness::default(), Metrics::default()).pages(pages);
+    let (address, _shutdown, _serving) = start(admin).await;
+    let own = format!("{address}\r\norigin: http://{address}\r\nsec-fetch-site: same-origin");
+    for (from, status, so_far) in [
+        (&format!("{address}"), "200", 1),
+        (&own, "200", 2),
+        (
+            &format!("{address}\r\norigin: https://evil.example"),
+            "403",
+            2,
+        ),
+        (&format!("{address}\r\norigin: null"), "403", 2),
+        (
+            &format!("{address}\r\norigin: http://localhost:1"),
+            "403",
+            2,
+        ),
+        (
+            &format!("{address}\r\nsec-fetch-site: cross-site"),
+            "403",
+            2,
+        ),
+        (&format!("{address}\r\nsec-fetch-site: same-site"), "403", 2),
+        (&"evil.example".to_owned(), "403", 2),
+    ] {
+        for method in ["POST", "DELETE"] {
+            let answer = ask_host(&address, &format!("{method} /things"), from).await;
+            let wanted = format!("HTTP/1.1 {status}");
+            assert!(answer.starts_with(&wanted), "{method} {from}: {answer}");
+        }
+        let changed = changes.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(changed, 2 * so_far, "{from}");
     }
 }
 

@@ -18,6 +18,20 @@ pub fn frame_message(message: &[u8]) -> Bytes {
     frame.freeze()
 }
 
+/// Frames the message that stands in `buffer` from `start` + [`FRAME_HEADER`] on, where it is. What
+/// stands before `start` is left out.
+pub fn frame_in_place(mut buffer: Vec<u8>, start: usize) -> Bytes {
+    let length = buffer.len().saturating_sub(start + FRAME_HEADER);
+    if let Some(header) = buffer.get_mut(start..start + FRAME_HEADER) {
+        let (flag, announced) = header.split_at_mut(1);
+        flag.fill(0);
+        announced.copy_from_slice(&(length as u32).to_be_bytes());
+    }
+    let mut frame = Bytes::from(buffer);
+    frame.advance(start.min(frame.len()));
+    frame
+}
+
 /// Encodes and frames a message into one buffer.
 pub fn encode_message<M: Message>(message: &M) -> Bytes {
     let length = message.encoded_len();
@@ -222,6 +236,12 @@ impl Buf for Pieces {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_is_framed_where_it_stands() {
+        let buffer = b"before.....the message".to_vec();
+        assert_eq!(frame_in_place(buffer, 6), frame_message(b"the message"));
+    }
 
     #[test]
     fn messages_are_found_however_the_bytes_are_cut() {

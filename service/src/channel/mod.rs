@@ -43,7 +43,7 @@ use crate::{
     tls::ClientTls,
 };
 
-pub use frame::{Deframer, FRAME_HEADER, Pieces, encode_message, frame_message};
+pub use frame::{Deframer, FRAME_HEADER, Pieces, encode_message, frame_in_place, frame_message};
 pub use status::TransportFailure;
 pub use stream::GrpcStream;
 
@@ -177,6 +177,14 @@ struct Inner {
     changed: Arc<Notify>,
 }
 
+/// How a call begins, as long as it may have to begin again. Most have no metadata: to keep it
+/// costs nothing then.
+struct Head {
+    method: Method,
+    metadata: HeaderMap,
+    timeout: Option<Duration>,
+}
+
 /// What a call that looks for an endpoint finds.
 enum Picked {
     Ready(Arc<Local<Endpoint>>, Arc<Link>),
@@ -265,13 +273,15 @@ impl Channel {
         &self,
         method: &Method,
         message: Bytes,
-        mut metadata: HeaderMap,
+        metadata: HeaderMap,
         timeout: Option<Duration>,
     ) -> Result<Bytes, Status> {
-        if let Some(timeout) = timeout {
-            metadata.insert(GRPC_TIMEOUT, grpc_timeout(timeout));
-        }
-        let mut call = self.stream(method, metadata);
+        let head = Head {
+            method: method.clone(),
+            metadata,
+            timeout,
+        };
+        let mut call = GrpcStream::open(self.clone(), head);
         call.send(message);
         call.finish();
         match timeout {
@@ -284,23 +294,37 @@ impl Channel {
 
     /// Opens a bidirectional call. Nothing is awaited: messages sent before the connection
     /// stands are queued and leave when [`GrpcStream::poll_message`] is driven.
-    pub fn stream(&self, method: &Method, mut metadata: HeaderMap) -> GrpcStream {
+    pub fn stream(&self, method: &Method, metadata: HeaderMap) -> GrpcStream {
+        let head = Head {
+            method: method.clone(),
+            metadata,
+            timeout: None,
+        };
+        GrpcStream::open(self.clone(), head)
+    }
+
+    /// The request that begins a call.
+    fn request(&self, head: &Head) -> http::Request<()> {
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(self.inner.scheme.clone());
-        uri.authority = Some(match &method.authority {
+        uri.authority = Some(match &head.method.authority {
             Some(authority) => authority.clone(),
             None => self.inner.authority.clone(),
         });
-        uri.path_and_query = Some(method.path.clone());
-        metadata.insert(TE, HeaderValue::from_static("trailers"));
-        metadata.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        uri.path_and_query = Some(head.method.path.clone());
+        let mut headers = head.metadata.clone();
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if let Some(timeout) = head.timeout {
+            headers.insert(GRPC_TIMEOUT, grpc_timeout(timeout));
+        }
         let mut request = http::Request::new(());
         *request.method_mut() = http::Method::POST;
         *request.version_mut() = http::Version::HTTP_2;
         // Has all three parts, so it cannot fail.
         *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
-        *request.headers_mut() = metadata;
-        GrpcStream::open(self.clone(), request)
+        *request.headers_mut() = headers;
+        request
     }
 
     /// The endpoint for the next call: the one that the policy picks, or another when that one is

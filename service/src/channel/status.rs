@@ -81,11 +81,22 @@ pub(super) fn of_head(head: &http::response::Parts) -> Option<Result<(), Status>
 
 /// The end of the call, by the trailers of the answer.
 pub(super) fn of_trailers(trailers: Option<&HeaderMap>) -> Result<(), Status> {
+    if trailers.is_some_and(is_ok) {
+        return Ok(());
+    }
     match trailers.and_then(Status::from_header_map) {
         Some(status) if status.code() == Code::Ok => Ok(()),
         Some(status) => Err(status),
         None => Err(Status::unknown("the call ended without a grpc-status")),
     }
+}
+
+/// Whether these say no more than that the call went well, as nearly all do.
+fn is_ok(trailers: &HeaderMap) -> bool {
+    trailers
+        .get(Status::GRPC_STATUS)
+        .is_some_and(|code| code == "0")
+        && !trailers.contains_key(Status::GRPC_MESSAGE)
 }
 
 /// What a non-200 HTTP answer means, by gRPC's mapping.

@@ -8,16 +8,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use h2::{
-    Reason, RecvStream, SendStream,
-    client::{ResponseFuture, SendRequest},
-};
-use http::{HeaderMap, Request};
+use h2::{Reason, RecvStream, SendStream, client::ResponseFuture};
+use http::HeaderMap;
 use tokio::sync::futures::OwnedNotified;
 use tonic::Status;
 
 use super::{
-    Channel, Picked,
+    Channel, Head, Picked,
     endpoint::Endpoint,
     frame::{Deframer, Pieces},
     link::Link,
@@ -63,7 +60,7 @@ enum Outgoing {
 
 /// A call with at most one message.
 struct Resend {
-    request: Request<()>,
+    head: Head,
     message: Option<Bytes>,
     finished: bool,
 }
@@ -81,12 +78,12 @@ enum Incoming {
 }
 
 impl GrpcStream {
-    pub(super) fn open(channel: Channel, request: Request<()>) -> Self {
+    pub(super) fn open(channel: Channel, head: Head) -> Self {
         Self {
             channel,
             outgoing: Outgoing::Opening {
                 call: Resend {
-                    request,
+                    head,
                     message: None,
                     finished: false,
                 },
@@ -347,7 +344,7 @@ impl GrpcStream {
                     return Poll::Ready(Err(status::unreachable(&why)));
                 }
             };
-            match begin(link.send(), call, more) {
+            match begin(&self.channel, &link, call, more) {
                 Ok((response, stream)) => {
                     self.link = Some(link);
                     self.in_flight = Some(InFlight::new(endpoint));
@@ -389,20 +386,20 @@ enum Begin {
 }
 
 fn begin(
-    mut send: SendRequest<Bytes>,
+    channel: &Channel,
+    link: &Link,
     call: &Resend,
     more: &[Bytes],
 ) -> Result<(ResponseFuture, Option<SendStream<Bytes>>), Begin> {
     let only_head = call.finished && call.message.is_none();
-    let (response, mut stream) =
-        send.send_request(call.request.clone(), only_head)
-            .map_err(
-                |error| match has_connection_headers(call.request.headers()) {
-                    true => Begin::Invalid(status::invalid_metadata(&error)),
-                    // Closing, broken, or out of stream ids.
-                    false => Begin::TryAnother,
-                },
-            )?;
+    let (response, mut stream) = link
+        .send()
+        .send_request(channel.request(&call.head), only_head)
+        .map_err(|error| match has_connection_headers(&call.head.metadata) {
+            true => Begin::Invalid(status::invalid_metadata(&error)),
+            // Closing, broken, or out of stream ids.
+            false => Begin::TryAnother,
+        })?;
     let mut left = more.len() + usize::from(call.message.is_some());
     for message in call.message.iter().chain(more) {
         left -= 1;

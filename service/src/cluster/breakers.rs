@@ -9,6 +9,8 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
 };
 
+use serde::Serialize;
+
 use crate::{
     Metrics,
     config::{Errors, Located},
@@ -236,6 +238,31 @@ enum Right {
     Unlimited,
 }
 
+/// How much of a cluster is in use, by the names of Envoy's limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BreakersSnapshot {
+    /// Connections, where they are limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<Usage>,
+    /// Requests that wait for a connection, where they are limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pending_requests: Option<Usage>,
+    /// Requests on their way, where they are limited.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_requests: Option<Usage>,
+    /// Requests that are sent again.
+    pub max_retries: Usage,
+}
+
+/// How much of a limit is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// So much is.
+    pub used: u32,
+    /// So much may be.
+    pub limit: u32,
+}
+
 /// A limit is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many {} of the cluster", .0.name())]
@@ -288,6 +315,24 @@ impl Breakers {
         self.limits.is_some()
     }
 
+    /// How much is in use.
+    pub fn snapshot(&self) -> BreakersSnapshot {
+        let usage = |limit: &Arc<Limit>| Usage {
+            used: limit.used.load(Relaxed),
+            limit: limit.most,
+        };
+        let limits = self.limits.as_ref();
+        BreakersSnapshot {
+            max_connections: limits.map(|limits| usage(&limits.connections)),
+            max_pending_requests: limits.map(|limits| usage(&limits.pending)),
+            max_requests: limits.map(|limits| usage(&limits.requests)),
+            max_retries: Usage {
+                used: self.retries.load(Relaxed),
+                limit: self.most_retries(),
+            },
+        }
+    }
+
     /// Room for one of these.
     ///
     /// # Errors
@@ -335,7 +380,13 @@ impl Breakers {
 
     /// Room for one request more that is sent again, if there is any.
     pub fn retry(&self) -> Option<Permit> {
-        let most = match self.plan.retries {
+        let most = self.most_retries();
+        increase(&self.retries, most).then(|| Permit(Right::Counted(self.retries.clone())))
+    }
+
+    /// Requests that may be sent again at the same time, as it is now.
+    fn most_retries(&self) -> u32 {
+        match self.plan.retries {
             RetryLimit::Count(most) => most,
             RetryLimit::Budget { percent, least } => {
                 let active = match &self.limits {
@@ -347,8 +398,7 @@ impl Breakers {
                 };
                 least.max((f64::from(active) * percent / 100.0) as u32)
             }
-        };
-        increase(&self.retries, most).then(|| Permit(Right::Counted(self.retries.clone())))
+        }
     }
 }
 
@@ -555,6 +605,65 @@ mod tests {
         drop(held);
         assert_eq!(remaining(), "7");
         drop(other);
+    }
+
+    /// What is logged, by this thread.
+    #[derive(Clone, Default)]
+    struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_warning_comes_at_four_fifths_and_again_when_half_was_free_in_between() {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || writer.clone())
+            .finish();
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let warnings = || {
+            let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+            text.matches("four fifths").count()
+        };
+        let (breakers, _) = breakers("{ thresholds: [{ max_requests: 10 }] }");
+        let mut held: Vec<_> = (0..7)
+            .map(|_| breakers.acquire(Resource::Requests).unwrap())
+            .collect();
+        assert_eq!(warnings(), 0);
+        held.push(breakers.acquire(Resource::Requests).unwrap());
+        assert_eq!(warnings(), 1);
+        held.push(breakers.acquire(Resource::Requests).unwrap());
+        held.truncate(7);
+        held.push(breakers.acquire(Resource::Requests).unwrap());
+        assert_eq!(warnings(), 1, "it stays above half");
+        held.truncate(3);
+        held.extend((0..5).map(|_| breakers.acquire(Resource::Requests).unwrap()));
+        assert_eq!(warnings(), 2);
+    }
+
+    #[test]
+    fn what_is_in_use_can_be_looked_at() {
+        let usage = |used, limit| Usage { used, limit };
+        let (none, _) = breakers("{}");
+        let retries = usage(0, 3);
+        let nothing = none.snapshot();
+        assert_eq!((nothing.max_requests, nothing.max_retries), (None, retries));
+
+        let (some, _) = breakers("{ thresholds: [{ max_requests: 5, max_retries: 2 }] }");
+        let _held = (some.acquire(Resource::Requests), some.retry());
+        let snapshot = some.snapshot();
+        assert_eq!(snapshot.max_requests, Some(usage(1, 5)));
+        assert_eq!(snapshot.max_connections, Some(usage(0, 1024)));
+        assert_eq!(snapshot.max_retries, usage(1, 2));
     }
 
     #[test]

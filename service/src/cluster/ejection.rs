@@ -85,7 +85,7 @@ impl Outliers {
     }
 
     fn ejected(&self, endpoints: &Endpoints, endpoint: &Endpoint, reason: Reason) {
-        endpoint.mark(Trouble::Ejected, true);
+        endpoint.mark_for(Trouble::Ejected, reason.name());
         self.ejected.inc();
         if let Some(counter) = self.ejections.get(reason as usize) {
             counter.inc();

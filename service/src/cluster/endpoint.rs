@@ -4,7 +4,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -41,6 +41,9 @@ impl Trouble {
         }
     }
 }
+
+/// Bytes of a reason that are kept.
+const LONGEST_REASON: usize = 200;
 
 /// An endpoint as a source names it.
 #[derive(Clone)]
@@ -95,6 +98,8 @@ pub struct Endpoint {
     address: Located,
     hostname: Option<Arc<str>>,
     trouble: AtomicU8,
+    /// Why it is in its troubles, for people.
+    reasons: Mutex<Vec<(Trouble, String)>>,
     common: Arc<Common>,
     tallies: Mutex<Vec<Weak<Tally>>>,
     connects: AtomicU64,
@@ -127,6 +132,7 @@ impl Endpoint {
             },
             hostname: described.hostname.clone(),
             trouble: AtomicU8::new(0),
+            reasons: Mutex::default(),
             common,
             tallies: Mutex::default(),
             connects: AtomicU64::new(0),
@@ -207,9 +213,37 @@ impl Endpoint {
         };
         let changed = (before & bit != 0) != is;
         if changed {
+            if !is {
+                self.reasons().retain(|(of, _)| *of != trouble);
+            }
             self.common.raise();
         }
         changed
+    }
+
+    /// Marks it, and keeps the reason to be looked at.
+    pub fn mark_for(&self, trouble: Trouble, reason: impl fmt::Display) -> bool {
+        let changed = self.mark(trouble, true);
+        let mut text = reason.to_string();
+        if text.len() > LONGEST_REASON {
+            text.truncate(text.floor_char_boundary(LONGEST_REASON));
+        }
+        let mut reasons = self.reasons();
+        reasons.retain(|(of, _)| *of != trouble);
+        reasons.push((trouble, text));
+        changed
+    }
+
+    /// Why it is in this trouble, where that is known.
+    pub fn reason(&self, trouble: Trouble) -> Option<String> {
+        let reasons = self.reasons();
+        let mut reasons = reasons.iter();
+        let of = reasons.find(|(of, _)| *of == trouble);
+        of.map(|(_, reason)| reason.clone())
+    }
+
+    fn reasons(&self) -> MutexGuard<'_, Vec<(Trouble, String)>> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place for one worker to count in.

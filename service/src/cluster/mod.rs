@@ -26,4 +26,4 @@ pub use endpoints::{Endpoints, Member};
 pub use file::{EndpointConfig, HealthStatus, WrittenEndpoint};
 pub use rendezvous::hash;
 pub use source::{Dns, DnsType, LookupFamily, Named, Resolver, Source};
-pub use stats::{ClusterSnapshot, EndpointSnapshot};
+pub use stats::{ClusterSnapshot, EndpointSnapshot, TroubleSnapshot};

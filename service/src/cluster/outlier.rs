@@ -187,6 +187,11 @@ impl Record {
         self.is_ejected.load(Relaxed)
     }
 
+    /// When the ejection that lasts ends.
+    pub fn ejected_until(&self) -> Option<Instant> {
+        self.ejections().until
+    }
+
     fn ejections(&self) -> MutexGuard<'_, Ejections> {
         self.ejections
             .lock()

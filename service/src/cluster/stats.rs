@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{Endpoints, Trouble};
 use crate::{
@@ -88,13 +89,26 @@ pub struct EndpointSnapshot {
     /// Whether nothing speaks against using it.
     pub healthy: bool,
     /// What speaks against it, with the names of Envoy's health flags.
-    pub troubles: Vec<&'static str>,
+    pub troubles: Vec<TroubleSnapshot>,
     /// Requests on it.
     pub active_requests: u64,
     /// Connections made.
     pub connects: u64,
     /// Connections that could not be made.
     pub connect_failures: u64,
+}
+
+/// What speaks against an endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TroubleSnapshot {
+    /// Envoy's health flag.
+    pub flag: &'static str,
+    /// Why, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Of an ejection: the seconds until it ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ends_in: Option<u64>,
 }
 
 impl Endpoints {
@@ -157,13 +171,22 @@ impl Endpoints {
             let endpoint = &member.endpoint;
             let troubles = Trouble::ALL.into_iter();
             let troubles = troubles.filter(|trouble| endpoint.is_in(*trouble));
+            let now = Instant::now();
+            let until = endpoint.record().ejected_until();
+            let troubles = troubles.map(|trouble| TroubleSnapshot {
+                flag: trouble.as_str(),
+                why: endpoint.reason(trouble),
+                ends_in: until
+                    .filter(|_| trouble == Trouble::Ejected)
+                    .map(|until| until.saturating_duration_since(now).as_secs()),
+            });
             let (connects, connect_failures) = endpoint.connects();
             EndpointSnapshot {
                 address: endpoint.to_string(),
                 hostname: endpoint.hostname().to_owned(),
                 weight: member.weight,
                 healthy: endpoint.is_healthy(),
-                troubles: troubles.map(Trouble::as_str).collect(),
+                troubles: troubles.collect(),
                 active_requests: endpoint.active(),
                 connects,
                 connect_failures,
@@ -188,7 +211,9 @@ mod tests {
         let endpoints = Endpoints::new("web", addresses);
         endpoints.describe(&metrics);
         let members = endpoints.members();
-        members[0].endpoint.mark(Trouble::Ejected, true);
+        members[0]
+            .endpoint
+            .mark_for(Trouble::Ejected, "x".repeat(1000));
 
         let text = metrics.render();
         for line in [
@@ -199,7 +224,12 @@ mod tests {
             assert!(text.contains(line), "{line}: {text}");
         }
         let snapshot = endpoints.snapshot();
-        assert_eq!(snapshot.endpoints[0].troubles, ["failed_outlier_check"]);
+        let trouble = TroubleSnapshot {
+            flag: "failed_outlier_check",
+            why: Some("x".repeat(200)),
+            ends_in: None,
+        };
+        assert_eq!(snapshot.endpoints[0].troubles, [trouble]);
         assert!(snapshot.endpoints[1].healthy);
 
         drop(endpoints);

@@ -1,13 +1,13 @@
 //! `AttributeContext.Peer`: both ends of the downstream connection.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use attache_filter::{ConnectionInfo, context::TlsInfo};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::HeaderMap;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
-use super::wire::{map_entry, message, text};
+use super::wire::{decimal, map_entry, message, text};
 
 /// The client.
 pub(super) fn source(
@@ -58,13 +58,26 @@ fn address(out: &mut Vec<u8>, address: Option<SocketAddr>) {
     message(out, 1, |out| {
         message(out, 1, |out| {
             message(out, 2, |out| {
-                // Writing to a Vec cannot fail.
-                let _ = write!(out, "{}", address.ip().to_canonical());
+                match address.ip().to_canonical() {
+                    IpAddr::V4(ip) => dotted(out, ip),
+                    // Writing to a Vec cannot fail.
+                    IpAddr::V6(ip) => _ = write!(out, "{ip}"),
+                }
             });
             encode_key(3, WireType::Varint, out);
             encode_varint(u64::from(address.port()), out);
         });
     });
+}
+
+/// The address as text, without the detours of formatting.
+fn dotted(out: &mut Vec<u8>, ip: Ipv4Addr) {
+    for (place, octet) in ip.octets().into_iter().enumerate() {
+        if place > 0 {
+            out.push(b'.');
+        }
+        out.extend_from_slice(decimal(octet.into(), &mut [0; 20]));
+    }
 }
 
 /// The client's leaf certificate: PEM, percent-encoded.

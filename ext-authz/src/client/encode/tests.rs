@@ -39,7 +39,7 @@ fn check(
     content: Content<'_>,
 ) -> attache_proto::auth::AttributeContext {
     let encoded = check_request(parts, context, body, content, &ForwardedHeaders::default());
-    CheckRequest::decode(encoded.as_ref())
+    CheckRequest::decode(encoded.slice(FRAME_HEADER..))
         .unwrap()
         .attributes
         .unwrap()

@@ -12,6 +12,7 @@ use std::{
 };
 
 use attache_service::Metrics;
+use attache_service::time::rfc3339;
 use serde_json::Value;
 
 use super::{
@@ -20,7 +21,6 @@ use super::{
     engine::Engine,
     explain::Account,
     planning::Planning,
-    time::rfc3339,
 };
 use crate::server::{CheckRequestView, form_pairs};
 pub(super) use record::DecisionId;

@@ -2,12 +2,13 @@
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, time::SystemTime};
 
+use attache_service::time::rfc3339;
 use aws_lc_rs::rand;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::{
-    policy::{explain::Told, time::rfc3339},
+    policy::explain::Told,
     server::{CheckError, Decision},
 };
 

@@ -14,7 +14,7 @@ use crate::{
     access_log::{AccessLogPlan, By, Comparison, Field, Filter, Form, Selection, Share, Sink},
     config::{
         AccessLog, AccessLogFilter, AccessLogFormat, AccessLogOutput, AccessLogs, ComparisonHolder,
-        ComparisonOp, FilterList, FilterSpecifier, RuntimeFilter, SampleBy,
+        ComparisonOp, FilterList, FilterSpecifier, ResponseFlagFilter, RuntimeFilter, SampleBy,
     },
 };
 
@@ -167,20 +167,7 @@ fn filter(raw: &Located<AccessLogFilter>, depth: usize, errors: &mut Errors) -> 
         FilterSpecifier::HeaderFilter(raw) => {
             Filter::Header(Box::new(FieldMatcher::plan(&raw.header, errors)?))
         }
-        FilterSpecifier::ResponseFlagFilter(raw) => {
-            let mut flags = Vec::new();
-            for name in &raw.flags {
-                match ResponseFlag::named(name) {
-                    Some(flag) => flags.push(flag),
-                    None => errors.unknown_name(
-                        name,
-                        "response flag",
-                        ResponseFlag::ALL.map(ResponseFlag::short),
-                    ),
-                }
-            }
-            Filter::Flags(flags)
-        }
+        FilterSpecifier::ResponseFlagFilter(raw) => Filter::Flags(flags(raw, errors)),
         FilterSpecifier::GrpcStatusFilter(raw) => {
             let mut codes = Vec::new();
             for name in &raw.statuses {
@@ -209,7 +196,24 @@ fn grpc_name(code: i32) -> &'static str {
     }
 }
 
-fn comparison(raw: &ComparisonHolder) -> Comparison {
+/// The flags that a condition names; unknown ones are reported.
+pub(super) fn flags(raw: &ResponseFlagFilter, errors: &mut Errors) -> Vec<ResponseFlag> {
+    let mut flags = Vec::new();
+    for name in &raw.flags {
+        match ResponseFlag::named(name) {
+            Some(flag) => flags.push(flag),
+            None => errors.unknown_name(
+                name,
+                "response flag",
+                ResponseFlag::ALL.map(ResponseFlag::short),
+            ),
+        }
+    }
+    flags
+}
+
+/// What a figure is compared with, and how.
+pub(super) fn comparison(raw: &ComparisonHolder) -> Comparison {
     let figure = u64::from(raw.comparison.value.default_value.unwrap_or(0));
     match raw.comparison.op.unwrap_or_default() {
         ComparisonOp::Eq => Comparison::Equal(figure),

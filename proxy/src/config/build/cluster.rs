@@ -30,6 +30,12 @@ impl Builder<'_> {
             plan.idle_timeout = timeout;
         }
         let common = raw.common_http_protocol_options.as_ref();
+        if let Some(action) = common.and_then(|c| c.headers_with_underscores_action.as_ref()) {
+            errors.push(
+                action,
+                "is about requests of clients: write it in the listener",
+            );
+        }
         let duration = common.and_then(|common| common.max_stream_duration);
         plan.max_stream_duration = duration.filter(|bound| !bound.is_zero());
         if let Some(breakers) = &raw.circuit_breakers {
@@ -67,6 +73,17 @@ impl Builder<'_> {
                 Some(Named::Here(vec![name.value.clone().into()]))
             }
             Target::EndpointsFile(path) => Some(Named::File(self.document.resolve(&path.value))),
+            Target::Eds(eds) => {
+                if !self.discovers {
+                    errors.push(
+                        &raw.target,
+                        "`eds` needs the control plane of a top-level `xds`",
+                    );
+                }
+                let name = eds.service_name.as_deref().unwrap_or(&raw.name);
+                plan.eds = Some(name.into());
+                None
+            }
             Target::OriginalDst(raw) => {
                 plan.destination = destination(raw, errors);
                 None

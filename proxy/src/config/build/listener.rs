@@ -9,13 +9,14 @@ use attache_service::{
 };
 use ipnet::IpNet;
 
-use super::{Builder, ClusterNames, Policies, local_reply};
+use super::{Builder, ClusterNames, Scope, Tables, local_reply};
 use crate::{
     config::{
         self, CodecType, EscapedSlashesAction, Listener, ProxyProtocolVersion, Tcp, TlsPassthrough,
+        UnderscoresAction,
     },
     path::EscapedSlashes,
-    plan::{Codec, ListenerPlan},
+    plan::{Codec, ListenerPlan, Underscores},
     proxy_protocol::{ProxyProtocol, Version},
     server_names::ServerNames,
     tcp::TcpPlan,
@@ -30,10 +31,13 @@ impl Builder<'_> {
     pub(super) fn listener(
         &self,
         raw: &Listener,
-        policies: &Policies,
-        clusters: &ClusterNames<'_>,
+        tables: &Tables,
+        scope: &Scope<'_>,
         errors: &mut Errors,
     ) -> Option<ListenerPlan> {
+        let Scope {
+            clusters, policies, ..
+        } = *scope;
         let mut plan = ListenerPlan::new(&raw.name, raw.address.value.clone());
         plan.mode = raw.mode.as_ref().map(|mode| mode.value);
         if let Some(mode) = &raw.mode
@@ -69,6 +73,17 @@ impl Builder<'_> {
                 "policies see HTTP, and this listener passes connections on",
             );
         }
+        plan.routes = match &raw.route_specifier {
+            Some(own) if raw.tcp.is_some() || !opens => {
+                errors.push(
+                    own,
+                    "this listener passes connections on without looking for routes",
+                );
+                None
+            }
+            Some(own) => self.own_routes(&own.value, tables, scope, errors),
+            None => None,
+        };
         plan.codec = match raw.codec_type {
             None | Some(CodecType::Auto) => Codec::Auto,
             Some(CodecType::Http1) => Codec::Http1,
@@ -148,6 +163,12 @@ impl Builder<'_> {
         let common = raw.common_http_protocol_options.as_ref();
         let duration = common.and_then(|common| common.max_stream_duration);
         plan.max_stream_duration = duration.filter(|bound| !bound.is_zero());
+        let action = common.and_then(|common| common.headers_with_underscores_action.as_ref());
+        plan.underscores = match action.map(|action| action.value).unwrap_or_default() {
+            UnderscoresAction::Allow => Underscores::Allow,
+            UnderscoresAction::RejectRequest => Underscores::RejectRequest,
+            UnderscoresAction::DropHeader => Underscores::DropHeader,
+        };
         plan.local_replies = raw
             .local_reply_config
             .as_ref()

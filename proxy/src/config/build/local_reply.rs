@@ -1,36 +1,21 @@
 //! What the proxy's own answers look like.
 
-use attache_filter::{context::ResponseFlag, matcher::FieldMatcher};
+use attache_filter::matcher::FieldMatcher;
 use attache_service::config::Errors;
 use http::StatusCode;
 
-use super::route::{body_format, data};
+use super::{
+    access_log::{comparison, flags},
+    route::{body_format, data},
+};
 use crate::{
-    config::{LocalReplyConfig, ReplyCondition, ReplyFilter, ReplyOp, ResponseMapper},
+    config::{LocalReplyConfig, ReplyCondition, ReplyFilter, ResponseMapper},
     local_reply::{Condition, LocalReplies, Mapper},
     route::HeaderChanges,
 };
 
 /// Bytes of a body that an answer is given.
 const MOST_BODY: usize = 64 << 10;
-
-/// The flags that there are.
-const FLAGS: [ResponseFlag; 14] = [
-    ResponseFlag::UnauthorizedExternalService,
-    ResponseFlag::RateLimited,
-    ResponseFlag::RateLimitServiceError,
-    ResponseFlag::NoRouteFound,
-    ResponseFlag::NoClusterFound,
-    ResponseFlag::NoHealthyUpstream,
-    ResponseFlag::UpstreamConnectionFailure,
-    ResponseFlag::UpstreamConnectionTermination,
-    ResponseFlag::UpstreamRequestTimeout,
-    ResponseFlag::UpstreamRetryLimitExceeded,
-    ResponseFlag::UpstreamOverflow,
-    ResponseFlag::StreamIdleTimeout,
-    ResponseFlag::DownstreamConnectionTermination,
-    ResponseFlag::DownstreamProtocolError,
-];
 
 /// Compiles what answers look like; faults are reported at their place.
 pub(super) fn plan(raw: &LocalReplyConfig, errors: &mut Errors) -> Option<LocalReplies> {
@@ -82,32 +67,10 @@ fn condition(raw: &ReplyFilter, errors: &mut Errors) -> Option<Condition> {
     Some(match &raw.condition {
         ReplyCondition::AndFilter(filters) => Condition::All(all(&filters.filters)?),
         ReplyCondition::OrFilter(filters) => Condition::Any(all(&filters.filters)?),
-        ReplyCondition::StatusCodeFilter(status) => {
-            let with = status.comparison.value.default_value;
-            match status.comparison.op.unwrap_or_default() {
-                ReplyOp::Eq => Condition::Equal(with),
-                ReplyOp::Ne => Condition::NotEqual(with),
-                ReplyOp::Ge => Condition::AtLeast(with),
-                ReplyOp::Le => Condition::AtMost(with),
-            }
-        }
+        ReplyCondition::StatusCodeFilter(raw) => Condition::Status(comparison(raw)),
         ReplyCondition::HeaderFilter(header) => {
             Condition::Header(Box::new(FieldMatcher::plan(&header.header, errors)?))
         }
-        ReplyCondition::ResponseFlagFilter(raw) => {
-            let mut flags = Vec::new();
-            for name in &raw.flags {
-                let mut known = FLAGS.into_iter();
-                match known.find(|flag| flag.short() == name.value) {
-                    Some(flag) => flags.push(flag),
-                    None => errors.unknown_name(
-                        name,
-                        "response flag",
-                        FLAGS.iter().map(|flag| flag.short()),
-                    ),
-                }
-            }
-            Condition::Flags(flags)
-        }
+        ReplyCondition::ResponseFlagFilter(raw) => Condition::Flags(flags(raw, errors)),
     })
 }

@@ -3,10 +3,12 @@
 mod access_log;
 mod cluster;
 mod listener;
+mod live_page;
 mod local_reply;
 mod overload;
 mod route;
 mod tracing;
+mod xds;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,12 +20,13 @@ use attache_service::{
     listen::ListenAddress,
 };
 
-use super::{Cluster, Config, DrainConfig, EmbeddedServices, Listener, Target};
+use super::{Cluster, Config, DrainConfig, EmbeddedServices, Listener, RouteSpecifier, Target};
 use crate::{
     Plan,
     filters::{FilterPlans, OnRoutes},
     plan::DEFAULT_DRAIN_TIMEOUT,
     policies::{self, Planned},
+    route::RouteTable,
 };
 
 /// Builds the plan. `None` only after an error was added.
@@ -33,7 +36,11 @@ pub(super) fn plan(
     embedded: &dyn EmbeddedServices,
     errors: &mut Errors,
 ) -> Option<Plan> {
-    let builder = Builder { document, embedded };
+    let builder = Builder {
+        document,
+        embedded,
+        discovers: config.xds.is_some(),
+    };
     let clusters: Vec<_> = config
         .clusters
         .iter()
@@ -43,12 +50,23 @@ pub(super) fn plan(
     let tracing = config.tracing.as_ref();
     let tracing = tracing.and_then(|raw| tracing::plan(raw, &names, &clusters, errors));
     let policies = builder.policies(config, &names, errors);
+    let scope = Scope {
+        clusters: &names,
+        policies: &policies,
+        validate_clusters: true,
+    };
+    let routes = builder.routes(config.into(), &scope, errors);
+    let tables = builder.route_configs(config, &scope, errors);
+    let xds = config.xds.as_ref();
+    let xds = xds.and_then(|raw| builder.xds(raw, config, &names, &clusters, errors));
     let listeners: Vec<_> = config
         .listeners
         .iter()
-        .map(|l| builder.listener(l, &policies, &names, errors))
+        // Those whose routes are still to come from the control plane wait.
+        .filter(|listener| !builder.discovers || has_routes(listener, &tables))
+        .map(|l| builder.listener(l, &tables, &scope, errors))
         .collect();
-    if config.listeners.is_empty() {
+    if config.listeners.is_empty() && config.xds.is_none() {
         errors.push(document.root(), "`listeners` needs at least one listener");
     }
     listener_names(&config.listeners, errors);
@@ -60,15 +78,11 @@ pub(super) fn plan(
             AdminError::NotLoopback(address.value.clone()).to_string(),
         );
     }
-    let scope = Scope {
-        clusters: &names,
-        policies: &policies,
-    };
-    let routes = builder.routes(config, &scope, errors);
     let overload = config
         .overload
         .as_ref()
         .and_then(|raw| overload::overload(raw, errors));
+    let masks = live_page::masks(config.live_page.as_ref(), errors);
     let workers = match &config.workers {
         Some(workers) if workers.value == 0 || workers.value > 1024 => {
             errors.push(
@@ -114,12 +128,14 @@ pub(super) fn plan(
             .map(Arc::new)
             .collect(),
         tracing,
+        xds,
         filters,
         workers,
         drain_min,
         drain_timeout,
         max_connections,
         overload,
+        masks,
     })
 }
 
@@ -138,18 +154,25 @@ fn drain(raw: Option<&Located<DrainConfig>>, errors: &mut Errors) -> (Duration, 
 
 /// The policies by name; `None` for those with mistakes, so that their names still count.
 type Policies = HashMap<String, Option<Planned>>;
+/// The route tables that listeners may name.
+type Tables = HashMap<String, Arc<RouteTable>>;
 /// Index and kind of each cluster.
 type ClusterNames<'c> = HashMap<&'c str, (usize, &'c Cluster)>;
 
 struct Builder<'d> {
     document: &'d Document,
     embedded: &'d dyn EmbeddedServices,
+    /// There is a control plane: clusters that policies call, and routes that listeners name, may
+    /// come from it.
+    discovers: bool,
 }
 
 /// What routes may refer to.
 struct Scope<'s> {
     clusters: &'s ClusterNames<'s>,
     policies: &'s Policies,
+    /// Whether to refuse routes to clusters that there are not.
+    validate_clusters: bool,
 }
 
 impl Scope<'_> {
@@ -219,7 +242,7 @@ impl Builder<'_> {
                 self.policy_cluster(&cluster, clusters, errors);
             }
             for cluster in planned.iter().flat_map(Planned::http_clusters) {
-                known_cluster(&cluster, clusters, errors);
+                self.known_cluster(&cluster, clusters, errors);
             }
             policies.insert(name.clone(), planned);
         }
@@ -234,7 +257,7 @@ impl Builder<'_> {
         errors: &mut Errors,
     ) {
         match clusters.get(name.as_str()) {
-            None => errors.unknown_name(name, "cluster", clusters.keys().copied()),
+            None => self.known_cluster(name, clusters, errors),
             Some((_, cluster)) => {
                 let embedded = matches!(cluster.target.value, Target::Embedded(_));
                 if cluster.http2.is_none() && !embedded {
@@ -249,11 +272,23 @@ impl Builder<'_> {
             }
         }
     }
+
+    /// A cluster that is called over plain HTTP must exist, or come.
+    fn known_cluster(
+        &self,
+        name: &Located<String>,
+        clusters: &ClusterNames<'_>,
+        errors: &mut Errors,
+    ) {
+        if !self.discovers && !clusters.contains_key(name.as_str()) {
+            errors.unknown_name(name, "cluster", clusters.keys().copied());
+        }
+    }
 }
 
-/// A cluster that is called over plain HTTP must exist.
-fn known_cluster(name: &Located<String>, clusters: &ClusterNames<'_>, errors: &mut Errors) {
-    if !clusters.contains_key(name.as_str()) {
-        errors.unknown_name(name, "cluster", clusters.keys().copied());
+fn has_routes(listener: &Listener, tables: &Tables) -> bool {
+    match listener.route_specifier.as_ref().map(|own| &own.value) {
+        Some(RouteSpecifier::RouteConfigName(name)) => tables.contains_key(name.as_str()),
+        Some(RouteSpecifier::RouteConfig(_)) | None => true,
     }
 }

@@ -76,7 +76,7 @@ pub(super) fn plan(
     })
 }
 
-fn collector(cluster: &ClusterPlan) -> ChannelSettings {
+pub(super) fn collector(cluster: &ClusterPlan) -> ChannelSettings {
     ChannelSettings {
         balance: cluster.balance,
         tls: cluster.tls.clone(),

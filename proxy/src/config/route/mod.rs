@@ -6,6 +6,7 @@ mod hash_policy;
 mod matches;
 mod mirror;
 mod redirect;
+mod table;
 mod weighted;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,8 @@ pub use hash_policy::{
 pub use matches::{ConnectMatcher, GrpcMatcher, PathMatch, RouteMatch};
 pub use mirror::{HeaderAction, HeaderMutation, RequestMirrorPolicy};
 pub use redirect::{PathRedirect, Redirect, RedirectCode, SchemeChange};
+pub(crate) use table::Table;
+pub use table::{RouteConfiguration, RouteSpecifier};
 pub use weighted::{ClusterWeight, WeightTarget, WeightedClusters};
 
 use super::RetryPolicy;

@@ -1,9 +1,8 @@
 //! Rules from a control plane: discovery (xDS), state of the world, over one aggregated stream.
 //!
 //! - [`settings`]: which server, who we are, and how persistent.
-//! - `subscription`: what is said on a stream, without the stream.
+//! - `rules`: resources as rules, and why they are refused.
 //! - [`status`]: what operators see.
-//! - [`retry`]: the pauses between attempts.
 //!
 //! The client subscribes to all resources of
 //! `type.googleapis.com/ratelimit.config.ratelimit.v3.RateLimitConfig`, as the reference service
@@ -11,58 +10,31 @@
 //! A response that is refused is answered with the reason, and what was accepted before stays in
 //! force, also while the server is away.
 
-pub mod retry;
+mod rules;
 pub mod settings;
 pub mod status;
-mod subscription;
 
-use std::{
-    future::poll_fn,
-    task::{Poll, ready},
-};
-
-use attache_proto::{discovery::DiscoveryResponse, ratelimit_config::RateLimitConfig};
+use attache_proto::ratelimit_config::RateLimitConfig;
 use attache_service::{
-    Channel, ChannelSettings, GrpcStream, Method, Metrics,
+    Metrics,
     admin::Condition,
-    channel::{OutageLog, Target, encode_message},
     config::Errors,
+    tls::ClientTls,
+    xds::{Discovery, Event, Wanted},
 };
-use bytes::Bytes;
-use prost::Message as _;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
-};
-use tonic::Status;
+use tokio::sync::watch;
 
-use retry::Pauses;
-pub use retry::Retry;
+pub use attache_service::xds::Retry;
+use rules::RULES;
 pub use settings::{NodeIdentity, XdsSettings};
 use status::Reporter;
 pub use status::XdsStatus;
-use subscription::{Answer, Subscription};
-
-const METHOD: &str =
-    "/envoy.service.discovery.v3.AggregatedDiscoveryService/StreamAggregatedResources";
 
 /// Keeps a subscription to the rules of one control plane.
-#[derive(Debug)]
 pub struct XdsClient {
-    settings: XdsSettings,
-    subscription: Subscription,
+    tls: Option<ClientTls>,
+    discovery: Discovery,
     reporter: Reporter,
-}
-
-/// How far a stream came before it was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reached {
-    /// No stream: the server could not be reached or refused the call.
-    Nothing,
-    /// A stream without any response.
-    Stream,
-    /// At least one response.
-    Responses,
 }
 
 impl XdsClient {
@@ -73,9 +45,9 @@ impl XdsClient {
     /// `attache_ratelimit_xds_streams_lost`.
     pub fn new(settings: XdsSettings, metrics: &Metrics) -> Self {
         Self {
-            subscription: Subscription::new(&settings.node),
+            tls: settings.tls.clone(),
             reporter: Reporter::new(&settings.server, metrics),
-            settings,
+            discovery: Discovery::new(settings.into(), [(RULES, Wanted::All)]),
         }
     }
 
@@ -97,7 +69,7 @@ impl XdsClient {
     /// `apply` gets all resources of a response. What it refuses is answered with its errors,
     /// each as `<name of the resource>: <message>`.
     pub async fn run(mut self, mut apply: impl FnMut(&[RateLimitConfig]) -> Result<(), Errors>) {
-        let tls = self.settings.tls.clone();
+        let tls = self.tls.clone();
         let certificates = async {
             match &tls {
                 Some(tls) => tls.follow_files().await,
@@ -114,116 +86,24 @@ impl XdsClient {
         &mut self,
         apply: &mut impl FnMut(&[RateLimitConfig]) -> Result<(), Errors>,
     ) {
-        let mut pauses = Pauses::new(self.settings.retry);
         loop {
-            let (reached, end) = self.follow_stream(apply).await;
-            let pause = pauses.after(reached);
-            self.reporter.lost(reached, &end, pause);
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// One stream on a connection of its own, until it ends.
-    async fn follow_stream(
-        &mut self,
-        apply: &mut impl FnMut(&[RateLimitConfig]) -> Result<(), Errors>,
-    ) -> (Reached, Status) {
-        let channel = Channel::new(self.channel_settings());
-        let mut method = Method::new(METHOD);
-        if let Some(authority) = self.settings.authority() {
-            method = method.authority(authority);
-        }
-        let mut stream = channel.stream(&method, self.settings.headers.clone());
-        stream.send(encode_message(&self.subscription.begin()));
-        let mut first = match opened(&mut stream).await {
-            Ok(first) => first,
-            Err(end) => return (Reached::Nothing, end),
-        };
-        self.reporter.connected();
-        let mut reached = Reached::Stream;
-        let mut later = None;
-        loop {
-            let message = match first.take() {
-                Some(message) => Ok(message),
-                None => next(&mut stream, &mut later).await,
-            };
-            let message = match message {
-                Ok(message) => message,
-                Err(end) => return (reached, end),
-            };
-            let response = match DiscoveryResponse::decode(message) {
-                Ok(response) => response,
-                Err(error) => {
-                    let text = format!("the response cannot be read: {error}");
-                    return (reached, Status::internal(text));
-                }
-            };
-            reached = Reached::Responses;
-            let answer = self.subscription.take(&response, apply);
-            self.reporter.answered(&response, &answer);
-            match answer {
-                Answer::Ignored => {}
-                Answer::Accepted { request, .. } => {
-                    later = None;
-                    stream.send(encode_message(&request));
-                }
-                Answer::Refused { request, pause, .. } => {
-                    later = Some((Instant::now() + pause, encode_message(&request)));
+            match self.discovery.next().await {
+                Event::Connected => self.reporter.connected(),
+                Event::Lost {
+                    reached,
+                    reason,
+                    pause,
+                } => self.reporter.lost(reached, reason, pause),
+                Event::Refused(refused) => self.reporter.refused(&refused),
+                Event::Foreign(type_url) => self.reporter.ignored(&type_url),
+                Event::Update(update) => {
+                    let answer = rules::apply(&update, apply);
+                    match self.discovery.answer(&update, &answer) {
+                        None => self.reporter.accepted(&update),
+                        Some(refused) => self.reporter.refused(&refused),
+                    }
                 }
             }
         }
     }
-
-    fn channel_settings(&self) -> ChannelSettings {
-        let server = &self.settings.server;
-        let mut settings = ChannelSettings::new("xds", vec![Target::Address(server.clone())]);
-        settings.tls = self.settings.tls.clone();
-        settings.connect_timeout = self.settings.connect_timeout;
-        settings.max_message_size = self.settings.max_message_size;
-        settings.outage_log = OutageLog::Caller;
-        settings
-    }
-}
-
-/// Waits until the subscription is on its way; the first message may be there already.
-async fn opened(stream: &mut GrpcStream) -> Result<Option<Bytes>, Status> {
-    poll_fn(|cx| stream.poll_capacity(cx)).await;
-    // Without a connection the stream has ended by now.
-    poll_fn(|cx| {
-        Poll::Ready(match stream.poll_message(cx) {
-            Poll::Pending => Ok(None),
-            Poll::Ready(Some(first)) => first.map(Some),
-            Poll::Ready(None) => Err(ended()),
-        })
-    })
-    .await
-}
-
-/// The next message. What is to be sent later is sent meanwhile, when its time has come.
-async fn next(
-    stream: &mut GrpcStream,
-    later: &mut Option<(Instant, Bytes)>,
-) -> Result<Bytes, Status> {
-    if let Some((at, _)) = later {
-        tokio::select! {
-            message = received(stream) => return message,
-            () = sleep_until(*at) => {}
-        }
-    }
-    if let Some((_, message)) = later.take() {
-        stream.send(message);
-    }
-    received(stream).await
-}
-
-async fn received(stream: &mut GrpcStream) -> Result<Bytes, Status> {
-    poll_fn(|cx| {
-        let message = ready!(stream.poll_message(cx));
-        Poll::Ready(message.unwrap_or_else(|| Err(ended())))
-    })
-    .await
-}
-
-fn ended() -> Status {
-    Status::ok("the server has ended the stream")
 }

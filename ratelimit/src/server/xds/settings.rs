@@ -3,10 +3,13 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use attache_service::{
-    Address,
+    Address, ChannelSettings,
+    channel::{OutageLog, Target},
     tls::{ALPN_H2, ClientFiles, ClientTls, TlsError},
+    xds::{self, AdsSettings},
 };
 use http::{HeaderMap, uri::Authority};
+use prost_types::{Struct, Value, value::Kind};
 
 use super::Retry;
 
@@ -27,7 +30,10 @@ pub struct XdsSettings {
     pub headers: HeaderMap,
     /// Bound on connecting, TLS and HTTP/2 included. Default 3 s.
     pub connect_timeout: Duration,
-    /// Pauses between attempts.
+    /// Pauses between attempts: `unreachable` is `CONFIG_GRPC_XDS_SERVER_CONNECT_RETRY_INTERVAL`
+    /// (default 3 s), `initial`, `max` and `random` are `XDS_CLIENT_BACKOFF_INITIAL_INTERVAL`
+    /// (default 10 s), `XDS_CLIENT_BACKOFF_MAX_INTERVAL` (default 60 s) and
+    /// `XDS_CLIENT_BACKOFF_RANDOM_FACTOR` (default 0.5; 0 with `XDS_CLIENT_BACKOFF_JITTER=false`).
     pub retry: Retry,
     /// Largest response, in bytes (`XDS_CLIENT_MAX_MSG_SIZE_IN_BYTES`). Default 16 MiB.
     pub max_message_size: usize,
@@ -61,7 +67,12 @@ impl XdsSettings {
             node: NodeIdentity::default(),
             headers: HeaderMap::new(),
             connect_timeout: Duration::from_secs(3),
-            retry: Retry::default(),
+            retry: Retry {
+                unreachable: Duration::from_secs(3),
+                initial: Duration::from_secs(10),
+                max: Duration::from_secs(60),
+                random: 0.5,
+            },
             max_message_size: 16 << 20,
         }
     }
@@ -90,10 +101,45 @@ impl XdsSettings {
     }
 
     /// The `:authority` of the call.
-    pub(super) fn authority(&self) -> Option<Authority> {
+    fn authority(&self) -> Option<Authority> {
         match &self.server_name {
             Some(name) => name.parse().ok(),
             None => self.server.to_string().parse().ok(),
+        }
+    }
+}
+
+impl From<XdsSettings> for AdsSettings {
+    fn from(settings: XdsSettings) -> Self {
+        let authority = settings.authority();
+        let mut channel = ChannelSettings::new("xds", vec![Target::Address(settings.server)]);
+        channel.tls = settings.tls;
+        channel.connect_timeout = settings.connect_timeout;
+        channel.max_message_size = settings.max_message_size;
+        channel.outage_log = OutageLog::Caller;
+        Self {
+            authority,
+            headers: settings.headers,
+            node: settings.node.into(),
+            retry: settings.retry,
+            // Bounded by the size of a response: each has all of them.
+            max_resources: usize::MAX,
+            ..Self::new(channel)
+        }
+    }
+}
+
+impl From<NodeIdentity> for xds::NodeIdentity {
+    fn from(identity: NodeIdentity) -> Self {
+        let metadata = identity.metadata.into_iter().map(|(name, value)| {
+            let kind = Some(Kind::StringValue(value));
+            (name, Value { kind })
+        });
+        let fields = metadata.collect();
+        Self {
+            id: identity.id,
+            metadata: Some(Struct { fields }),
+            ..Self::default()
         }
     }
 }

@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
-use attache_proto::discovery::DiscoveryResponse;
 use attache_service::{
     Address, Metrics,
     admin::Condition,
     metrics::{Counter, Gauge},
+    xds::{Reached, RefusedUpdate, Update},
 };
 use tokio::sync::watch;
-use tonic::Status;
-
-use super::{Reached, subscription::Answer};
 
 /// How a subscription stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -102,62 +99,59 @@ impl Reporter {
         self.status.send_modify(|status| status.connected = true);
     }
 
-    pub(super) fn answered(&self, response: &DiscoveryResponse, answer: &Answer) {
+    pub(super) fn accepted(&self, update: &Update) {
         let server = &*self.server;
-        let version = &*response.version_info;
-        match answer {
-            Answer::Accepted { resources, .. } => {
-                tracing::info!(server, version, resources, "rules accepted");
-                self.accepted.inc();
-                if let Some(condition) = &self.condition {
-                    condition.hold();
-                }
-                self.status.send_modify(|status| {
-                    status.refused = None;
-                    status.accepted = Some(Accepted {
-                        version: version.to_owned(),
-                        resources: *resources,
-                    });
-                });
-            }
-            Answer::Refused { reason, pause, .. } if !pause.is_zero() => {
-                tracing::debug!(server, version, reason, ?pause, "rules refused again");
-                self.refused.inc();
-            }
-            Answer::Refused { reason, .. } => {
-                tracing::error!(
-                    server,
-                    version,
-                    reason,
-                    "rules refused; those in force stay in force"
-                );
-                self.refused.inc();
-                if let Some(condition) = &self.condition
-                    && self.status.borrow().accepted.is_none()
-                {
-                    condition.fail(&format!("the rules of xDS server {server} are refused"));
-                }
-                self.status
-                    .send_modify(|status| status.refused = Some(reason.clone()));
-            }
-            Answer::Ignored => {
-                let type_url = &*response.type_url;
-                tracing::warn!(
-                    server,
-                    type_url,
-                    "response of a type that was not asked for"
-                );
-                self.ignored.inc();
-            }
+        let version = &*update.version;
+        let resources = update.resources.len();
+        tracing::info!(server, version, resources, "rules accepted");
+        self.accepted.inc();
+        if let Some(condition) = &self.condition {
+            condition.hold();
         }
+        self.status.send_modify(|status| {
+            status.refused = None;
+            status.accepted = Some(Accepted {
+                version: version.to_owned(),
+                resources,
+            });
+        });
+    }
+
+    pub(super) fn refused(&self, refused: &RefusedUpdate) {
+        let server = &*self.server;
+        let (version, reason, pause) = (&*refused.version, &*refused.reason, refused.pause);
+        self.refused.inc();
+        if !pause.is_zero() {
+            tracing::debug!(server, version, reason, ?pause, "rules refused again");
+            return;
+        }
+        tracing::error!(
+            server,
+            version,
+            reason,
+            "rules refused; those in force stay in force"
+        );
+        if let Some(condition) = &self.condition
+            && self.status.borrow().accepted.is_none()
+        {
+            condition.fail(&format!("the rules of xDS server {server} are refused"));
+        }
+        self.status
+            .send_modify(|status| status.refused = Some(reason.to_owned()));
+    }
+
+    pub(super) fn ignored(&self, type_url: &str) {
+        let server = &*self.server;
+        tracing::warn!(
+            server,
+            type_url,
+            "response of a type that was not asked for"
+        );
+        self.ignored.inc();
     }
 
     /// Outages are logged once.
-    pub(super) fn lost(&mut self, reached: Reached, end: &Status, pause: Duration) {
-        let reason = match end.code() {
-            tonic::Code::Ok => end.message().to_owned(),
-            code => format!("{code:?}: {}", end.message()),
-        };
+    pub(super) fn lost(&mut self, reached: Reached, reason: String, pause: Duration) {
         if std::mem::replace(&mut self.away, true) {
             tracing::debug!(server = self.server, reason, ?pause, "no rules");
         } else if reached == Reached::Nothing {

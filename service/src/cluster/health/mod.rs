@@ -116,12 +116,13 @@ impl HealthChecks {
             let healthy = !endpoint.is_in(Trouble::FailedCheck);
             let step = results.take(verdict, healthy, self.plan.thresholds);
             if step == Step::Changed {
-                endpoint.mark(Trouble::FailedCheck, healthy);
                 match &outcome {
                     Ok(()) => {
+                        endpoint.mark(Trouble::FailedCheck, false);
                         tracing::info!(%cluster, %endpoint, "the endpoint passes its health check again");
                     }
                     Err(reason) => {
+                        endpoint.mark_for(Trouble::FailedCheck, reason);
                         tracing::warn!(%cluster, %endpoint, %reason, "the endpoint fails its health check");
                     }
                 }
@@ -159,7 +160,7 @@ fn place(endpoint: &Arc<Endpoint>) -> usize {
 /// Marks an endpoint whose answer to a request has said that it is unhealthy, until it passes
 /// its checks again.
 pub fn fail_at_once(cluster: &str, endpoint: &Endpoint) {
-    if endpoint.mark(Trouble::FailedCheck, true) {
+    if endpoint.mark_for(Trouble::FailedCheck, IMMEDIATE_FAIL) {
         tracing::warn!(
             cluster, %endpoint, reason = IMMEDIATE_FAIL.as_str(),
             "the endpoint fails its health check"

@@ -377,6 +377,6 @@ fn position(seen: &[u8], part: &[u8]) -> Option<usize> {
     seen.windows(part.len().max(1)).position(|at| at == part)
 }
 
-trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {}
+pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {}
 
 impl<IO: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static> Io for IO {}

@@ -14,15 +14,19 @@ use tokio::{
 };
 use tonic::service::Routes;
 
-use super::{config::tests::planned, *};
+use super::{config::tests::planned, probe::Io, *};
 use crate::{
-    Address, Host,
+    Address, Host, Shutdown,
     channel::Target,
     cluster::{
         Described,
         outlier::{Detector, Outcome},
     },
     config::Errors,
+    tls::{
+        ServerTls,
+        tests::{Authority, dns},
+    },
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,6 +40,10 @@ struct Server {
 }
 
 async fn server(http2: bool) -> Server {
+    server_with(http2, None).await
+}
+
+async fn server_with(http2: bool, tls: Option<ServerTls>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = Server {
         at: listener.local_addr().unwrap().to_string().parse().unwrap(),
@@ -69,8 +77,16 @@ async fn server(http2: bool) -> Server {
                     Ok::<_, std::convert::Infallible>(response)
                 }
             });
-            let io = TokioIo::new(io);
+            let tls = tls.clone();
             tokio::spawn(async move {
+                let io: Box<dyn Io> = match tls {
+                    None => Box::new(io),
+                    Some(tls) => match tls.accept(io).await {
+                        Ok(io) => Box::new(io),
+                        Err(_) => return Ok(()),
+                    },
+                };
+                let io = TokioIo::new(io);
                 if http2 {
                     let builder = conn::http2::Builder::new(TokioExecutor::new());
                     builder.serve_connection(io, service).await
@@ -87,18 +103,19 @@ async fn server(http2: bool) -> Server {
 
 /// Endpoints that are checked as `text` says, and their metrics.
 async fn checked(described: impl Into<Described>, text: &str) -> (Arc<Endpoints>, Metrics) {
-    checked_with(described, text, None).await
+    checked_with(described, text, None, None).await
 }
 
 async fn checked_with(
     described: impl Into<Described>,
     text: &str,
     outliers: Option<Arc<Outliers>>,
+    tls: Option<ClientTls>,
 ) -> (Arc<Endpoints>, Metrics) {
     let metrics = Metrics::default();
     let endpoints = Endpoints::new("web", [described.into()]);
     let plan = planned(text).unwrap();
-    let checks = HealthChecks::new(plan, None, outliers, "web", &metrics);
+    let checks = HealthChecks::new(plan, tls, outliers, "web", &metrics);
     // As after the first request: checks are not slow.
     let one = endpoint(&endpoints);
     let _ = one.counted(async { Ok::<(), ()>(()) }).await;
@@ -284,6 +301,69 @@ async fn what_is_no_grpc_does_not_pass() {
 }
 
 #[tokio::test]
+async fn checks_go_over_the_tls_of_the_cluster() {
+    let authority = Authority::new();
+    authority.issue("web", vec![dns("web.test")]);
+    let stranger = Authority::new();
+    let serves = |http2: bool| {
+        let mut files = authority.server("web", false);
+        files.alpn = vec![if http2 { "h2" } else { "http/1.1" }.to_owned()];
+        ServerTls::load(files).unwrap()
+    };
+    let trusts = |authority: &Authority, http2: bool| {
+        let mut files = authority.client(None);
+        files.alpn = vec![if http2 { "h2" } else { "http/1.1" }.to_owned()];
+        Some(ClientTls::load(files).unwrap())
+    };
+    let named = |at: &Address| Described {
+        hostname: Some("web.test".into()),
+        ..Described::from(at.clone())
+    };
+    for (http2, codec) in [(false, "HTTP1"), (true, "HTTP2")] {
+        let server = server_with(http2, Some(serves(http2))).await;
+        let text = format!(
+            "{{ http_health_check: {{ path: /well, host: well.test, codec_client_type: {codec} }}, interval: 5ms }}"
+        );
+        let at = named(&server.at);
+        let known = trusts(&authority, http2);
+        let (endpoints, metrics) = checked_with(at.clone(), &text, None, known).await;
+        let unknown = trusts(&stranger, http2);
+        let (untrusted, _) = checked_with(at, &text, None, unknown).await;
+
+        until(&untrusted, false).await;
+        let why = endpoint(&untrusted).reason(Trouble::FailedCheck).unwrap();
+        assert!(why.contains("certificate"), "{codec}: {why}");
+        checks(&server, 3).await;
+        assert!(endpoint(&endpoints).is_healthy(), "{codec}");
+        assert!(!metrics.render().contains("result=\"failed\"} 1"));
+        server.status.store(503, SeqCst);
+        until(&endpoints, false).await;
+    }
+
+    let host = Host::new(Routes::default()).tls(serves(true));
+    let health = host.health();
+    health.set("a.Service", true);
+    let bound = host.bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let at = named(bound.address());
+    let _serving = AbortOnDropHandle::new(tokio::spawn(bound.serve(Shutdown::new())));
+    let asked = "{ grpc_health_check: { service_name: a.Service }, interval: 5ms }";
+    let known = trusts(&authority, true);
+    let (endpoints, metrics) = checked_with(at.clone(), asked, None, known).await;
+    let unknown = trusts(&stranger, true);
+    let (untrusted, _) = checked_with(at, asked, None, unknown).await;
+
+    until(&untrusted, false).await;
+    let passed = async {
+        while !metrics.render().contains("result=\"passed\"} 2") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, passed).await.unwrap();
+    health.set("a.Service", false);
+    until(&endpoints, false).await;
+}
+
+#[tokio::test]
 async fn endpoints_that_come_are_checked_and_those_that_go_are_not() {
     let (old, new) = (server(false).await, server(false).await);
     new.status.store(500, SeqCst);
@@ -333,6 +413,7 @@ async fn a_check_that_passes_ends_an_ejection_unless_told_otherwise() {
             server.at.clone(),
             &format!("{{ {HTTP} }}"),
             Some(outliers.clone()),
+            None,
         )
         .await;
         // Not the last one.

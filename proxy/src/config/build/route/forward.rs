@@ -145,7 +145,8 @@ pub(super) fn format(raw: &Located<String>, errors: &mut Errors) -> Option<Forma
 }
 
 fn mirror(raw: &RequestMirrorPolicy, scope: &Scope<'_>, errors: &mut Errors) -> Option<Mirror> {
-    let cluster = cluster_index(&raw.cluster, scope.clusters, errors)?;
+    // Nothing is copied to a cluster that there is not.
+    let cluster = cluster_index(&raw.cluster, scope, errors)??;
     let host = match &raw.host_rewrite_literal {
         Some(literal) => MirrorHost::Literal(host(literal, errors)?),
         None if raw.disable_shadow_host_suffix_append == Some(true) => MirrorHost::Same,

@@ -20,12 +20,12 @@ use http::{HeaderName, StatusCode};
 
 pub(super) use direct_response::{body_format, data};
 
-use super::{Builder, ClusterNames, Scope, known_cluster};
+use super::{Builder, Scope, Tables};
 use crate::{
     config::{
         ClusterNotFoundResponseCode, ClusterSpecifier, ClusterWeight, Config, RequestMirrorPolicy,
-        RetryPolicy, Route, RouteAction, Step, VirtualHost as RawHost, WeightTarget,
-        WeightedClusters,
+        RetryPolicy, Route, RouteAction, RouteSpecifier, Step, Table, VirtualHost as RawHost,
+        WeightTarget, WeightedClusters,
     },
     route::{
         Action, Changes, Choice, Forward, HeaderChanges, HostRewrite, RouteEntry, RouteMatch,
@@ -74,28 +74,32 @@ const MOST_BODY: usize = 4096;
 impl Builder<'_> {
     pub(super) fn routes(
         &self,
-        config: &Config,
+        config: Table<'_>,
         scope: &Scope<'_>,
         errors: &mut Errors,
     ) -> RouteTable {
+        let scope = &Scope {
+            validate_clusters: config.validate_clusters,
+            ..*scope
+        };
         let changes = |add: &[HeaderValueOption], remove: &[_], errors: &mut _| {
             HeaderChanges::plan(add, remove, errors)
         };
         let request = changes(
-            &config.request_headers_to_add,
-            &config.request_headers_to_remove,
+            config.request_headers_to_add,
+            config.request_headers_to_remove,
             errors,
         );
         let response = changes(
-            &config.response_headers_to_add,
-            &config.response_headers_to_remove,
+            config.response_headers_to_add,
+            config.response_headers_to_remove,
             errors,
         );
         let top = || Shared {
             filters: FilterConfigs::default(),
             limits: StagedPolicies::default(),
             retry: None,
-            mirrors: &config.request_mirror_policies,
+            mirrors: config.request_mirror_policies,
             request: [HeaderChanges::default(), request.clone()],
             response: [HeaderChanges::default(), response.clone()],
             most_specific_wins: config.most_specific_header_mutations_wins == Some(true),
@@ -114,17 +118,57 @@ impl Builder<'_> {
                 errors.push(domain, format!("domain `{}` is given twice", domain.value));
             }
             if domain.value == "*" && !config.routes.is_empty() {
-                errors.push(domain, "the top-level `routes` are those of `*` already");
+                errors.push(domain, "the `routes` beside it are those of `*` already");
             }
         }
         if !config.routes.is_empty() {
             hosts.push(VirtualHost {
                 name: "default".to_owned(),
                 domains: vec!["*".to_owned()],
-                routes: self.rules(&config.routes, &top(), scope, errors),
+                routes: self.rules(config.routes, &top(), scope, errors),
             });
         }
         RouteTable::new(hosts)
+    }
+
+    /// The tables that listeners may name.
+    pub(super) fn route_configs(
+        &self,
+        config: &Config,
+        scope: &Scope<'_>,
+        errors: &mut Errors,
+    ) -> Tables {
+        let tables = config.route_configs.iter();
+        tables
+            .map(|(name, raw)| {
+                (
+                    name.clone(),
+                    Arc::new(self.routes(raw.into(), scope, errors)),
+                )
+            })
+            .collect()
+    }
+
+    /// The routes that a listener does not share with those that say nothing of theirs.
+    pub(super) fn own_routes(
+        &self,
+        raw: &RouteSpecifier,
+        tables: &Tables,
+        scope: &Scope<'_>,
+        errors: &mut Errors,
+    ) -> Option<Arc<RouteTable>> {
+        match raw {
+            RouteSpecifier::RouteConfig(raw) => {
+                Some(Arc::new(self.routes(raw.as_ref().into(), scope, errors)))
+            }
+            RouteSpecifier::RouteConfigName(name) => {
+                let table = tables.get(name.as_str());
+                if table.is_none() {
+                    errors.unknown_name(name, "route table", tables.keys().map(String::as_str));
+                }
+                table.cloned()
+            }
+        }
     }
 
     fn host<'c>(
@@ -287,8 +331,9 @@ impl Builder<'_> {
     ) -> Option<Choice> {
         match &common.action.cluster {
             ClusterSpecifier::Cluster(name) => {
-                let index = cluster_index(name, scope.clusters, errors)?;
-                let entry = common.entry(Own::default(), Some((name, index)), scope);
+                let index = cluster_index(name, scope, errors)?;
+                let named = index.map(|index| (name.as_str(), index));
+                let entry = common.entry(Own::default(), named, scope);
                 Some(Choice::One(Arc::new(entry)))
             }
             ClusterSpecifier::ClusterHeader(header) => {
@@ -316,8 +361,9 @@ impl Builder<'_> {
             let own = self.own(cluster, scope, errors);
             let choice = match &cluster.target {
                 WeightTarget::Name(name) => {
-                    let index = cluster_index(name, scope.clusters, errors)?;
-                    Choice::One(Arc::new(common.entry(own, Some((name, index)), scope)))
+                    let index = cluster_index(name, scope, errors)?;
+                    let named = index.map(|index| (name.as_str(), index));
+                    Choice::One(Arc::new(common.entry(own, named, scope)))
                 }
                 WeightTarget::ClusterHeader(header) => {
                     let header = header_name(header, errors)?;
@@ -386,7 +432,7 @@ impl Builder<'_> {
                         self.policy_cluster(&cluster, scope.clusters, errors);
                     }
                     for cluster in called.http {
-                        known_cluster(&cluster, scope.clusters, errors);
+                        self.known_cluster(&cluster, scope.clusters, errors);
                     }
                 }
             }
@@ -528,16 +574,19 @@ fn resolve(
     resolved
 }
 
+/// Which cluster it is, `Some(None)` where tables may name clusters that there are not; `None`
+/// after an error was added.
 fn cluster_index(
     name: &Located<String>,
-    clusters: &ClusterNames<'_>,
+    scope: &Scope<'_>,
     errors: &mut Errors,
-) -> Option<usize> {
-    let index = clusters.get(name.as_str()).map(|(index, _)| *index);
-    if index.is_none() {
-        errors.unknown_name(name, "cluster", clusters.keys().copied());
+) -> Option<Option<usize>> {
+    let index = scope.clusters.get(name.as_str()).map(|(index, _)| *index);
+    if index.is_none() && scope.validate_clusters {
+        errors.unknown_name(name, "cluster", scope.clusters.keys().copied());
+        return None;
     }
-    index
+    Some(index)
 }
 
 fn header_name(name: &Located<String>, errors: &mut Errors) -> Option<HeaderName> {

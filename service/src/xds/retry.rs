@@ -4,34 +4,41 @@ use std::time::Duration;
 
 use rand::Rng as _;
 
-use super::Reached;
-
 /// How persistent a client is. No pause is longer than the longer of `unreachable` and `max`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Retry {
-    /// Between attempts to get a stream at all (`CONFIG_GRPC_XDS_SERVER_CONNECT_RETRY_INTERVAL`).
-    /// Default 3 s.
+    /// Between attempts to get a stream at all. Default 1 s.
     pub unreachable: Duration,
-    /// After a stream was lost (`XDS_CLIENT_BACKOFF_INITIAL_INTERVAL`); doubles with each further
-    /// stream that is lost before it has brought a response. Default 10 s.
+    /// After a stream was lost; doubles with each further stream that is lost before it has
+    /// brought a response. Default 0.5 s, as Envoy.
     pub initial: Duration,
-    /// What it doubles up to (`XDS_CLIENT_BACKOFF_MAX_INTERVAL`). Default 60 s.
+    /// What it doubles up to. Default 30 s, as Envoy.
     pub max: Duration,
-    /// How much of each pause is random, from 0 to 1, so that clients do not come back in step
-    /// (`XDS_CLIENT_BACKOFF_RANDOM_FACTOR`; 0 with `XDS_CLIENT_BACKOFF_JITTER=false`). Default
-    /// 0.5.
+    /// How much of each pause is random, from 0 to 1, so that clients do not come back in step.
+    /// Default 0.5.
     pub random: f64,
 }
 
 impl Default for Retry {
     fn default() -> Self {
         Self {
-            unreachable: Duration::from_secs(3),
-            initial: Duration::from_secs(10),
-            max: Duration::from_secs(60),
+            unreachable: Duration::from_secs(1),
+            initial: Duration::from_millis(500),
+            max: Duration::from_secs(30),
             random: 0.5,
         }
     }
+}
+
+/// How far a stream came before it was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// No stream: the server could not be reached or refused the call.
+    Nothing,
+    /// A stream without any response.
+    Stream,
+    /// At least one response.
+    Responses,
 }
 
 /// Shorter pauses would be a busy loop.
@@ -84,8 +91,10 @@ mod tests {
 
     fn pauses(random: f64) -> Pauses {
         Pauses::new(Retry {
+            unreachable: Duration::from_secs(3),
+            initial: Duration::from_secs(10),
+            max: Duration::from_secs(60),
             random,
-            ..Retry::default()
         })
     }
 
