@@ -16,7 +16,7 @@ use crate::row::Row;
 /// Connections from each source address: a pair of addresses has no more ports than 28,000.
 const PER_SOURCE: usize = 5000;
 /// How long memory has to settle.
-const SETTLE: Duration = Duration::from_secs(3);
+const SETTLE: Duration = Duration::from_secs(10);
 
 /// What idle connections cost one proxy.
 #[derive(Debug)]
