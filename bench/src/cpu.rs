@@ -47,6 +47,20 @@ pub(crate) fn threads(process: Process) -> anyhow::Result<Vec<(u32, Duration)>> 
     Ok(threads)
 }
 
+/// The numbers of the threads whose names begin so.
+pub(crate) fn threads_named(process: Process, start: &str) -> anyhow::Result<Vec<u32>> {
+    let mut named = Vec::new();
+    for (number, _) in threads(process)? {
+        let path = format!("/proc/{}/task/{number}/comm", process.0);
+        let name = std::fs::read_to_string(&path);
+        // A thread may end at any time.
+        if name.is_ok_and(|name| name.starts_with(start)) {
+            named.push(number);
+        }
+    }
+    Ok(named)
+}
+
 /// utime + stime, fields 14 and 15. The second field, the program's name in
 /// parentheses, may hold spaces, so counting starts behind it.
 fn ticks(stat: &str) -> Option<u32> {

@@ -156,7 +156,9 @@ async fn run_all(run: &config::Run) -> anyhow::Result<()> {
         table::print_latency(&latency::measure(run).await?);
     }
     if run.measures(config::Part::Workers) {
-        table::print_workers(&workers::measure(run).await?);
+        for (cores, results) in workers::measure(run).await? {
+            table::print_workers(cores, &results);
+        }
     }
     if run.measures(config::Part::Connections) {
         table::print_connections(&connections::measure(run).await?);

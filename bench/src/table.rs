@@ -11,7 +11,7 @@ use crate::memory::Held;
 use crate::proxies::RowResult;
 use crate::samples::median;
 use crate::window::Measured;
-use crate::workers::WorkersResult;
+use crate::workers::{Cores, WorkersResult};
 
 /// The figures of one line: medians over the rounds.
 struct Line {
@@ -135,8 +135,9 @@ pub(crate) fn print_latency(results: &[Paced]) {
 }
 
 /// Prints one worker and two.
-pub(crate) fn print_workers(results: &[WorkersResult]) {
-    println!("\nWorkers of ours, load and origin on the same cores (medians of the rounds):\n");
+pub(crate) fn print_workers(cores: Cores, results: &[WorkersResult]) {
+    let title = cores.title();
+    println!("\nWorkers of ours, {title} (medians of the rounds):\n");
     println!(
         "{:<8} {:>10} {:>8} {:>8} {:>10} {:>8} {:>15} {:>22}",
         "workers",

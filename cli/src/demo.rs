@@ -8,7 +8,11 @@ use std::{
 };
 
 use attache_proxy::Config;
-use attache_service::{Metrics, Shutdown, admin::Readiness, config::Document};
+use attache_service::{
+    Metrics, Shutdown,
+    admin::Readiness,
+    config::{Document, reload::Look},
+};
 
 use crate::{
     Failure,
@@ -47,9 +51,10 @@ pub(crate) fn run(log: &LogArgs) -> Result<(), Failure> {
             .map_err(|(path, error)| Failure::run(format!("{}: {error}", path.display())))?;
         let readiness = Readiness::default();
         let embedded = Embedded::new(metrics.clone(), readiness.clone());
+        let look = Look::at(&[files.proxy()]);
         let document = Document::load(files.proxy())?;
         let (config, plan) = Config::read(&document, &embedded)?;
-        let source = Source::new(files.proxy(), embedded);
+        let source = Source::new(files.proxy(), embedded, &look);
         let proxy = start(config, plan, &document, metrics, readiness, &[])
             .await
             .map_err(|failure| match failure {

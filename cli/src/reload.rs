@@ -2,7 +2,7 @@
 
 use std::{future::Future, path::PathBuf};
 
-use attache_service::config::reload::Watch;
+use attache_service::config::reload::{Look, Watch};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// SIGUSR1, which says that log files were moved away.
@@ -33,34 +33,40 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Watches these files and folders. Where the system refuses, SIGHUP still works.
+    /// Watches these files and folders, which were read after `look`: what has changed since is a
+    /// change. Where the system refuses, SIGHUP still works.
     ///
     /// From here on SIGHUP no longer ends the process.
-    pub(crate) fn of(mut paths: Vec<PathBuf>) -> Self {
+    pub(crate) fn of(mut paths: Vec<PathBuf>, look: &Look) -> Self {
         paths.sort_unstable();
         Self {
-            watch: watch(&paths),
+            watch: watch(&paths, look),
             paths,
             hangup: signal(SignalKind::hangup()).ok(),
         }
     }
 
     /// Watches these files and folders, and not for SIGHUP.
-    pub(crate) fn of_files(mut paths: Vec<PathBuf>) -> Self {
+    pub(crate) fn of_files(mut paths: Vec<PathBuf>, look: &Look) -> Self {
         paths.sort_unstable();
         Self {
-            watch: watch(&paths),
+            watch: watch(&paths, look),
             paths,
             hangup: None,
         }
     }
 
-    /// Watches these instead. The same ones are watched on: a change since the last look at them
-    /// is not forgotten.
-    pub(crate) fn watch(&mut self, mut paths: Vec<PathBuf>) {
+    /// Looks at what is watched, before it is read again.
+    pub(crate) fn look(&self) -> Look {
+        Look::at(&self.paths)
+    }
+
+    /// Watches these instead, which were read after `look`. The same ones are watched on: a change
+    /// since the last look at them is not forgotten.
+    pub(crate) fn watch(&mut self, mut paths: Vec<PathBuf>, look: &Look) {
         paths.sort_unstable();
         if paths != self.paths {
-            self.watch = watch(&paths);
+            self.watch = watch(&paths, look);
             self.paths = paths;
         }
     }
@@ -86,9 +92,9 @@ impl Changes {
     }
 }
 
-fn watch(paths: &[PathBuf]) -> Option<Watch> {
+fn watch(paths: &[PathBuf], look: &Look) -> Option<Watch> {
     match Watch::new(paths) {
-        Ok(watch) => Some(watch),
+        Ok(watch) => Some(watch.since(look)),
         Err(error) => {
             tracing::warn!(%error, "cannot watch the configuration: only SIGHUP reloads it");
             None

@@ -13,7 +13,7 @@ use attache_ratelimit::Rules;
 use attache_service::{
     Metrics, Shutdown,
     admin::{Admin, BoundAdmin, Readiness},
-    config::{Document, Errors},
+    config::{Document, Errors, reload::Look},
     handover::{self, Handover, Predecessor},
     listen::Bound,
     metrics::Counter,
@@ -62,10 +62,11 @@ pub(crate) fn run(args: &RunArgs, log: &LogArgs) -> Result<(), Failure> {
         let traces = Traces::start(&args.trace, &metrics)?;
         let embedded = Embedded::new(metrics.clone(), readiness.clone());
         let embedded = embedded.traced(traces.tracer().clone());
+        let look = Look::at(&[&args.file]);
         let document = Document::load(&args.file)?;
         let (config, mut plan) = Config::read(&document, &embedded)?;
         adjust(&mut plan, args);
-        let source = Source::new(args.file.clone(), embedded);
+        let source = Source::new(args.file.clone(), embedded, &look);
         let predecessor = match &args.handover {
             Some(path) => Predecessor::meet(path).map_err(Failure::run)?,
             None => None,
@@ -211,11 +212,12 @@ impl RunningProxy {
                     event = discovery.next() => discovery.take(event, &self.running).await,
                     () = source.changes.next() => {
                         notify(State::Reloading);
+                        let look = source.changes.look();
                         match reload(&source, args, &self.running, &mut discovery).await {
                             Ok(document) => {
                                 self.in_use.loaded(&document);
                                 self.in_use.follow(discovery.status());
-                                source.watch_again();
+                                source.watch_again(&look);
                                 tracing::info!("configuration reloaded");
                             }
                             Err(failure) => {
@@ -263,10 +265,10 @@ impl RunningProxy {
 }
 
 impl Source {
-    /// Watches a configuration that was just read: what changes from now on is noticed, also
-    /// while the proxy is still starting.
-    pub(crate) fn new(file: PathBuf, embedded: Embedded) -> Self {
-        let changes = Changes::of(watched(&file, &embedded));
+    /// Watches a configuration that was just read: what has changed since `look`, before that, is
+    /// noticed, also while the proxy is still starting.
+    pub(crate) fn new(file: PathBuf, embedded: Embedded, look: &Look) -> Self {
+        let changes = Changes::of(watched(&file, &embedded), look);
         Self {
             file,
             embedded,
@@ -275,8 +277,9 @@ impl Source {
     }
 
     /// A new configuration may be made of other files.
-    fn watch_again(&mut self) {
-        self.changes.watch(watched(&self.file, &self.embedded));
+    fn watch_again(&mut self, look: &Look) {
+        self.changes
+            .watch(watched(&self.file, &self.embedded), look);
     }
 }
 

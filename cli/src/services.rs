@@ -21,7 +21,7 @@ use attache_ratelimit::{
 use attache_service::{
     Address, Health, Host, Metrics, Shutdown,
     admin::{Admin, ConfigDump, Page, Readiness, drain},
-    config::Errors,
+    config::{Errors, reload::Look},
     metrics::Counter,
     notify::{State, notify},
     tls::{ServerFiles, ServerTls, TlsVersion},
@@ -113,16 +113,19 @@ pub(crate) fn ext_authz(args: &ExtAuthzArgs, log: &LogArgs) -> Result<(), Failur
     };
     start_logging(log)?;
     let metrics = Metrics::default();
+    let look = Look::at(&[config]);
     let service = AuthService::load(config, &metrics)?;
     runtime()?.block_on(async {
-        let served = serve(service.clone(), &args.listen, &args.service, metrics).await;
+        let served = serve(service.clone(), &look, &args.listen, &args.service, metrics).await;
         service.flush(FLUSH).await;
         served
     })
 }
 
+/// Serves until a signal; `look` is from before the service read its files.
 pub(crate) async fn serve<S: Served>(
     service: S,
+    look: &Look,
     listen: &Address,
     args: &ServiceArgs,
     metrics: Metrics,
@@ -130,7 +133,7 @@ pub(crate) async fn serve<S: Served>(
     metrics.describe_process();
     let shutdown = Shutdown::on_signals().map_err(Failure::run)?;
     let traces = Traces::start(&args.trace, &metrics)?;
-    let changes = Changes::of(service.watched());
+    let changes = Changes::of(service.watched(), look);
     let workers = args.workers.map_or_else(cores, NonZeroUsize::get);
     let mut host = service.host(&metrics, traces.tracer()).workers(workers);
     if let Some(tls) = tls_by_flags(args)? {
@@ -216,10 +219,11 @@ async fn reload_on_change<S: Served>(
     loop {
         changes.next().await;
         notify(State::Reloading);
+        let look = changes.look();
         match service.reload() {
             Ok(reload) => {
                 good.inc();
-                changes.watch(service.watched());
+                changes.watch(service.watched(), &look);
                 match reload {
                     Reload::Done => tracing::info!("configuration reloaded"),
                     Reload::WaitsFor(what) => tracing::info!(
@@ -256,4 +260,54 @@ pub(crate) fn tls_by_flags(args: &ServiceArgs) -> Result<Option<ServerTls>, Fail
 /// One worker per core.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use attache_ratelimit::store::{AnyStore, MemoryStore, memory};
+
+    use super::*;
+    use crate::args::TraceArgs;
+
+    #[tokio::test]
+    async fn a_change_while_the_service_starts_is_taken_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let rules = folder.path().join("rules.yaml");
+        std::fs::write(&rules, "domain: before\n").unwrap();
+        let metrics = Metrics::default();
+        let look = Look::at(&[&rules]);
+        let store = AnyStore::from(MemoryStore::new(memory::DEFAULT_CAPACITY, &metrics));
+        let service = RateLimitServer::load(&rules, store, &metrics).unwrap();
+        std::fs::write(&rules, "domain: afterwards\n").unwrap();
+
+        let args = ServiceArgs {
+            admin: None,
+            workers: NonZeroUsize::new(1),
+            trace: TraceArgs {
+                otlp_endpoint: None,
+            },
+            tls_cert: None,
+            tls_key: None,
+            client_ca: None,
+        };
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let _serving = abort_on_drop({
+            let metrics = metrics.clone();
+            async move {
+                serve(service, &look, &listen, &args, metrics)
+                    .await
+                    .unwrap();
+            }
+        });
+
+        let reloaded = async {
+            let line = "attache_config_reloads_total{result=\"ok\"} 1";
+            while !metrics.render().contains(line) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let reloaded = tokio::time::timeout(Duration::from_secs(20), reloaded).await;
+        assert!(reloaded.is_ok(), "{}", metrics.render());
+    }
 }

@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -55,6 +55,16 @@ impl Body {
         }
     }
 
+    /// The same body, with somebody who looks at each frame as it passes, at an error and at the
+    /// end. He is told whether anything more can come. One box more.
+    #[must_use]
+    pub fn watched<F>(self, watch: F) -> Self
+    where
+        F: FnMut(Option<&Result<Frame<Bytes>, BoxError>>, bool) + Send + Unpin + 'static,
+    {
+        Self::new(Watched { body: self, watch })
+    }
+
     /// The whole body when it is already in memory and has no trailers.
     pub fn as_full(&self) -> Option<Bytes> {
         match &self.0 {
@@ -101,6 +111,38 @@ impl http_body::Body for Body {
             Kind::Incoming(body) => body.size_hint(),
             Kind::Boxed(body) => body.size_hint(),
         }
+    }
+}
+
+/// A body that somebody looks at.
+struct Watched<F> {
+    body: Body,
+    watch: F,
+}
+
+impl<F> http_body::Body for Watched<F>
+where
+    F: FnMut(Option<&Result<Frame<Bytes>, BoxError>>, bool) + Unpin,
+{
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        (this.watch)(frame.as_ref(), frame.is_none() || this.body.is_end_stream());
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

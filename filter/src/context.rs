@@ -3,11 +3,12 @@
 //! The proxy puts an [`RequestContext`] into the request's extensions; in any other tower stack
 //! [`RequestContext::of`] makes a plain one, so the layers work there too.
 
+mod filter_configs;
+mod flag;
+
 use std::{
-    any::Any,
     borrow::Cow,
     collections::BTreeMap,
-    fmt,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -17,6 +18,9 @@ use std::{
 };
 
 use http::{HeaderMap, Response, StatusCode, request};
+
+pub use filter_configs::FilterConfigs;
+pub use flag::ResponseFlag;
 
 use attache_service::trace::{RequestTrace, SpanId};
 
@@ -110,178 +114,6 @@ impl From<Option<Duration>> for IdleTimeout {
     }
 }
 
-/// Per-route filter settings by filter name, each of the filter's own type.
-#[derive(Default, Clone)]
-pub struct FilterConfigs(Vec<(Arc<str>, Arc<dyn Any + Send + Sync>)>);
-
-impl FilterConfigs {
-    /// Adds the settings of `filter`.
-    pub fn insert<T: Send + Sync + 'static>(&mut self, filter: impl Into<Arc<str>>, config: T) {
-        self.0.push((filter.into(), Arc::new(config)));
-    }
-
-    /// Takes the settings of `filter` over from `less_specific`, unless there are own ones.
-    pub fn inherit(&mut self, filter: &str, less_specific: &Self) {
-        let named = |(name, _): &&(Arc<str>, _)| **name == *filter;
-        if self.0.iter().find(named).is_none()
-            && let Some(inherited) = less_specific.0.iter().find(named)
-        {
-            self.0.push(inherited.clone());
-        }
-    }
-
-    /// Replaces the settings of `filter`, if there are any of type `T`.
-    pub fn change<T: Send + Sync + 'static>(&mut self, filter: &str, change: impl FnOnce(&T) -> T) {
-        for (name, config) in &mut self.0 {
-            if **name == *filter
-                && let Some(old) = config.downcast_ref()
-            {
-                *config = Arc::new(change(old));
-                return;
-            }
-        }
-    }
-
-    /// Whether there are settings of `filter`, of whatever type.
-    pub fn has(&self, filter: &str) -> bool {
-        self.0.iter().any(|(name, _)| **name == *filter)
-    }
-
-    /// The settings of `filter`, if the route has any of type `T`.
-    pub fn get<T: 'static>(&self, filter: &str) -> Option<&T> {
-        self.0
-            .iter()
-            .find(|(name, _)| &**name == filter)
-            .and_then(|(_, c)| c.downcast_ref())
-    }
-}
-
-impl fmt::Debug for FilterConfigs {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set()
-            .entries(self.0.iter().map(|(name, _)| name))
-            .finish()
-    }
-}
-
-/// Response flags of the access log, Envoy's names.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ResponseFlag {
-    /// `UAEX`: denied by external authorization.
-    UnauthorizedExternalService,
-    /// `RL`: over a rate limit.
-    RateLimited,
-    /// `RLSE`: the rate limit service failed.
-    RateLimitServiceError,
-    /// `NR`: no route.
-    NoRouteFound,
-    /// `NC`: the route names no cluster that there is.
-    NoClusterFound,
-    /// `UH`: no healthy upstream.
-    NoHealthyUpstream,
-    /// `UF`: the upstream could not be reached.
-    UpstreamConnectionFailure,
-    /// `UC`: the upstream connection broke.
-    UpstreamConnectionTermination,
-    /// `UR`: the upstream reset a connection that is passed on as it is.
-    UpstreamRemoteReset,
-    /// `UT`: the upstream did not answer in time.
-    UpstreamRequestTimeout,
-    /// `URX`: the request was sent again as often as allowed.
-    UpstreamRetryLimitExceeded,
-    /// `UO`: too much of the cluster was in use for the request, or for sending it again.
-    UpstreamOverflow,
-    /// `DT`: the stream lasted as long as its route or listener lets it.
-    DurationTimeout,
-    /// `UMSDR`: the stream lasted as long as its cluster lets it.
-    UpstreamMaxStreamDurationReached,
-    /// `SI`: the stream was idle for too long.
-    StreamIdleTimeout,
-    /// `DC`: the client went away.
-    DownstreamConnectionTermination,
-    /// `DPE`: the request was malformed.
-    DownstreamProtocolError,
-    /// `OM`: the proxy was overloaded.
-    Overload,
-}
-
-impl ResponseFlag {
-    /// All of them.
-    pub const ALL: [Self; 18] = [
-        Self::UnauthorizedExternalService,
-        Self::RateLimited,
-        Self::RateLimitServiceError,
-        Self::NoRouteFound,
-        Self::NoHealthyUpstream,
-        Self::UpstreamConnectionFailure,
-        Self::UpstreamConnectionTermination,
-        Self::UpstreamRemoteReset,
-        Self::UpstreamRequestTimeout,
-        Self::UpstreamRetryLimitExceeded,
-        Self::UpstreamOverflow,
-        Self::DurationTimeout,
-        Self::UpstreamMaxStreamDurationReached,
-        Self::StreamIdleTimeout,
-        Self::DownstreamConnectionTermination,
-        Self::DownstreamProtocolError,
-        Self::NoClusterFound,
-        Self::Overload,
-    ];
-
-    /// The short name that the access log shows.
-    pub fn short(self) -> &'static str {
-        match self {
-            Self::UnauthorizedExternalService => "UAEX",
-            Self::RateLimited => "RL",
-            Self::RateLimitServiceError => "RLSE",
-            Self::NoRouteFound => "NR",
-            Self::NoClusterFound => "NC",
-            Self::NoHealthyUpstream => "UH",
-            Self::UpstreamConnectionFailure => "UF",
-            Self::UpstreamConnectionTermination => "UC",
-            Self::UpstreamRemoteReset => "UR",
-            Self::UpstreamRequestTimeout => "UT",
-            Self::UpstreamRetryLimitExceeded => "URX",
-            Self::UpstreamOverflow => "UO",
-            Self::DurationTimeout => "DT",
-            Self::UpstreamMaxStreamDurationReached => "UMSDR",
-            Self::StreamIdleTimeout => "SI",
-            Self::DownstreamConnectionTermination => "DC",
-            Self::DownstreamProtocolError => "DPE",
-            Self::Overload => "OM",
-        }
-    }
-
-    /// The flag of this short name.
-    pub fn named(short: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|flag| flag.short() == short)
-    }
-
-    /// The long name.
-    pub fn long(self) -> &'static str {
-        match self {
-            Self::UnauthorizedExternalService => "UnauthorizedExternalService",
-            Self::RateLimited => "RateLimited",
-            Self::RateLimitServiceError => "RateLimitServiceError",
-            Self::NoRouteFound => "NoRouteFound",
-            Self::NoHealthyUpstream => "NoHealthyUpstream",
-            Self::UpstreamConnectionFailure => "UpstreamConnectionFailure",
-            Self::UpstreamConnectionTermination => "UpstreamConnectionTermination",
-            Self::UpstreamRemoteReset => "UpstreamRemoteReset",
-            Self::UpstreamRequestTimeout => "UpstreamRequestTimeout",
-            Self::UpstreamRetryLimitExceeded => "UpstreamRetryLimitExceeded",
-            Self::UpstreamOverflow => "UpstreamOverflow",
-            Self::DurationTimeout => "DurationTimeout",
-            Self::UpstreamMaxStreamDurationReached => "UpstreamMaxStreamDurationReached",
-            Self::StreamIdleTimeout => "StreamIdleTimeout",
-            Self::DownstreamConnectionTermination => "DownstreamConnectionTermination",
-            Self::DownstreamProtocolError => "DownstreamProtocolError",
-            Self::NoClusterFound => "NoClusterFound",
-            Self::Overload => "OverloadManagerTerminated",
-        }
-    }
-}
-
 /// One time that a request was sent to an upstream.
 #[derive(Debug, Clone)]
 pub struct UpstreamAttempt {
@@ -297,6 +129,22 @@ pub struct UpstreamAttempt {
     pub status: Option<StatusCode>,
     /// The span that the upstream was told of.
     pub span: Option<SpanId>,
+    /// How long it waited for a connection, or in vain; 0 where one was there. Nothing where
+    /// that is not known, as it was broken off.
+    pub waited: Option<Duration>,
+    /// The connection that it was answered on.
+    pub connection: Option<UpstreamConnection>,
+}
+
+/// When a connection to an upstream was made. Others may have used it before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamConnection {
+    /// Connecting began.
+    pub begun: Instant,
+    /// The transport below TLS stood.
+    pub connected: Instant,
+    /// TLS stood, where there is TLS.
+    pub secured: Option<Instant>,
 }
 
 /// What is known of one request. Shared by all its layers, request and response side.

@@ -76,6 +76,8 @@ const CONDITIONS: [(&str, Condition); 10] = [
 pub enum Failure {
     /// There is no connection.
     Connect,
+    /// The cluster's circuit breakers leave no room.
+    Overflow,
     /// The connection or stream ended, or the attempt took too long.
     Reset,
     /// An HTTP status.
@@ -89,6 +91,7 @@ impl Failure {
     pub fn of_status(status: &Status) -> Self {
         match TransportFailure::of(status) {
             Some(TransportFailure::Unreachable) => Self::Connect,
+            Some(TransportFailure::Overflow) => Self::Overflow,
             Some(TransportFailure::Broken | TransportFailure::Timeout) => Self::Reset,
             None => Self::Grpc(status.code()),
         }
@@ -98,6 +101,7 @@ impl Failure {
     pub fn of_http(error: &HttpError) -> Self {
         match error {
             HttpError::Connect { .. } | HttpError::NoEndpoint(_) => Self::Connect,
+            HttpError::Overflow { .. } => Self::Overflow,
             HttpError::Timeout { .. } | HttpError::Broken { .. } | HttpError::TooLarge { .. } => {
                 Self::Reset
             }

@@ -1,15 +1,10 @@
 //! What is kept of the bodies of a request that somebody looks at in full.
 
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::Body as _;
 
-use crate::{Body, BoxError};
+use crate::Body;
 
 /// Bytes of each body that are kept: its beginning.
 pub const MAX_KEPT: usize = 64 << 10;
@@ -56,55 +51,24 @@ impl Kept {
     }
 }
 
-/// A body of which the beginning is kept.
-pub struct Tapped {
-    body: Body,
-    tap: Arc<Tap>,
-    which: fn(&Tap) -> &Kept,
-}
-
-impl Tapped {
-    /// `body`, kept in that one of the tap's bodies.
-    pub fn wrap(body: Body, tap: &Arc<Tap>, which: fn(&Tap) -> &Kept) -> Body {
-        if body.is_end_stream() {
-            return body;
-        }
-        Body::new(Self {
-            body,
-            tap: tap.clone(),
-            which,
-        })
+/// `body`, of which the beginning is kept in that one of the tap's bodies.
+pub fn tapped(body: Body, tap: &Arc<Tap>, which: fn(&Tap) -> &Kept) -> Body {
+    if body.is_end_stream() {
+        return body;
     }
-}
-
-impl HttpBody for Tapped {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
+    let tap = tap.clone();
+    body.watched(move |frame, _| {
+        if let Some(Ok(frame)) = frame
             && let Some(data) = frame.data_ref()
         {
-            (self.which)(&self.tap).add(data);
+            which(&tap).add(data);
         }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http_body_util::BodyExt as _;
 
     use super::*;
@@ -113,7 +77,7 @@ mod tests {
     async fn the_beginning_of_a_body_is_kept_and_all_of_it_goes_on() {
         let tap = Arc::new(Tap::default());
         let whole = vec![b'x'; MAX_KEPT + 5];
-        let body = Tapped::wrap(Body::from(Bytes::from(whole.clone())), &tap, |tap| {
+        let body = tapped(Body::from(Bytes::from(whole.clone())), &tap, |tap| {
             &tap.sent
         });
         assert_eq!(body.collect().await.unwrap().to_bytes(), whole);

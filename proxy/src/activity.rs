@@ -4,10 +4,7 @@
 //! timeout.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -24,6 +21,8 @@ pub(crate) struct Activity {
     pub(crate) moves: AtomicU32,
     /// A request head has begun and not ended.
     pub(crate) in_head: AtomicBool,
+    /// A header block of HTTP/2 has begun and not ended: nothing else can come meanwhile.
+    pub(crate) in_block: AtomicBool,
     /// What the client sends is followed no more: no request may come behind it.
     pub(crate) opaque: AtomicBool,
     /// The last write found the socket full.
@@ -118,7 +117,7 @@ const RESET_INTERVAL: Duration = Duration::from_secs(10);
 ///
 /// One that is closing has the header timeout to do so once it has no requests: nobody keeps it
 /// by not answering.
-pub(crate) async fn watch(activity: Arc<Activity>, limits: Limits, stage: Stage) -> Verdict {
+pub(crate) async fn watch(activity: &Activity, limits: &Limits, stage: Stage) -> Verdict {
     let (idle, duration) = match stage {
         Stage::Open => (limits.idle_timeout, limits.max_connection_duration),
         Stage::Closing => (limits.header_timeout, None),
@@ -156,7 +155,10 @@ pub(crate) async fn watch(activity: Arc<Activity>, limits: Limits, stage: Stage)
         let total = activity.served.load(Ordering::Relaxed);
         let same_head = std::mem::replace(&mut served, total) == total;
         // Bytes that trickle in are no progress of a head.
-        in_head = match activity.in_head.load(Ordering::Relaxed) && requests == 0 && same_head {
+        // In HTTP/1.1 the next head may wait for the response to the request before it.
+        let begun = activity.in_block.load(Ordering::Relaxed)
+            || requests == 0 && activity.in_head.load(Ordering::Relaxed);
+        in_head = match begun && same_head {
             true => in_head.saturating_add(1),
             false => 0,
         };
@@ -194,6 +196,8 @@ pub(crate) async fn watch(activity: Arc<Activity>, limits: Limits, stage: Stage)
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::time::Instant;
 
     use super::*;
@@ -210,7 +214,7 @@ mod tests {
     async fn a_quiet_connection_is_idle_after_its_timeout() {
         let start = Instant::now();
         assert_eq!(
-            watch(Arc::default(), limits(), Stage::Open).await,
+            watch(&Activity::default(), &limits(), Stage::Open).await,
             Verdict::Idle
         );
         let took = start.elapsed().as_secs();
@@ -222,7 +226,8 @@ mod tests {
         let activity = Arc::<Activity>::default();
         assert!(!activity.may_rest(), "nobody has looked");
         let look = async |activity: &Arc<Activity>| {
-            let watching = watch(activity.clone(), limits(), Stage::Open);
+            let limits = limits();
+            let watching = watch(activity, &limits, Stage::Open);
             let watched = tokio::time::timeout(Duration::from_secs(9), watching).await;
             assert!(watched.is_err());
         };
@@ -253,7 +258,7 @@ mod tests {
         });
         let start = Instant::now();
         assert_eq!(
-            watch(activity, limits(), Stage::Open).await,
+            watch(&activity, &limits(), Stage::Open).await,
             Verdict::SlowHead
         );
         let took = start.elapsed().as_secs();
@@ -262,12 +267,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_header_block_that_does_not_end_is_slow_whatever_else_is_in_flight() {
+        let activity = Arc::<Activity>::default();
+        activity.requests.store(1, Ordering::Relaxed);
+        activity.in_block.store(true, Ordering::Relaxed);
+        let start = Instant::now();
+        assert_eq!(
+            watch(&activity, &limits(), Stage::Open).await,
+            Verdict::SlowHead
+        );
+        let took = start.elapsed().as_secs();
+        assert!((10..=13).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_request_in_flight_is_never_idle() {
         let activity = Arc::<Activity>::default();
         activity.requests.store(1, Ordering::Relaxed);
+        let limits = limits();
         let watched = tokio::time::timeout(
             Duration::from_secs(9000),
-            watch(activity, limits(), Stage::Open),
+            watch(&activity, &limits, Stage::Open),
         );
         assert!(watched.await.is_err());
     }
@@ -278,7 +298,7 @@ mod tests {
         activity.requests.store(1, Ordering::Relaxed);
         activity.blocked.store(true, Ordering::Relaxed);
         assert_eq!(
-            watch(activity, limits(), Stage::Open).await,
+            watch(&activity, &limits(), Stage::Open).await,
             Verdict::SlowReader
         );
     }

@@ -191,39 +191,16 @@ impl HttpBody for ClientBody {
     }
 }
 
-/// A request body whose bytes are counted for the access log.
-pub(crate) struct Counted {
-    pub(crate) body: Body,
-    pub(crate) incoming: Arc<Incoming>,
-    /// When the request began.
-    pub(crate) since: Instant,
-}
-
-impl HttpBody for Counted {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
+/// A request body whose bytes are counted for the access log; `since` is when the request began.
+pub(crate) fn counted(body: Body, incoming: Arc<Incoming>, since: Instant) -> Body {
+    body.watched(move |frame, ended| {
+        if let Some(Ok(frame)) = frame
             && let Some(data) = frame.data_ref()
         {
-            self.incoming.add(data.len());
+            incoming.add(data.len());
         }
-        if frame.is_none() || self.body.is_end_stream() {
-            self.incoming.end(self.since.elapsed());
+        if ended {
+            incoming.end(since.elapsed());
         }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+    })
 }

@@ -1,4 +1,5 @@
-//! One downstream connection: PROXY protocol, TLS, protocol detection, HTTP, drain.
+//! One downstream connection: HTTP, its watchdog, drain. How it begins is in
+//! [`opening`](crate::opening).
 
 use std::{
     io,
@@ -12,11 +13,8 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use attache_filter::{
-    ConnectionInfo, RequestContext,
-    context::{Route, TlsInfo},
-};
-use attache_service::{listen, metrics::Gauge, tls};
+use attache_filter::ConnectionInfo;
+use attache_service::{listen, metrics::Gauge};
 use bytes::Bytes;
 use http::Request;
 use hyper::{
@@ -29,18 +27,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::{
     activity::{self, Activity, Stage, Verdict},
-    ahead::Ahead,
     bell::Bell,
-    client_hello,
     drain::Drain,
     edge::{Downstream, Edge, Everywhere},
     http1::Http1,
     hygiene::Peer,
-    plan::{Codec, Limits},
-    proxy_protocol::{self, Header},
-    socket::{Socket, detect},
-    tcp::{self, TcpPlan},
-    tunnel::Io,
+    opening,
+    plan::Limits,
+    proxy_protocol,
+    socket::Socket,
 };
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -62,14 +57,14 @@ pub(crate) struct Listening {
 }
 
 /// A connection that counts; dropped at its end. It outlives configurations, so it holds none.
-struct Counted<'l> {
-    listening: &'l Listening,
+struct Counted {
+    listening: Arc<Listening>,
     everywhere: Arc<Everywhere>,
     open: Gauge,
 }
 
-impl<'l> Counted<'l> {
-    fn new(listening: &'l Listening, edge: &Arc<Edge>) -> Option<Self> {
+impl Counted {
+    fn new(listening: Arc<Listening>, edge: &Edge) -> Option<Self> {
         let limit = edge.plan.limits.max_connections;
         if listening.connections.fetch_add(1, Ordering::Relaxed) >= limit {
             listening.connections.fetch_sub(1, Ordering::Relaxed);
@@ -90,7 +85,7 @@ impl<'l> Counted<'l> {
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.listening.connections.fetch_sub(1, Ordering::Relaxed);
         self.everywhere.leave();
@@ -100,7 +95,7 @@ impl Drop for Counted<'_> {
 
 /// Why a connection ended other than by its own will.
 #[derive(Debug, thiserror::Error)]
-enum Broken {
+pub(crate) enum Broken {
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("{0}")]
@@ -117,208 +112,58 @@ enum Broken {
     OtherVersion,
 }
 
+/// The rest of a connection's life once it is known what it speaks.
+///
+/// Each part of that life has its memory for itself: many connections stand and do nothing, and
+/// they shall not carry what the others or their own beginning need.
+pub(crate) type Serving = Pin<Box<dyn Future<Output = Result<(), Broken>> + Send>>;
+
 /// Serves one accepted connection until its end.
 pub(crate) async fn serve(listening: Arc<Listening>, socket: listen::Socket) {
     let edge = listening.edge.load_full();
-    let Some(counted) = Counted::new(&listening, &edge) else {
+    let Some(counted) = Counted::new(listening, &edge) else {
         return;
     };
-    let ended = match socket {
+    let listening = counted.listening.clone();
+    let opened = match socket {
         listen::Socket::Tcp(io) => {
             let info = ConnectionInfo {
                 peer: io.peer_addr().ok(),
                 local: io.local_addr().ok(),
                 tls: None,
             };
-            begin(&listening, edge, io, info).await
+            opening::open(listening, edge, io, info).await
         }
-        listen::Socket::Unix(io) => begin(&listening, edge, io, ConnectionInfo::default()).await,
+        listen::Socket::Unix(io) => {
+            opening::open(listening, edge, io, ConnectionInfo::default()).await
+        }
+    };
+    let ended = match opened {
+        Ok(serving) => serving.await,
+        Err(error) => Err(error),
     };
     if let Err(error) = ended {
-        let edge = listening.edge.load();
+        let edge = counted.listening.edge.load();
         edge.stats.broken.inc();
         tracing::debug!(listener = %edge.plan.name, %error, "connection ended");
     }
-    drop(counted);
 }
 
-/// Looks at what comes before everything else, where a listener has that.
-async fn begin<IO>(
-    listening: &Arc<Listening>,
-    edge: Arc<Edge>,
-    io: IO,
-    mut info: ConnectionInfo,
-) -> Result<(), Broken>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    if edge.plan.proxy_protocol.is_none() && edge.plan.tls_passthrough.is_none() {
-        return start(listening, edge, io, info).await;
-    }
-    // Boxed: other connections need not carry its state, nor the program its code twice.
-    Box::pin(async move {
-        let limit = edge.plan.limits.header_timeout;
-        let looked = tokio::time::timeout(limit, look_ahead(&edge, Box::new(io), &mut info)).await;
-        let (io, passed_on) = looked.map_err(|_| Broken::SlowStart)??;
-        match passed_on {
-            Some(plan) => pass_on(&edge, &plan, io, info).await,
-            None => start(listening, edge, io, info).await,
-        }
-    })
-    .await
-}
-
-/// Reads what stands before TLS and HTTP, and decides whether the connection is passed on.
-async fn look_ahead(
+/// Speaks HTTP. What a request is to be done with, it takes from what the listener does by then,
+/// so that clusters and channels of a configuration that was replaced do not live as long as some
+/// connection does.
+pub(crate) fn http<IO>(
+    listening: Arc<Listening>,
     edge: &Edge,
-    mut io: Box<dyn Io>,
-    info: &mut ConnectionInfo,
-) -> Result<(Ahead<Box<dyn Io>>, Option<TcpPlan>), Broken> {
-    let mut ahead = Bytes::new();
-    if let Some(settings) = &edge.plan.proxy_protocol {
-        if !settings.lets(info.peer.map(|peer| peer.ip())) {
-            return Err(proxy_protocol::Refused::Stranger.into());
-        }
-        let header;
-        (header, ahead) = proxy_protocol::read(&mut io, settings).await?;
-        if let Header::Proxied {
-            source,
-            destination,
-        } = header
-        {
-            info.peer = Some(source);
-            info.local = Some(destination);
-        }
-    }
-    let mut io = Ahead { ahead, io };
-    let Some(names) = &edge.plan.tls_passthrough else {
-        return Ok((io, None));
-    };
-    let beginning = client_hello::read(&mut io).await?;
-    let name = beginning.server_name;
-    let plan = name.as_deref().and_then(|name| names.get(name)).cloned();
-    if plan.is_none() && !edge.plan.opens() {
-        return Err(Broken::ServerName(name));
-    }
-    if plan.is_some() && edge.log.is_some() {
-        info.tls = Some(TlsInfo {
-            sni: name,
-            ..TlsInfo::default()
-        });
-    }
-    let io = Ahead {
-        ahead: beginning.ahead,
-        io: match io.ahead.is_empty() {
-            true => io.io,
-            false => Box::new(io),
-        },
-    };
-    Ok((io, plan))
-}
-
-/// Passes a connection on as it is.
-async fn pass_on<IO>(
-    edge: &Edge,
-    plan: &TcpPlan,
-    io: IO,
-    info: ConnectionInfo,
-) -> Result<(), Broken>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send,
-{
-    let Some(stats) = &edge.tcp_stats else {
-        return Ok(());
-    };
-    let logged = edge.log.as_ref().map(|log| {
-        let client_ip = info.peer.map(|peer| peer.ip());
-        let mut context = RequestContext::new(Arc::new(info), http::Version::default());
-        context.client_ip = client_ip;
-        let cluster = edge.router.clusters.get(plan.cluster);
-        context.set_route(Some(Arc::new(Route {
-            cluster: cluster.map(|cluster| cluster.plan.name.clone()),
-            ..Route::default()
-        })));
-        (log, context)
-    });
-    let context = logged.as_ref().map(|(_, context)| context);
-    let ended = tcp::pass_on(&edge.router, plan, stats, context, io).await;
-    tracing::debug!(listener = %edge.plan.name, ?ended, "connection passed on");
-    if let Some((log, context)) = logged {
-        context.set_details(ended.details);
-        log.passed(Arc::new(context), &ended);
-    }
-    Ok(())
-}
-
-/// Begins with TLS or HTTP. `edge` is what the listener does at this moment: a connection of HTTP
-/// lets go of it, as every request takes what holds by then, so that clusters and channels of a
-/// configuration that was replaced do not live as long as some connection does.
-async fn start<IO>(
-    listening: &Arc<Listening>,
-    edge: Arc<Edge>,
-    io: IO,
-    mut info: ConnectionInfo,
-) -> Result<(), Broken>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let limit = edge.plan.limits.header_timeout;
-    match (&edge.plan.tls, &edge.plan.tcp) {
-        (None, None) => {
-            let mut io = io;
-            let detected = tokio::select! {
-                detected = tokio::time::timeout(limit, detect(&mut io)) => detected,
-                // Nothing has begun that could be finished.
-                () = listening.drain.ending() => return Ok(()),
-            };
-            let (http2, ahead) = detected.map_err(|_| Broken::SlowStart)??;
-            let http2 = match edge.plan.codec {
-                Codec::Auto => http2,
-                Codec::Http1 => false,
-                Codec::Http2 if http2 => true,
-                Codec::Http2 => return Err(Broken::OtherVersion),
-            };
-            run(listening, edge, io, info, http2, ahead).await
-        }
-        (None, Some(tcp)) => Box::pin(pass_on(&edge, tcp, io, info)).await,
-        (Some(tls), tcp) => {
-            let accepted = tokio::time::timeout(limit, tls.accept(io)).await;
-            let io = accepted.map_err(|_| Broken::SlowStart)??;
-            let peer = tls::Peer::of(io.get_ref().1);
-            let local = tls.local_principal(peer.sni.as_deref());
-            let http2 = match edge.plan.codec {
-                Codec::Auto => peer.alpn.as_deref() == Some("h2"),
-                Codec::Http1 => false,
-                Codec::Http2 => true,
-            };
-            info.tls = Some(TlsInfo {
-                sni: peer.sni,
-                alpn: peer.alpn,
-                peer_certificate: peer.certificate,
-                peer_principal: peer.principal,
-                local_principal: local.map(|name| name.to_string()),
-            });
-            match tcp {
-                Some(tcp) => Box::pin(pass_on(&edge, tcp, io, info)).await,
-                None => run(listening, edge, io, info, http2, Bytes::new()).await,
-            }
-        }
-    }
-}
-
-async fn run<IO>(
-    listening: &Arc<Listening>,
-    edge: Arc<Edge>,
     io: IO,
     info: ConnectionInfo,
     http2: bool,
     ahead: Bytes,
-) -> Result<(), Broken>
+) -> Serving
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (limits, allow_connect) = (edge.plan.limits, edge.plan.allow_connect);
-    drop(edge);
     let activity = Arc::<Activity>::default();
     let downstream = Arc::new(Downstream {
         peer: Peer::new(info.peer.map(|peer| peer.ip()), info.tls.is_some()),
@@ -335,13 +180,12 @@ where
         if allow_connect {
             builder.enable_connect_protocol();
         }
-        // Boxed: connections of HTTP/1.1 need not carry its state.
-        let mut connection = Box::pin(builder.serve_connection(io, service));
-        drive(connection.as_mut(), activity, limits, &listening.drain).await
+        let connection = builder.serve_connection(io, service);
+        Box::pin(drive(connection, activity, limits, listening))
     } else {
         let io = Socket::http1(io, ahead, activity.clone());
         let connection = Http1::new(http1_builder(&limits), io, service);
-        drive(pin!(connection), activity, limits, &listening.drain).await
+        Box::pin(drive(connection, activity, limits, listening))
     }
 }
 
@@ -371,15 +215,15 @@ fn http2_builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
 }
 
 /// A hyper connection, of either version.
-trait Connection: Future<Output = Result<(), hyper::Error>> {
+trait Connection: Future<Output = Result<(), hyper::Error>> + Unpin {
     /// Clients learn from a response that they shall come by another connection. To close one
     /// without that could lose a request that is on its way.
     const TOLD_IN_RESPONSES: bool;
 
-    fn close_politely(self: Pin<&mut Self>);
+    fn close_politely(&mut self);
 
     /// Gives back what it does not need while it is not used.
-    fn rest(self: Pin<&mut Self>) {}
+    fn rest(&mut self) {}
 }
 
 impl<IO, S> Connection for Http1<IO, S>
@@ -392,18 +236,18 @@ where
 {
     const TOLD_IN_RESPONSES: bool = true;
 
-    fn close_politely(self: Pin<&mut Self>) {
-        self.get_mut().close();
+    fn close_politely(&mut self) {
+        self.close();
     }
 
-    fn rest(self: Pin<&mut Self>) {
-        self.get_mut().rest();
+    fn rest(&mut self) {
+        self.rest();
     }
 }
 
 impl<I, S, E> Connection for http2::Connection<I, S, E>
 where
-    Self: Future<Output = Result<(), hyper::Error>>,
+    Self: Future<Output = Result<(), hyper::Error>> + Unpin,
     S: hyper::service::HttpService<Incoming>,
     S::Error: Into<attache_filter::BoxError>,
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
@@ -413,67 +257,75 @@ where
 {
     const TOLD_IN_RESPONSES: bool = false;
 
-    fn close_politely(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
+    fn close_politely(&mut self) {
+        Pin::new(self).graceful_shutdown();
     }
 }
 
 /// Drives a connection until it ends, is drained, or its watchdog speaks.
-async fn drive<C: Connection>(
-    mut connection: Pin<&mut C>,
+///
+/// Its parts borrow from the one future, which holds what it is given in its place alone.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async function has its arguments twice: as they come and as it uses them"
+)]
+fn drive<C: Connection>(
+    mut connection: C,
     activity: Arc<Activity>,
     limits: Limits,
-    drain: &Drain,
-) -> Result<(), Broken> {
-    let mut drained = pin!(leave(drain, activity.clone(), C::TOLD_IN_RESPONSES));
-    let mut watchdog = pin!(activity::watch(activity.clone(), limits, Stage::Open));
-    let bell = Bell::rung();
-    let waker = Waker::from(bell.clone());
-    let mut closing = false;
-    let verdict = std::future::poll_fn(|cx: &mut Context<'_>| {
-        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(Ok(ended));
-        }
-        if activity.is_resetting(&limits) {
-            return Poll::Ready(Err(Verdict::Resets));
-        }
-        let used_up = !closing && activity.is_used_up(&limits);
-        if !bell.has_rung(cx) && !used_up {
-            return Poll::Pending;
-        }
-        let apart = &mut Context::from_waker(&waker);
-        match watchdog.as_mut().poll(apart) {
-            Poll::Ready(Verdict::Idle) if closing => return Poll::Ready(Ok(Ok(()))),
-            Poll::Ready(Verdict::Idle | Verdict::Old) => {}
-            Poll::Ready(verdict) => return Poll::Ready(Err(verdict)),
-            Poll::Pending if closing => return Poll::Pending,
-            Poll::Pending if used_up => {}
-            Poll::Pending if drained.as_mut().poll(apart).is_ready() => {}
-            Poll::Pending if activity.may_rest() => {
-                connection.as_mut().rest();
-                return connection.as_mut().poll(cx).map(Ok);
+    listening: Arc<Listening>,
+) -> impl Future<Output = Result<(), Broken>> {
+    async move {
+        let mut drained = pin!(leave(&listening.drain, &activity, C::TOLD_IN_RESPONSES));
+        let mut watchdog = pin!(activity::watch(&activity, &limits, Stage::Open));
+        let bell = Bell::rung();
+        let waker = Waker::from(bell.clone());
+        let mut closing = false;
+        let verdict = std::future::poll_fn(|cx: &mut Context<'_>| {
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready(Ok(ended));
             }
-            Poll::Pending => return Poll::Pending,
+            if activity.is_resetting(&limits) {
+                return Poll::Ready(Err(Verdict::Resets));
+            }
+            let used_up = !closing && activity.is_used_up(&limits);
+            if !bell.has_rung(cx) && !used_up {
+                return Poll::Pending;
+            }
+            let apart = &mut Context::from_waker(&waker);
+            match watchdog.as_mut().poll(apart) {
+                Poll::Ready(Verdict::Idle) if closing => return Poll::Ready(Ok(Ok(()))),
+                Poll::Ready(Verdict::Idle | Verdict::Old) => {}
+                Poll::Ready(verdict) => return Poll::Ready(Err(verdict)),
+                Poll::Pending if closing => return Poll::Pending,
+                Poll::Pending if used_up => {}
+                Poll::Pending if drained.as_mut().poll(apart).is_ready() => {}
+                Poll::Pending if activity.may_rest() => {
+                    connection.rest();
+                    return Pin::new(&mut connection).poll(cx).map(Ok);
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+            closing = true;
+            watchdog.set(activity::watch(&activity, &limits, Stage::Closing));
+            connection.close_politely();
+            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+                return Poll::Ready(Ok(ended));
+            }
+            // The first look of the watchdog sets its timer.
+            let _ = watchdog.as_mut().poll(apart);
+            Poll::Pending
+        })
+        .await;
+        match verdict {
+            Ok(ended) => Ok(ended?),
+            Err(verdict) => Err(Broken::Watchdog(verdict)),
         }
-        closing = true;
-        watchdog.set(activity::watch(activity.clone(), limits, Stage::Closing));
-        connection.as_mut().close_politely();
-        if let Poll::Ready(ended) = connection.as_mut().poll(cx) {
-            return Poll::Ready(Ok(ended));
-        }
-        // The first look of the watchdog sets its timer.
-        let _ = watchdog.as_mut().poll(apart);
-        Poll::Pending
-    })
-    .await;
-    match verdict {
-        Ok(ended) => Ok(ended?),
-        Err(verdict) => Err(Broken::Watchdog(verdict)),
     }
 }
 
 /// Resolves when a connection is to close as soon as it has no request.
-async fn leave(drain: &Drain, activity: Arc<Activity>, told_in_responses: bool) {
+async fn leave(drain: &Drain, activity: &Activity, told_in_responses: bool) {
     let within = drain.leaving().await;
     if told_in_responses {
         activity.closing.store(true, Ordering::Relaxed);
@@ -489,5 +341,53 @@ async fn leave(drain: &Drain, activity: Arc<Activity>, told_in_responses: bool) 
     tokio::select! {
         () = sleep => {}
         () = drain.ending() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, future::ready};
+
+    use http::Response;
+    use http_body_util::Full;
+    use hyper::service::HttpService;
+    use tokio::net::TcpStream;
+    use tokio_rustls::server::TlsStream;
+
+    use super::*;
+
+    /// Bytes of what a function gives.
+    fn given<A, B, C, D, R>(_: impl FnOnce(A, B, C, D) -> R) -> usize {
+        size_of::<R>()
+    }
+
+    /// Bytes that a connection of HTTP/1.1 holds in one piece, with such a service as there is.
+    fn held_with<IO>() -> usize
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        fn driven<IO, S>(_: S) -> usize
+        where
+            IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+            S: HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible> + Unpin,
+        {
+            given(drive::<Http1<IO, S>>)
+        }
+        let (listening, downstream) = (Arc::new(()), Arc::new(()));
+        driven::<IO, _>(service_fn(move |_: Request<Incoming>| {
+            let _ = (&listening, &downstream);
+            ready(Ok(Response::new(Full::default())))
+        }))
+    }
+
+    #[test]
+    fn a_connection_holds_no_more_than_it_needs_while_it_rests() {
+        let task = given(|listening, socket, (), ()| serve(listening, socket));
+        assert!(task <= 256, "the task: {task}");
+        let plain = held_with::<TcpStream>();
+        assert!(plain <= 1280, "over TCP: {plain}");
+        // The state of TLS alone has more than a kilobyte.
+        let tls = held_with::<TlsStream<TcpStream>>();
+        assert!(tls <= 2560, "over TLS: {tls}");
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use attache_filter::{
     Body, ConnectionInfo, LocalReply, RequestContext, calls::Recording, context::ResponseFlag,
-    head::Scheme, reply::ReplyForm, tap::Tapped,
+    head::Scheme, reply::ReplyForm, tap::tapped,
 };
 use http::{
     HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::{
     access_log::{AccessLogPlan, AccessLogs, Record},
     activity::Activity,
-    body::{Active, ClientBody, Counted, ReplyBody},
+    body::{Active, ClientBody, ReplyBody, counted},
     extended_connect,
     filters::Stack,
     hygiene::{self, Admitted, Peer, Tunnels},
@@ -185,13 +185,9 @@ impl Edge {
                 incoming.end(since.elapsed());
             } else {
                 if let Some(tap) = &context.tap {
-                    body = Tapped::wrap(body, tap, |tap| &tap.received);
+                    body = tapped(body, tap, |tap| &tap.received);
                 }
-                body = Body::new(Counted {
-                    body,
-                    incoming,
-                    since,
-                });
+                body = counted(body, incoming, since);
             }
         }
         let asks_tunnel = tunnel::is_wanted(&parts.method, &parts.headers)

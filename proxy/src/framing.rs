@@ -74,6 +74,13 @@ impl Framing {
         self.state == State::Head && (self.head.lines > 0 || !self.partial.is_empty())
     }
 
+    /// Gives back the room for lines that come in pieces.
+    pub(crate) fn rest(&mut self) {
+        if self.partial.is_empty() {
+            self.partial = Vec::new();
+        }
+    }
+
     /// Whether what comes is followed no more: a tunnel, or no HTTP at all.
     pub(crate) fn is_opaque(&self) -> bool {
         self.state == State::Opaque

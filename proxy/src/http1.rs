@@ -63,10 +63,14 @@ where
         self.state = match mem::replace(&mut self.state, State::Ended) {
             State::Working(connection) => match connection.into_parts() {
                 // What was read and not used can only be blank lines between requests.
-                Some(parts) => State::Resting {
-                    io: parts.io.into_inner(),
-                    service: parts.service,
-                },
+                Some(parts) => {
+                    let mut io = parts.io.into_inner();
+                    io.rest();
+                    State::Resting {
+                        io,
+                        service: parts.service,
+                    }
+                }
                 None => State::Ended,
             },
             other => other,

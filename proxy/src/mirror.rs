@@ -17,7 +17,7 @@ use std::{
 use attache_filter::{Body, BoxError, RequestContext, head};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Version, request};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt;
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -95,7 +95,7 @@ impl Mirrors {
         }
         match feeds.is_empty() {
             true => body,
-            false => Body::new(Copied { body, feeds }),
+            false => copied(body, feeds),
         }
     }
 }
@@ -273,50 +273,25 @@ impl Feed {
 }
 
 /// The body of a request that copies are made of.
-struct Copied {
-    body: Body,
-    feeds: Vec<Feed>,
-}
-
-impl HttpBody for Copied {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let this = &mut *self;
-        match &frame {
-            Some(Ok(frame)) => {
-                for feed in &mut this.feeds {
+fn copied(body: Body, mut feeds: Vec<Feed>) -> Body {
+    body.watched(move |frame, ended| {
+        for feed in &mut feeds {
+            match frame {
+                Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
                         feed.send(Piece::Data(data.clone()), data.len());
                     } else if let Some(trailers) = frame.trailers_ref() {
                         feed.send(Piece::Trailers(trailers.clone()), 0);
                     }
-                    if this.body.is_end_stream() {
-                        feed.send(Piece::End, 0);
-                    }
                 }
+                Some(Err(_)) => feed.close(),
+                None => {}
             }
-            None => this
-                .feeds
-                .iter_mut()
-                .for_each(|feed| feed.send(Piece::End, 0)),
-            Some(Err(_)) => this.feeds.iter_mut().for_each(Feed::close),
+            if ended {
+                feed.send(Piece::End, 0);
+            }
         }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+    })
 }
 
 impl HttpBody for Fed {
@@ -375,10 +350,7 @@ mod tests {
     #[tokio::test]
     async fn a_copy_gets_the_whole_body_and_the_request_does_too() {
         let (feed, fed) = feed(stats().0);
-        let copied = Copied {
-            body: Body::from("hello"),
-            feeds: vec![feed],
-        };
+        let copied = copied(Body::from("hello"), vec![feed]);
         assert_eq!(copied.collect().await.unwrap().to_bytes(), "hello");
         assert_eq!(fed.collect().await.unwrap().to_bytes(), "hello");
     }
@@ -403,10 +375,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_breaks_off_breaks_its_copy_off() {
         let (feed, mut fed) = feed(stats().0);
-        drop(Copied {
-            body: Body::from("hello"),
-            feeds: vec![feed],
-        });
+        drop(copied(Body::from("hello"), vec![feed]));
         assert!(fed.frame().await.unwrap().is_err());
         assert!(fed.frame().await.is_none());
     }

@@ -1,49 +1,50 @@
 //! The innermost service: does what the route says. Behind all policies.
 
-use std::{convert::Infallible, future::poll_fn, pin::pin, sync::Arc, task::Poll};
+mod head;
+mod innermost;
+mod late;
+mod replies;
+
+use std::{pin::pin, sync::Arc};
 
 use attache_filter::{
     Body, LocalReply, RequestContext,
-    attributes::Facts,
-    context::{ResponseFlag, UpstreamAttempt},
-    head::{self, Scheme},
+    context::{ResponseFlag, UpstreamAttempt, UpstreamConnection},
     reply::ReplyForm,
-    tap::Tapped,
+    tap::tapped,
 };
-use attache_service::{cluster::breakers::Overflow, trace::SpanId};
+use attache_service::trace::SpanId;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version,
-    header, request,
-    uri::{Authority, PathAndQuery},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+    request,
 };
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
-use tower::Service;
+
+pub(crate) use head::{EXPECTED_TIMEOUT, fit, millis, say_empty};
+pub(crate) use innermost::{Innermost, Rerouted};
+pub(crate) use late::Late;
 
 use crate::{
     attempts::{Attempts, Sent},
     body::ReplyBody,
-    filters::{Handle, PolicyFuture, Stack},
     hygiene,
     internal_redirect::Restart,
     mirror::Mirrors,
-    plan::{ListenerPlan, Protocol},
-    route::{
-        Action, Changes, DirectResponse, Forward, HostRewrite, Redirect, RouteEntry, RouteTable,
-        append_forwarded_host,
-    },
+    plan::ListenerPlan,
+    route::{Action, Changes, Forward, RouteEntry, RouteTable},
     tunnel::{self, Side},
     upstream::{
         Cluster, Ended, Endpoint, Lifetime, LifetimeOf, Limits, UploadBody, UpstreamBody,
         UpstreamError, Waited, exchange, within,
     },
 };
+use head::prepare;
+use late::Changed;
+use replies::{
+    direct_response, failed, lasted, local, overflowed, redirect, silent, timed_out, unavailable,
+};
 
-pub(crate) const EXPECTED_TIMEOUT: HeaderName =
-    HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
-const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
-const ORIGINAL_HOST: HeaderName = HeaderName::from_static("x-envoy-original-host");
-const OVERLOADED: HeaderName = HeaderName::from_static("x-envoy-overloaded");
 const SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 
 /// Routes and upstreams of one worker.
@@ -72,46 +73,6 @@ pub(crate) struct Picked(pub(crate) Option<Arc<RouteEntry>>);
 pub(crate) struct Answered {
     pub(crate) endpoint: String,
     pub(crate) after: std::time::Duration,
-}
-
-/// The changes of the route have been made; an extension of the response.
-#[derive(Clone, Copy)]
-struct Changed;
-
-/// What has to be known to make the changes of a route to an answer of its policies.
-pub(crate) struct Late {
-    entry: Arc<RouteEntry>,
-    asked: Option<Box<request::Parts>>,
-}
-
-impl Late {
-    /// Nothing where the route changes no responses.
-    pub(crate) fn of(entry: Option<&Arc<RouteEntry>>, parts: &request::Parts) -> Option<Self> {
-        let entry = entry?;
-        let changes = entry.changes.as_deref()?;
-        let asked = || Box::new(parts.clone());
-        (!changes.response.is_empty()).then(|| Self {
-            entry: entry.clone(),
-            asked: changes.remembers_request().then(asked),
-        })
-    }
-
-    /// Makes the changes, unless the router has made them, the response came from an upstream or
-    /// the request has another route by then.
-    pub(crate) fn change(&self, response: &mut Response<Body>, context: &RequestContext) {
-        let made = response.extensions().get::<Changed>().is_some();
-        let upstream = context.details().is_none_or(|at| at == "via_upstream");
-        let route = context.route();
-        let same = route.is_some_and(|route| Arc::ptr_eq(&route, &self.entry.route));
-        if made || upstream || !same {
-            return;
-        }
-        if let Some(changes) = &self.entry.changes {
-            let (mut parts, body) = std::mem::take(response).into_parts();
-            changes.response(&mut parts, self.asked.as_deref(), context);
-            *response = Response::from_parts(parts, body);
-        }
-    }
 }
 
 impl Router {
@@ -288,7 +249,7 @@ impl Router {
             },
         };
         if let Some(tap) = &context.tap {
-            body = Tapped::wrap(body, tap, |tap| &tap.sent);
+            body = tapped(body, tap, |tap| &tap.sent);
         }
         if !forward.mirrors.is_empty() && !upgrading {
             let mirrors = &self.mirrors;
@@ -365,18 +326,12 @@ impl Router {
             }
             timeout @ (Waited::Timeout | Waited::AttemptTimeout | Waited::AttemptIdle) => {
                 cluster.stats.failed.inc();
-                context.add_flag(ResponseFlag::UpstreamRequestTimeout);
                 let details = match timeout {
                     Waited::AttemptTimeout => "upstream_per_try_timeout",
                     Waited::AttemptIdle => "upstream_per_try_idle_timeout",
                     _ => "response_timeout",
                 };
-                let reply = LocalReply::new(StatusCode::GATEWAY_TIMEOUT, details);
-                return local(
-                    context,
-                    form,
-                    reply.with_body("the upstream did not answer in time"),
-                );
+                return timed_out(details, context, form);
             }
             Waited::Lifetime(of) => {
                 cluster.stats.failed.inc();
@@ -384,18 +339,8 @@ impl Router {
                 return lasted(of, complete, context, form);
             }
             Waited::Idle => {
-                context.add_flag(ResponseFlag::StreamIdleTimeout);
                 let complete = upload.is_none_or(|upload| upload.done().is_some());
-                let status = match complete {
-                    true => StatusCode::GATEWAY_TIMEOUT,
-                    false => StatusCode::REQUEST_TIMEOUT,
-                };
-                let reply = LocalReply::new(status, "stream_idle_timeout");
-                return local(
-                    context,
-                    form,
-                    reply.with_body("the stream was silent for too long"),
-                );
+                return silent(complete, context, form);
             }
         };
         let now = Instant::now();
@@ -469,7 +414,7 @@ impl Router {
             match &context.tap {
                 None => ReplyBody::Upstream(body),
                 Some(tap) => {
-                    let body = Tapped::wrap(Body::new(body), tap, |tap| &tap.answered);
+                    let body = tapped(Body::new(body), tap, |tap| &tap.answered);
                     ReplyBody::Local(body)
                 }
             }
@@ -498,7 +443,17 @@ pub(crate) fn note_attempt(
         Waited::Done(Ok((response, _))) => Some(response.status()),
         _ => None,
     };
+    let made = match ended {
+        Waited::Done(Ok((_, lease))) => endpoint.own.made(lease),
+        _ => None,
+    };
     let now = context.started.elapsed();
+    let waited = match ended {
+        Waited::Done(Err(UpstreamError::Connect(_) | UpstreamError::ConnectTimeout(_))) => {
+            Some(begun.elapsed())
+        }
+        _ => made.map(|made| made.ready.saturating_duration_since(begun)),
+    };
     context.record_attempt(UpstreamAttempt {
         endpoint: endpoint.endpoint.to_string(),
         begun: begun.into_std().saturating_duration_since(context.started),
@@ -506,6 +461,12 @@ pub(crate) fn note_attempt(
         ended: now,
         status,
         span,
+        waited,
+        connection: made.map(|made| UpstreamConnection {
+            begun: made.begun.into_std(),
+            connected: made.connected.into_std(),
+            secured: made.secured.map(Instant::into_std),
+        }),
     });
 }
 
@@ -570,375 +531,9 @@ fn lifetime(
     })
 }
 
-/// The answer to a request for which too much of its cluster is in use.
-fn overflowed(
-    overflow: Overflow,
-    context: &RequestContext,
-    form: ReplyForm,
-) -> Response<ReplyBody> {
-    tracing::debug!(%overflow, "the request does not reach its upstream");
-    context.add_flag(ResponseFlag::UpstreamOverflow);
-    let details = "upstream_reset_before_response_started{overflow}";
-    let mut response = unavailable(context, form, details, "the upstream is overloaded");
-    let yes = HeaderValue::from_static("true");
-    response.headers_mut().insert(OVERLOADED, yes);
-    response
-}
-
-/// The answer to a request whose stream has lasted as long as it may; `complete` when the
-/// request is.
-fn lasted(
-    of: LifetimeOf,
-    complete: bool,
-    context: &RequestContext,
-    form: ReplyForm,
-) -> Response<ReplyBody> {
-    if let Some(flag) = of.flag() {
-        context.add_flag(flag);
-    }
-    let status = match complete {
-        true => StatusCode::GATEWAY_TIMEOUT,
-        false => StatusCode::REQUEST_TIMEOUT,
-    };
-    let mut reply = LocalReply::new(status, of.details());
-    reply.grpc_status = Some(tonic::Code::DeadlineExceeded as u32);
-    let body = "the stream has lasted as long as it may";
-    local(context, form, reply.with_body(body))
-}
-
 /// Keeps the head of a request for who asks for it.
 fn remember(remembered: Option<&mut Option<Box<request::Parts>>>, parts: &mut request::Parts) {
     if let Some(remembered) = remembered {
         *remembered = Some(Box::new(parts.clone()));
-    }
-}
-
-/// Turns a request into what the upstream shall see.
-fn prepare(
-    parts: &mut request::Parts,
-    entry: &RouteEntry,
-    forward: &Forward,
-    (cluster, endpoint): (&Cluster, &Endpoint),
-    context: &RequestContext,
-) {
-    if let Some(expected) = forward.expected_ms() {
-        parts.headers.insert(EXPECTED_TIMEOUT, expected.clone());
-    }
-    if let Some(changes) = &entry.changes {
-        changes.request(parts, context);
-    }
-    let host = forward
-        .host_rewrite
-        .as_ref()
-        .and_then(|rewrite| rewrite.apply(parts, context, endpoint.endpoint.host_name()));
-    let silent = matches!(forward.host_rewrite, Some(HostRewrite::OfCluster(_)));
-    if host.is_some() && !silent {
-        if forward.append_forwarded_host {
-            append_forwarded_host(parts);
-        }
-        if let Some(old) = head::authority(parts)
-            && let Ok(old) = HeaderValue::from_str(old)
-        {
-            parts.headers.insert(ORIGINAL_HOST, old);
-        }
-    }
-    let path = forward
-        .path_rewrite
-        .as_ref()
-        .and_then(|rewrite| rewrite.apply(&entry.matches, parts, context));
-    if path.is_some()
-        && let Some(old) = parts.uri.path_and_query()
-        && let Ok(old) = HeaderValue::from_str(old.as_str())
-    {
-        parts.headers.insert(ORIGINAL_PATH, old);
-    }
-    fit(parts, cluster, context, host, path);
-}
-
-/// Puts a request into the form of the cluster's protocol, with another host and path where they
-/// are given.
-pub(crate) fn fit(
-    parts: &mut request::Parts,
-    cluster: &Cluster,
-    context: &RequestContext,
-    host: Option<HeaderValue>,
-    path: Option<PathAndQuery>,
-) {
-    match cluster.plan.protocol {
-        Protocol::Http1 => {
-            let host = host.or_else(|| {
-                let authority = parts.uri.authority()?;
-                HeaderValue::from_str(authority.as_str()).ok()
-            });
-            if let Some(host) = host {
-                parts.headers.insert(header::HOST, host);
-            }
-            if path.is_some() || parts.uri.authority().is_some() {
-                let target = path.or_else(|| parts.uri.path_and_query().cloned());
-                parts.uri = target.map_or_else(|| Uri::from_static("/"), Uri::from);
-            }
-            parts.version = Version::HTTP_11;
-        }
-        Protocol::Http2 => {
-            let old = parts.headers.remove(header::HOST);
-            let host = host.or(old);
-            let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
-            let mut uri = std::mem::take(&mut parts.uri).into_parts();
-            uri.authority = authority
-                .or(uri.authority)
-                .or_else(|| Authority::try_from(&*cluster.plan.name).ok());
-            uri.scheme = Some(match scheme(parts, context) {
-                "https" => http::uri::Scheme::HTTPS,
-                _ => http::uri::Scheme::HTTP,
-            });
-            uri.path_and_query = path
-                .or(uri.path_and_query)
-                .or_else(|| Some(PathAndQuery::from_static("/")));
-            parts.uri = Uri::from_parts(uri).unwrap_or_default();
-            parts.version = Version::HTTP_2;
-            parts.headers.remove(header::CONNECTION);
-            parts.headers.remove(header::UPGRADE);
-        }
-    }
-}
-
-/// RFC 9110 §8.6: methods that usually carry content say so when there is none.
-pub(crate) fn say_empty(parts: &mut request::Parts) {
-    let usually = matches!(parts.method, Method::POST | Method::PUT | Method::PATCH);
-    if usually && parts.version == Version::HTTP_11 {
-        parts
-            .headers
-            .entry(header::CONTENT_LENGTH)
-            .or_insert(HeaderValue::from_static("0"));
-    }
-}
-
-fn scheme(parts: &request::Parts, context: &RequestContext) -> &'static str {
-    match parts.extensions.get::<Scheme>() {
-        Some(Scheme::Https) => "https",
-        Some(Scheme::Http) => "http",
-        None if context.connection.tls.is_some() => "https",
-        None => "http",
-    }
-}
-
-pub(crate) fn millis(millis: u128) -> HeaderValue {
-    const SMALL: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-    let small = usize::try_from(millis).ok().and_then(|i| SMALL.get(i));
-    match small {
-        Some(text) => HeaderValue::from_static(text),
-        None => HeaderValue::from(u64::try_from(millis).unwrap_or(u64::MAX)),
-    }
-}
-
-fn direct_response(
-    direct: &DirectResponse,
-    entry: &RouteEntry,
-    parts: &request::Parts,
-    context: &RequestContext,
-    form: ReplyForm,
-) -> Response<ReplyBody> {
-    let mut reply = LocalReply::new(direct.status, "direct_response");
-    reply.body = direct.body.clone();
-    // As Envoy: such statuses say where.
-    if direct.status == StatusCode::CREATED || direct.status.is_redirection() {
-        let here = Redirect::default();
-        let location = here.location(&entry.matches, parts, scheme(parts, context), context);
-        reply
-            .headers
-            .extend(location.map(|at| (header::LOCATION, at)));
-    }
-    if let Some(format) = &direct.format {
-        // There is no response yet.
-        let facts = Facts {
-            context,
-            request: Some(parts),
-            response: None,
-        };
-        reply.body = format.around(&direct.body, &facts.into());
-        let content_type = format.content_type.clone();
-        reply.headers.insert(header::CONTENT_TYPE, content_type);
-    }
-    local(context, form, reply)
-}
-
-fn redirect(
-    to: &Redirect,
-    entry: &RouteEntry,
-    parts: &request::Parts,
-    context: &RequestContext,
-    form: ReplyForm,
-) -> Response<ReplyBody> {
-    let mut reply = LocalReply::new(to.status, "direct_response");
-    match to.location(&entry.matches, parts, scheme(parts, context), context) {
-        Some(location) => {
-            reply.headers.insert(header::LOCATION, location);
-        }
-        None => reply.status = StatusCode::BAD_REQUEST,
-    }
-    local(context, form, reply)
-}
-
-fn failed(error: &UpstreamError, context: &RequestContext, form: ReplyForm) -> Response<ReplyBody> {
-    tracing::debug!(%error, "no answer from the upstream");
-    use ResponseFlag::{
-        DownstreamProtocolError, UpstreamConnectionFailure, UpstreamConnectionTermination,
-    };
-    let (status, flag, details, body) = match error {
-        UpstreamError::Overflow(overflow) => return overflowed(*overflow, context, form),
-        UpstreamError::Connect(_) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            UpstreamConnectionFailure,
-            "upstream_reset_before_response_started{remote_connection_failure}",
-            "the upstream cannot be reached",
-        ),
-        UpstreamError::ConnectTimeout(_) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            UpstreamConnectionFailure,
-            "upstream_reset_before_response_started{connection_timeout}",
-            "the upstream cannot be reached",
-        ),
-        UpstreamError::Reset(error) if error.is_parse() => (
-            StatusCode::BAD_GATEWAY,
-            UpstreamConnectionTermination,
-            "upstream_reset_before_response_started{protocol_error}",
-            "the upstream broke the protocol",
-        ),
-        // The request ended the exchange: its body broke off or is not what it says.
-        UpstreamError::Reset(error) if error.is_user() => (
-            StatusCode::BAD_REQUEST,
-            DownstreamProtocolError,
-            "http1.codec_error",
-            "the request body is malformed",
-        ),
-        UpstreamError::Reset(_) => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            UpstreamConnectionTermination,
-            "upstream_reset_before_response_started{connection_termination}",
-            "the upstream ended the connection before it answered",
-        ),
-    };
-    context.add_flag(flag);
-    local(
-        context,
-        form,
-        LocalReply::new(status, details).with_body(body),
-    )
-}
-
-fn unavailable(
-    context: &RequestContext,
-    form: ReplyForm,
-    details: &'static str,
-    body: &'static str,
-) -> Response<ReplyBody> {
-    let reply = LocalReply::new(StatusCode::SERVICE_UNAVAILABLE, details);
-    local(context, form, reply.with_body(body))
-}
-
-/// The answer to an upgrade that the route does not let through.
-fn refuse_upgrade(context: &RequestContext, parts: &request::Parts) -> Response<ReplyBody> {
-    let form = ReplyForm {
-        grpc: false,
-        ..ReplyForm::of(&parts.method, &parts.headers)
-    };
-    context.add_flag(ResponseFlag::DownstreamProtocolError);
-    let refused = hygiene::UPGRADE_REFUSED;
-    let reply = LocalReply::new(refused.status, refused.details);
-    let mut response = local(context, form, reply);
-    // What the client sent behind its request may not be HTTP.
-    let close = HeaderValue::from_static("close");
-    response.headers_mut().insert(header::CONNECTION, close);
-    response
-}
-
-/// A reply of our own, its details noted.
-fn local(context: &RequestContext, form: ReplyForm, reply: LocalReply) -> Response<ReplyBody> {
-    context.set_details(reply.details.clone());
-    reply.into_response(form).map(ReplyBody::Local)
-}
-
-/// Between two policies: picks the route again when the one outside changed what it depends on,
-/// so that those inside go by the settings of the new one.
-pub(crate) struct Rerouted {
-    pub(crate) router: Arc<Router>,
-    pub(crate) inner: Stack,
-}
-
-impl Handle for Rerouted {
-    fn call(&self, mut request: Request<Body>) -> PolicyFuture {
-        let context = request.extensions().get::<Arc<RequestContext>>();
-        if let Some(context) = context.filter(|context| context.is_route_cleared()) {
-            let context = context.clone();
-            let (mut parts, body) = request.into_parts();
-            let entry = self.router.pick(&parts, &context);
-            parts.extensions.insert(Picked(entry));
-            request = Request::from_parts(parts, body);
-        }
-        self.inner.handle(request)
-    }
-}
-
-/// The router as the innermost service of a policy stack.
-#[derive(Clone)]
-pub(crate) struct Innermost {
-    pub(crate) router: Arc<Router>,
-    pub(crate) listener: Arc<ListenerPlan>,
-}
-
-impl Innermost {
-    pub(crate) fn stack(self) -> Stack {
-        Stack::new(self)
-    }
-}
-
-impl Service<Request<Body>> for Innermost {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = PolicyFuture;
-
-    fn poll_ready(&mut self, _cx: &mut std::task::Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, mut request: Request<Body>) -> PolicyFuture {
-        let Self { router, listener } = self.clone();
-        let context = RequestContext::of(&mut request);
-        let (mut parts, body) = request.into_parts();
-        if context.is_answered() {
-            context.keep_head(&parts);
-        }
-        router.charge(&context);
-        Box::pin(async move {
-            let entry = match parts.extensions.remove::<Picked>() {
-                Some(Picked(entry)) if !context.is_route_cleared() => entry,
-                _ => router.pick(&parts, &context),
-            };
-            let received = Box::new(Received { parts, body });
-            let mut answer = pin!(async {
-                // A policy may have led the request to a route with other rules.
-                match &entry {
-                    Some(entry)
-                        if !entry.lets_upgrade(&received.parts.headers, &listener.upgrades) =>
-                    {
-                        refuse_upgrade(&context, &received.parts)
-                    }
-                    _ => {
-                        let context = context.clone();
-                        router.answer(&listener, entry, context, received).await
-                    }
-                }
-            });
-            let response = poll_fn(|cx| {
-                // A layer answers: at once, or while the upstream is waited for.
-                if let Some(reply) = context.take_reply() {
-                    return Poll::Ready(reply);
-                }
-                answer.as_mut().poll(cx).map(|r| r.map(Body::new))
-            })
-            .await;
-            context.begin_response();
-            Ok(response)
-        })
     }
 }

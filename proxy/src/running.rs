@@ -275,7 +275,7 @@ impl Running {
     /// The old plan goes on running.
     pub async fn reload(&self, mut plan: Plan) -> Result<(), StartError> {
         let _one_at_a_time = self.reloading.lock().await;
-        plan.keep_clusters(&self.plan());
+        plan.succeed(&self.plan());
         plan.guard(&self.metrics);
         let result = self.replace(Arc::new(plan)).await;
         match &result {
@@ -345,6 +345,45 @@ impl Running {
             tokio::spawn(before.finish(LAST_SPANS));
         }
         Ok(())
+    }
+
+    /// Whether a listener of `plan`, which does not run yet, could have its address, as far as
+    /// that can be told ahead.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) async fn could_listen(&self, plan: &Plan, name: &str) -> Result<(), StartError> {
+        let mut listeners = plan.listeners.iter();
+        let Some(index) = listeners.position(|listener| &*listener.name == name) else {
+            return Ok(());
+        };
+        let clash = |at| clash(&plan.listeners, at);
+        if let Some(error) = (0..plan.listeners.len()).filter_map(clash).find(|error| {
+            matches!(error, StartError::SameAddress(one, other) if one == name || other == name)
+        }) {
+            return Err(error);
+        }
+        let Some(listener) = plan.listeners.get(index) else {
+            return Ok(());
+        };
+        let ListenAddress::At(address @ Address::Tcp { .. }) = &listener.address else {
+            return Ok(());
+        };
+        let running = self.plan().listeners.clone();
+        let ours = running.into_iter().zip(self.addresses());
+        let is_ours = ours
+            .into_iter()
+            .any(|(planned, bound)| planned.address == listener.address || bound == *address);
+        if is_ours || is_any_port(&listener.address) {
+            return Ok(());
+        }
+        match Bound::bind(address).await {
+            Ok(_) => Ok(()),
+            Err(source) => Err(StartError::Listen {
+                listener: name.to_owned(),
+                source,
+            }),
+        }
     }
 
     /// Has the files of access logs opened anew, each before its next line: they were moved away.
@@ -500,16 +539,8 @@ async fn assign(
 ) -> Result<Assignment, StartError> {
     let mut listeners: Vec<SharedListener> = Vec::new();
     for (index, listener) in plan.listeners.iter().enumerate() {
-        let clash = plan
-            .listeners
-            .iter()
-            .take(index)
-            .find(|other| other.address == listener.address && !is_any_port(&other.address));
-        if let Some(other) = clash {
-            return Err(StartError::SameAddress(
-                other.name.to_string(),
-                listener.name.to_string(),
-            ));
+        if let Some(error) = clash(&plan.listeners, index) {
+            return Err(error);
         }
         let log = access_log(listener, metrics, shares.reopen)?;
         let known = shares.before.iter().find(|(planned, old)| {
@@ -549,6 +580,18 @@ async fn assign(
         tracing: None,
         live: shares.live.clone(),
     })
+}
+
+/// Whether a listener wants the address of one before it.
+fn clash(listeners: &[Arc<ListenerPlan>], index: usize) -> Option<StartError> {
+    let listener = listeners.get(index)?;
+    let mut before = listeners.iter().take(index);
+    let other =
+        before.find(|other| other.address == listener.address && !is_any_port(&other.address))?;
+    Some(StartError::SameAddress(
+        other.name.to_string(),
+        listener.name.to_string(),
+    ))
 }
 
 fn is_any_port(address: &ListenAddress) -> bool {

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use crate::{
     activity::Activity,
     framing::{Fault, Framing},
+    header_blocks::HeaderBlocks,
 };
 
 /// What an HTTP/2 client sends first (RFC 9113 §3.4).
@@ -26,8 +27,13 @@ pub(crate) struct Socket<IO> {
     io: IO,
     ahead: Bytes,
     activity: Arc<Activity>,
-    /// Present in HTTP/1.1.
-    framing: Option<Framing>,
+    followed: Followed,
+}
+
+/// What is looked at in the bytes that arrive.
+enum Followed {
+    Http1(Framing),
+    Http2(HeaderBlocks),
 }
 
 /// Reads as little as tells HTTP/2 from HTTP/1.1: the two differ in the first bytes.
@@ -52,7 +58,7 @@ impl<IO> Socket<IO> {
             io,
             ahead,
             activity,
-            framing: Some(Framing::default()),
+            followed: Followed::Http1(Framing::default()),
         }
     }
 
@@ -61,13 +67,20 @@ impl<IO> Socket<IO> {
             io,
             ahead,
             activity,
-            framing: None,
+            followed: Followed::Http2(HeaderBlocks::default()),
         }
     }
 
     /// Whether bytes were read that are still to be looked at.
     pub(crate) fn has_ahead(&self) -> bool {
         !self.ahead.is_empty()
+    }
+
+    /// Gives back what only the middle of a message needs.
+    pub(crate) fn rest(&mut self) {
+        if let Followed::Http1(framing) = &mut self.followed {
+            framing.rest();
+        }
     }
 
     /// Bytes to read next, before all others.
@@ -77,8 +90,14 @@ impl<IO> Socket<IO> {
 
     fn arrived(&mut self, bytes: &mut [u8]) {
         self.activity.moves.fetch_add(1, Ordering::Relaxed);
-        let Some(framing) = &mut self.framing else {
-            return;
+        let framing = match &mut self.followed {
+            Followed::Http1(framing) => framing,
+            Followed::Http2(blocks) => {
+                blocks.feed(bytes);
+                let inside = blocks.is_inside();
+                self.activity.in_block.store(inside, Ordering::Relaxed);
+                return;
+            }
         };
         if let Err((fault, at)) = framing.feed(bytes) {
             tracing::debug!(?fault, "request refused");

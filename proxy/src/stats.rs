@@ -94,8 +94,6 @@ pub(crate) struct ClusterStats {
     requests: ByClass,
     /// From the last attempt's begin to the head of its response.
     pub(crate) duration: Latency,
-    /// Of new connections, TLS included.
-    pub(crate) connect_duration: Latency,
     /// Requests that got no response.
     pub(crate) failed: Counter,
     /// Requests sent again.
@@ -129,11 +127,6 @@ impl ClusterStats {
             duration: metrics.latency(
                 "attache_upstream_request_duration_seconds",
                 "Time that upstreams took to begin their responses, by cluster.",
-                &[label],
-            ),
-            connect_duration: metrics.latency(
-                "attache_upstream_connect_duration_seconds",
-                "Time that connections to upstreams took, TLS included, by cluster.",
                 &[label],
             ),
             failed: metrics.counter(

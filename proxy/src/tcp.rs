@@ -246,6 +246,8 @@ fn note(context: &RequestContext, endpoint: &cluster::Endpoint, begun: Duration)
         ended: context.started.elapsed(),
         status: None,
         span: None,
+        waited: None,
+        connection: None,
     });
 }
 

@@ -376,6 +376,7 @@ impl Clients {
             tls: plan.tls.clone(),
             connect_timeout: plan.connect_timeout,
             max_connection_duration: plan.max_connection_duration,
+            guards: Some(plan.guards(metrics).clone()),
             ..ChannelSettings::of(plan.endpoints.clone())
         };
         let speaks_http2 = plan.protocol == Protocol::Http2;

@@ -8,7 +8,15 @@
 
 mod support;
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use attache_proxy::{
     Plan,
@@ -16,7 +24,9 @@ use attache_proxy::{
     export,
 };
 use attache_service::{cluster::LbPolicy, config::Document};
-use support::{OK, Origin, PATIENCE, Raw, Tested, header, origin, read_head, start, status};
+use support::{
+    OK, Origin, PATIENCE, Raw, Tested, frames::Http2, header, origin, read_head, start, status,
+};
 use tokio::{
     io::AsyncWriteExt,
     sync::mpsc::{UnboundedReceiver, unbounded_channel},
@@ -167,6 +177,72 @@ async fn a_reload_keeps_the_connections_of_clusters_that_it_leaves_as_they_are()
     assert_eq!(drain(&mut seen), [1], "the cluster is another one");
 }
 
+/// An origin that counts its connections, those that are open and all.
+async fn counting() -> (Origin, Arc<[AtomicUsize; 2]>) {
+    let counts = Arc::<[AtomicUsize; 2]>::default();
+    let counted = counts.clone();
+    let origin = origin(move |_, mut stream| {
+        let counts = counted.clone();
+        async move {
+            counts.iter().for_each(|count| {
+                count.fetch_add(1, Ordering::Relaxed);
+            });
+            while read_head(&mut stream).await.is_some() {
+                if stream.write_all(OK.as_bytes()).await.is_err() {
+                    break;
+                }
+            }
+            counts[0].fetch_sub(1, Ordering::Relaxed);
+        }
+    })
+    .await;
+    (origin, counts)
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_replaced_goes_away_while_connections_of_clients_stay() {
+    let (old, of_old) = counting().await;
+    let (new, of_new) = counting().await;
+    // Each check comes on a connection of its own, so that checks are seen.
+    let clusters = |at: SocketAddr| {
+        format!(
+            "- {{ name: web, endpoints: [\"{at}\"], health_checks: [{{ timeout: 1s, interval: 0.02s, no_traffic_interval: 0.02s, \
+             unhealthy_threshold: 3, healthy_threshold: 1, reuse_connection: false, \
+             http_health_check: {{ path: /health }} }}] }}"
+        )
+    };
+    let until = async |what: &str, holds: &dyn Fn() -> bool| {
+        let wait = async {
+            while !holds() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, wait).await;
+        assert!(in_time.is_ok(), "{what}");
+    };
+    let all = |counts: &[AtomicUsize; 2]| counts[1].load(Ordering::Relaxed);
+    let proxy = proxy(&clusters(old.at), "").await;
+    let mut http1 = Raw::connect(proxy.at).await;
+    ask(&mut http1, "").await;
+    let mut http2 = Http2::connect(proxy.at).await;
+    assert!(http2.is_alive(1).await);
+    until("checks of the old", &|| all(&of_old) > 4).await;
+
+    let next = plan(&proxy.at.to_string(), &clusters(new.at), "");
+    proxy.running.reload(next).await.unwrap();
+
+    until("the old has no connection", &|| {
+        of_old[0].load(Ordering::Relaxed) == 0
+    })
+    .await;
+    let before = (all(&of_old), all(&of_new));
+    until("checks of the new", &|| all(&of_new) > before.1 + 5).await;
+    assert_eq!(all(&of_old), before.0, "the old is still checked");
+    ask(&mut http1, "").await;
+    assert!(http2.is_alive(3).await);
+    assert_eq!(all(&of_old), before.0);
+}
+
 #[tokio::test]
 async fn a_connection_carries_so_many_requests_as_it_may() {
     let (web, mut seen) = numbered().await;
@@ -302,7 +378,7 @@ async fn connections_and_members_are_counted() {
     let text = proxy.metrics.render();
     for line in [
         "attache_upstream_connects_total{cluster=\"web\"} 1",
-        "attache_upstream_connect_seconds_count{cluster=\"web\"} 1",
+        "attache_upstream_connect_duration_seconds_count{cluster=\"web\"} 1",
         "attache_upstream_membership_total{cluster=\"web\"} 1",
         "attache_upstream_membership_healthy{cluster=\"web\"} 1",
         "attache_upstream_requests_active{cluster=\"web\"} 0",

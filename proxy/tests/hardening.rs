@@ -23,7 +23,7 @@
 //! | Rapid Reset, MadeYouReset | [`a_client_that_gives_up_all_it_begins_is_dropped`], [`a_client_that_gives_up_some_requests_is_not`], [`a_client_that_makes_us_reset_is_dropped`] |
 //! | CONTINUATION, SETTINGS, PING, PRIORITY, empty DATA | [`endless_header_blocks_end_the_connection`], [`floods_of_frames_take_no_memory`], [`empty_data_frames_end_the_connection`] |
 //! | windows that overflow or never open | [`windows_that_overflow_are_an_error`], [`an_http2_client_that_stops_reading_is_dropped`] |
-//! | slow preface, slow head, slow body, slow reader | [`a_slow_preface_is_cut_off`], `http1.rs`, `a_slow_head_is_cut_off`, [`a_body_that_a_policy_waits_for_may_not_stop`], [`a_client_that_never_reads_is_dropped`] |
+//! | slow preface, slow head, slow body, slow reader | [`a_slow_preface_is_cut_off`], `http1.rs`, `a_slow_head_is_cut_off`, [`a_header_block_of_http2_that_does_not_end_is_cut_off`], [`a_body_that_a_policy_waits_for_may_not_stop`], [`a_client_that_never_reads_is_dropped`] |
 //! | a connection kept by PING alone, or by not answering a GOAWAY | [`pings_do_not_keep_a_connection`], [`a_client_that_ignores_a_goaway_is_dropped`] |
 //! | a client that leaves within its body | [`a_client_that_leaves_within_its_body_leaves_nothing_behind`] |
 //! | too many requests, too many on one connection, too old a connection | [`requests_in_flight_are_bounded_and_others_shed_early`], [`a_connection_has_only_so_many_requests`], [`a_connection_has_only_so_long`] |
@@ -1283,6 +1283,45 @@ async fn a_slow_preface_is_cut_off() {
         let mut client = Raw::connect(proxy.at).await;
         client.send(begun).await;
         assert_eq!(client.rest().await, "", "{begun}");
+    }
+}
+
+#[tokio::test]
+async fn a_header_block_of_http2_that_does_not_end_is_cut_off() {
+    let (proxy, _origin, _heads) =
+        limited(|limits| limits.header_timeout = Duration::from_millis(300)).await;
+    let block = frames::block(&frames::request("GET", "/", &[]));
+    let whole = frame(
+        frames::HEADERS,
+        frames::END_HEADERS | frames::END_STREAM,
+        3,
+        &block,
+    );
+    let begun = frame(frames::HEADERS, frames::END_STREAM, 3, &block);
+    for (beginning, trickle) in [
+        // Within the frame, after it, and with frames that add nothing.
+        (&whole[..20], None),
+        (&begun, None),
+        (&begun, Some(frame(frames::CONTINUATION, 0, 3, &[]))),
+    ] {
+        let mut client = Http2::connect(proxy.at).await;
+        assert!(client.is_alive(1).await);
+        client.send(beginning).await;
+        let Http2 { read, mut write } = client;
+        let trickling = tokio::spawn(async move {
+            while let Some(frame) = &trickle {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                if write.write_all(frame).await.is_err() {
+                    break;
+                }
+            }
+            write
+        });
+        let mut read = read;
+        let mut all = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, read.read_to_end(&mut all)).await;
+        assert!(ended.is_ok(), "{} bytes were kept", beginning.len());
+        trickling.abort();
     }
 }
 

@@ -263,6 +263,71 @@ clusters: [{{ name: web, endpoints: [\"{}\"] }}]
     assert_eq!(header(&head, "x-forwarded-for"), Some("192.0.2.9"));
 }
 
+/// How the handshake of a connection went that asks once; the connection stays.
+async fn shake_hands(
+    at: SocketAddr,
+    client: &ClientTls,
+) -> (tokio_rustls::client::TlsStream<TcpStream>, String) {
+    let stream = TcpStream::connect(at).await.unwrap();
+    let mut io = client.connect("web.test", stream).await.unwrap();
+    io.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(io.read_u8().await.unwrap());
+    }
+    let kind = format!("{:?}", io.get_ref().1.handshake_kind());
+    (io, kind)
+}
+
+#[tokio::test]
+async fn a_reload_that_leaves_a_listener_as_it_is_leaves_its_sessions_and_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new(folder.path());
+    authority.issue(folder.path(), "web", "web.test");
+    let config = |status: u16| {
+        let folder = folder.path().display();
+        format!(
+            "
+listeners:
+- name: edge
+  address: 127.0.0.1:0
+  tls: {{ certificate: {folder}/web.crt, private_key: {folder}/web.key }}
+  limits: {{ max_connections: 2 }}
+routes: [{{ match: {{ prefix: / }}, direct_response: {{ status: {status} }} }}]
+"
+        )
+    };
+    let proxy = proxy_of(&config(201)).await;
+    let reload = async |status| {
+        let (_, plan) = read(&config(status)).unwrap();
+        proxy.running.reload(plan).await.unwrap();
+    };
+    let client = trusting(folder.path());
+    let (mut first, kind) = shake_hands(proxy.at, &client).await;
+    assert!(kind.contains("Full"), "{kind}");
+
+    reload(202).await;
+
+    let (_second, kind) = shake_hands(proxy.at, &client).await;
+    assert_eq!(kind, "Some(Resumed)");
+    assert_eq!(Raw::connect(proxy.at).await.rest().await, "");
+    first
+        .write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    first.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+
+    // What a session was begun with must hold: with another certificate it ends.
+    authority.issue(folder.path(), "web", "web.test");
+    reload(203).await;
+    let (_third, kind) = shake_hands(proxy.at, &client).await;
+    assert!(kind.contains("Full"), "{kind}");
+}
+
 #[tokio::test]
 async fn certificates_are_renewed_under_load_and_nothing_fails() {
     let (origin, _heads) = echo_origin(OK).await;
@@ -599,6 +664,61 @@ clusters:
     let mut plain = Raw::connect(alone.at).await;
     plain.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(plain.rest().await, "");
+}
+
+#[tokio::test]
+async fn the_access_log_says_which_server_name_was_passed_on() {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path()).issue(folder.path(), "raw", "db.raw.test");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let inner = proxy_of(&format!(
+        "
+listeners: [{{ name: inner, address: 127.0.0.1:0, tls: {{ certificate: {}, private_key: {} }} }}]
+routes: [{{ match: {{ prefix: / }}, direct_response: {{ status: 200 }} }}]
+",
+        file("raw.crt"),
+        file("raw.key")
+    ))
+    .await;
+    let edge = proxy_of(&format!(
+        "
+listeners:
+- name: edge
+  address: 127.0.0.1:0
+  tls_passthrough: [{{ server_names: ['*.raw.test'], cluster: raw }}]
+  access_log:
+  - {{ path: {}, text_format: \"%REQUESTED_SERVER_NAME% %UPSTREAM_CLUSTER%\\n\" }}
+  - {{ path: {}, json_format: {{ name: '%REQUESTED_SERVER_NAME%' }} }}
+  - {{ path: {} }}
+clusters: [{{ name: raw, endpoints: ['{}'] }}]
+",
+        file("text"),
+        file("chosen"),
+        file("json"),
+        inner.at
+    ))
+    .await;
+
+    ask_tls(edge.at, &trusting(folder.path()), "db.raw.test")
+        .await
+        .unwrap();
+
+    let line = async |name: &str| {
+        let whole = async {
+            loop {
+                let text = std::fs::read_to_string(file(name)).unwrap_or_default();
+                if text.ends_with('\n') {
+                    return text;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, whole).await.unwrap()
+    };
+    assert_eq!(line("text").await, "db.raw.test raw\n");
+    let object = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    assert_eq!(object(line("chosen").await)["name"], "db.raw.test");
+    assert_eq!(object(line("json").await)["server_name"], "db.raw.test");
 }
 
 #[tokio::test]

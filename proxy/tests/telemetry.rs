@@ -265,7 +265,6 @@ async fn durations_are_counted_by_listener_cluster_and_policy_call() {
     for line in [
         "attache_downstream_request_duration_seconds_count{listener=\"test\"} 2",
         "attache_upstream_request_duration_seconds_count{cluster=\"web\"} 2",
-        "attache_upstream_connect_duration_seconds_count{cluster=\"web\"}",
         "attache_filter_call_duration_seconds_count{filter=\"auth\",kind=\"ext_authz\",\
          phase=\"check\",result=\"failed_open\"} 2",
     ] {

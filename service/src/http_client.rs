@@ -27,7 +27,12 @@ use tokio::{
 use crate::{
     ChannelSettings,
     channel::notice_vanished_peers,
-    cluster::{Balancer, Endpoint, InFlight, Opened, jittered},
+    cluster::{
+        Balancer, Endpoint, InFlight, Opened,
+        breakers::{Overflow, Permit, Resource},
+        jittered,
+        outlier::Outcome,
+    },
 };
 
 /// Unused HTTP/1.1 connections kept per endpoint; more are closed after their answer.
@@ -51,6 +56,14 @@ pub enum HttpError {
     /// The cluster has no endpoints.
     #[error("cluster `{0}` has no endpoints")]
     NoEndpoint(Arc<str>),
+    /// The cluster's `circuit_breakers` leave no room.
+    #[error("{reason} `{cluster}`")]
+    Overflow {
+        /// The cluster.
+        cluster: Arc<str>,
+        /// What there is too much of.
+        reason: Overflow,
+    },
     /// No whole answer in time.
     #[error("no answer from cluster `{cluster}` within {timeout:?}")]
     Timeout {
@@ -142,13 +155,7 @@ impl HttpClient {
         timeout: Duration,
         max_body: usize,
     ) -> Result<Response<Bytes>, HttpError> {
-        let answer = tokio::time::timeout(timeout, self.inner.answer(request, max_body));
-        answer.await.unwrap_or_else(|_| {
-            Err(HttpError::Timeout {
-                cluster: self.name().clone(),
-                timeout,
-            })
-        })
+        self.inner.answer(request, timeout, max_body).await
     }
 }
 
@@ -156,38 +163,88 @@ impl Inner {
     async fn answer(
         &self,
         request: Request<Bytes>,
+        timeout: Duration,
         max_body: usize,
     ) -> Result<Response<Bytes>, HttpError> {
         let Some(local) = self.balancer.pick(None) else {
             return Err(HttpError::NoEndpoint(self.settings.name.clone()));
         };
+        let _room = self.admit(Resource::Requests)?;
         let mut at = InFlight::new(local);
-        let answer = self.ask(&at, request, max_body).await;
-        match answer {
+        let mut has_head = false;
+        let answer = self.ask(&at, request, max_body, &mut has_head);
+        let answer = tokio::time::timeout(timeout, answer).await;
+        let answer = answer.unwrap_or_else(|_| {
+            Err(HttpError::Timeout {
+                cluster: self.settings.name.clone(),
+                timeout,
+            })
+        });
+        match &answer {
             Ok(_) => at.answered(),
-            Err(_) => at.failed(),
+            Err(error) => {
+                at.failed();
+                self.failed(&at.endpoint, error, has_head);
+            }
         }
         answer
     }
 
+    /// Room for one of these, where the cluster limits them.
+    fn admit(&self, resource: Resource) -> Result<Option<Permit>, HttpError> {
+        let Some(guards) = &self.settings.guards else {
+            return Ok(None);
+        };
+        guards
+            .admit(resource)
+            .map_err(|reason| HttpError::Overflow {
+                cluster: self.settings.name.clone(),
+                reason,
+            })
+    }
+
+    /// Tells who judges endpoints that one has failed.
+    fn failed(&self, endpoint: &Endpoint, error: &HttpError, has_head: bool) {
+        let outcome = match error {
+            HttpError::Connect { .. } | HttpError::Broken { .. } => Outcome::Broken,
+            HttpError::Timeout { .. } if !has_head => Outcome::TimedOut,
+            HttpError::NoEndpoint(_)
+            | HttpError::Overflow { .. }
+            | HttpError::Timeout { .. }
+            | HttpError::TooLarge { .. } => return,
+        };
+        if let Some(guards) = &self.settings.guards {
+            guards.failed(&self.settings.endpoints, endpoint, outcome);
+        }
+    }
+
+    /// `has_head` is set when the head of the answer has come.
     async fn ask(
         &self,
         at: &InFlight<Pool>,
         request: Request<Bytes>,
         max_body: usize,
+        has_head: &mut bool,
     ) -> Result<Response<Bytes>, HttpError> {
         let request = self.prepared(request);
-        if self.speaks_http2 {
+        let (response, kept) = if self.speaks_http2 {
             let mut sender = self.http2(at).await?;
             let response = sender.send_request(request).await;
-            self.read(response.map_err(|e| self.broken(e))?, max_body)
-                .await
+            (response.map_err(|e| self.broken(e))?, None)
         } else {
             let (response, sender) = self.http1(at, request).await?;
-            let response = self.read(response, max_body).await?;
-            at.own.keep(sender);
-            Ok(response)
+            (response, Some(sender))
+        };
+        *has_head = true;
+        if let Some(guards) = &self.settings.guards {
+            let (status, headers) = (response.status(), response.headers());
+            guards.answered(&self.settings.endpoints, &at.endpoint, status, headers);
         }
+        let response = self.read(response, max_body).await?;
+        if let Some(sender) = kept {
+            at.own.keep(sender);
+        }
+        Ok(response)
     }
 
     /// The request with the form of URI that its protocol wants.
@@ -363,7 +420,16 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::channel::Target;
+    use crate::{
+        Metrics,
+        channel::Target,
+        cluster::{
+            Guards, LbPolicy, Outliers, Trouble,
+            breakers::{Breakers, BreakersPlan},
+            outlier::Detector,
+        },
+        config::Document,
+    };
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -467,5 +533,69 @@ mod tests {
         let client = client(Target::Address(address.parse().unwrap()), false);
         let error = client.request(post("/", ""), SECOND, 4).await.unwrap_err();
         assert!(error.to_string().contains(&address), "{error}");
+    }
+
+    /// Guards with these settings.
+    fn guards(breakers: &str, outliers: &str) -> Guards {
+        let metrics = Metrics::default();
+        let document = Document::parse("guards.yaml", breakers).unwrap();
+        let (raw, mut errors) = document.decode_partly();
+        let breakers = BreakersPlan::plan(&raw.unwrap(), &mut errors);
+        let document = Document::parse("guards.yaml", outliers).unwrap();
+        let detector = Detector::plan(&document.decode_partly().0.unwrap(), &mut errors);
+        errors.into_result(Some(())).unwrap();
+        Guards {
+            breakers: Breakers::new(breakers, "c", &metrics),
+            outliers: Some(Outliers::new(detector, "c", &metrics)),
+            checked: false,
+        }
+    }
+
+    fn guarded(targets: Vec<Target>, guards: Guards) -> HttpClient {
+        let mut settings = ChannelSettings::new("c", targets);
+        settings.guards = Some(guards);
+        settings.balance.policy = LbPolicy::RoundRobin;
+        HttpClient::new(settings, false)
+    }
+
+    #[tokio::test]
+    async fn a_request_over_the_limit_fails_at_once() {
+        let (target, _) = server(false, false).await;
+        let guards = guards("{ thresholds: [{ max_requests: 1 }] }", "{}");
+        let client = guarded(vec![target], guards.clone());
+        let hanging = client.request(post("/hang", ""), SECOND, 100);
+        let refused = async {
+            while guards.breakers.snapshot().max_requests.unwrap().used == 0 {
+                tokio::task::yield_now().await;
+            }
+            client.request(post("/", ""), SECOND, 100).await
+        };
+        tokio::select! {
+            _ = hanging => panic!("an answer"),
+            refused = refused => {
+                assert!(matches!(refused, Err(HttpError::Overflow { .. })), "{refused:?}");
+            }
+        }
+        let again = client.request(post("/", ""), SECOND, 100).await;
+        assert_eq!(again.unwrap().status(), 203);
+    }
+
+    #[tokio::test]
+    async fn endpoints_that_do_not_answer_are_ejected() {
+        let nowhere = Target::Address("127.0.0.1:1".parse().unwrap());
+        for (bad, path) in [(nowhere, "/"), (server(false, false).await.0, "/hang")] {
+            let (good, _) = server(false, false).await;
+            let outliers = "{ consecutive_5xx: 1, max_ejection_percent: 100 }";
+            let client = guarded(vec![bad, good], guards("{}", outliers));
+            let timeout = Duration::from_millis(100);
+            for _ in 0..2 {
+                let _ = client.request(post(path, ""), timeout, 100).await;
+            }
+            let members = client.inner.settings.endpoints.members();
+            let mut ejected = members
+                .iter()
+                .map(|member| member.endpoint.is_in(Trouble::Ejected));
+            assert!(ejected.any(|ejected| ejected), "{path}");
+        }
     }
 }

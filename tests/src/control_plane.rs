@@ -12,17 +12,15 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use crate::processors::sources;
+use crate::processors::built;
 
 /// How long something that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The program; nothing where it is not built, or not from these sources.
 pub fn program() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let build = root.join("target/control-plane");
-    let files = sources::files(&root.join("tests/control-plane")).ok()?;
-    sources::is_built(&files, &build).then(|| build.join("control-plane"))
+    let build = built("tests/control-plane", "target/control-plane")?;
+    Some(build.join("control-plane"))
 }
 
 /// Something that happened in the control plane.

@@ -10,10 +10,19 @@ use tempfile::TempDir;
 use tokio::net::UnixStream;
 
 #[path = "../../xtask/src/sources.rs"]
-pub(crate) mod sources;
+mod sources;
 
 /// How long a processor may take to start.
 const START: Duration = Duration::from_secs(60);
+
+/// The folder `to`, where `cargo xtask processors` builds what is in the folder `from`; nothing
+/// where it has not, or not from these sources. Both are folders of the workspace.
+pub fn built(from: &str, to: &str) -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let (from, to) = (root.join(from), root.join(to));
+    let files = sources::files(&from).ok()?;
+    sources::is_built(&files, &to).then_some(to)
+}
 
 /// A language that examples are written in.
 #[derive(Debug, Clone, Copy)]
@@ -59,10 +68,8 @@ pub const JAVA: Language = Language {
 impl Language {
     /// Where its processors are built; nothing where they are not, or not from these sources.
     fn build(self) -> Option<PathBuf> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let build = root.join("target/processors").join(self.name);
-        let files = sources::files(&root.join("examples/processors").join(self.name)).ok()?;
-        sources::is_built(&files, &build).then_some(build)
+        let of = |folder| format!("{folder}/{}", self.name);
+        built(&of("examples/processors"), &of("target/processors"))
     }
 
     /// The program that serves a processor; nothing where it is not built.

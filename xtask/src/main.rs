@@ -71,8 +71,9 @@ Tools are kept in target/tools/ and installed once:
 Needed for that: Python 3 with pip, and Go; for the browser, where it is
 missing, a Debian (or one of its kin) and the right to install packages. What
 pip downloads is checked against the digests in xtask/tools/.
-The example processors are built in target/processors/, and the control plane
-of the tests in target/control-plane/, again only when their sources change.
+The example processors are built in target/processors/, the control plane of
+the tests in target/control-plane/, and their clients of gRPC-Web in
+target/grpc-web/, again only when their sources change.
 Needed for that: Go, Python 3 with venv, Node with npm, Java with Maven.
 ";
 

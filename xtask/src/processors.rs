@@ -1,5 +1,5 @@
 //! Building programs in other languages: the example processors, by the commands of their
-//! READMEs, and the control plane of the tests.
+//! READMEs, and what the tests have: a control plane, and clients of gRPC-Web.
 //!
 //! Each is copied to a folder of `target` and built there, so that nothing is left beside the
 //! sources. That of a processor, `target/processors/<language>`, lies as deep as the example's
@@ -57,7 +57,8 @@ const LANGUAGES: &[Language] = &[
 /// `cargo xtask processors`
 pub(crate) fn build_all() -> Result<(), String> {
     build_examples()?;
-    build_control_plane()
+    build_control_plane()?;
+    build_grpc_web()
 }
 
 fn build_examples() -> Result<(), String> {
@@ -92,6 +93,17 @@ fn build_control_plane() -> Result<(), String> {
         &["go build -o control-plane ."],
     )
     .map_err(|why| format!("cannot build the control plane of the tests: {why}"))
+}
+
+/// Builds the clients of gRPC-Web of the tests.
+fn build_grpc_web() -> Result<(), String> {
+    build(
+        "clients of gRPC-Web",
+        "tests/grpc-web",
+        "target/grpc-web",
+        &["npm ci"],
+    )
+    .map_err(|why| format!("cannot build the clients of gRPC-Web of the tests: {why}"))
 }
 
 impl Language {

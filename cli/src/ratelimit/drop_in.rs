@@ -25,6 +25,7 @@ use attache_ratelimit::{
 use attache_service::{
     Host, Metrics, Shutdown,
     admin::{Admin, ConfigDump, Readiness},
+    config::reload::Look,
     http_server::{self, HttpLimits},
     listen::Listener,
     telemetry,
@@ -216,7 +217,9 @@ async fn serve(
                 return Err(Failure::run(format!("{problem} {}", watched.display())));
             }
             // From before they are read, so that no change is missed.
-            let changes = Changes::of_files(server.watched());
+            let files = server.watched();
+            let look = Look::at(&files);
+            let changes = Changes::of_files(files, &look);
             follower.reload();
             abort_on_drop(follower.follow_files(changes))
         }

@@ -4,7 +4,7 @@ use attache_ratelimit::{
     server::{Environment, Settings, StoreSettings},
     store::{SharedSettings, redis::KeyFormat, shared::Backend},
 };
-use attache_service::{Address, Metrics};
+use attache_service::{Address, Metrics, config::reload::Look};
 
 use super::drop_in;
 use crate::{
@@ -63,8 +63,9 @@ fn own(config: std::path::PathBuf, args: &RatelimitArgs, log: &LogArgs) -> Resul
         port: LISTEN.1,
     });
     runtime()?.block_on(async {
+        let look = Look::at(&[&settings.rules]);
         let service = settings.open(&metrics).await.map_err(Failure::Config)?;
-        serve(service, &listen, &args.service, metrics).await
+        serve(service, &look, &listen, &args.service, metrics).await
     })
 }
 

@@ -8,6 +8,7 @@
 //! | `%REQUEST_DURATION%` | milliseconds until the request had arrived to its end |
 //! | `%RESPONSE_DURATION%` | milliseconds until the upstream began to answer |
 //! | `%RESPONSE_TX_DURATION%` | milliseconds from there to the end |
+//! | `%UPSTREAM_CONNECTION_POOL_READY_DURATION%` | milliseconds that the last attempt waited for a connection |
 //! | `%COMMON_DURATION(from:to:unit)%` | from one point in time to another, see below; `ms`, `us` or `ns` |
 //! | `%UPSTREAM_REMOTE_ADDRESS%` | the endpoint; `_WITHOUT_PORT` and `_PORT` too |
 //! | `%UPSTREAM_REQUEST_ATTEMPT_COUNT%` | how often the request was sent to an upstream |
@@ -20,10 +21,14 @@
 //! | `%POLICY_CALLS%` | the calls to policy services as JSON; Envoy has none |
 //!
 //! The points in time of `%COMMON_DURATION%` are Envoy's `DS_RX_BEG`, `DS_RX_END` (the request
-//! from the client), `US_TX_BEG` (the last attempt), `US_RX_BEG` (the upstream's answer) and
-//! `DS_TX_END` (the end).
+//! from the client), `US_CX_BEG`, `US_CX_END` and `US_HS_END` (the making of the connection that the
+//! last attempt was answered on, and of TLS on it; it may have been there before), `US_TX_BEG` (the
+//! last attempt, with a connection), `US_RX_BEG` (the upstream's answer) and `DS_TX_END` (the end).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{
     DateTime, Utc,
@@ -35,6 +40,7 @@ use serde_json::{Value, json};
 use super::{Exchange, Header, shown, trailer_value};
 use crate::{
     calls::{FilterKind, Phase, PolicyCall},
+    context::UpstreamAttempt,
     metadata::struct_to_json,
 };
 
@@ -55,6 +61,7 @@ pub(super) enum LogPart {
     Trailer(Header),
     FlagsLong,
     Between { from: Point, to: Point, unit: Unit },
+    Waited,
     UpstreamAddress(AddressPart),
     Attempts,
     Port(Peer),
@@ -99,6 +106,9 @@ pub(super) enum GrpcForm {
 pub(super) enum Point {
     Begun,
     Received,
+    Connecting,
+    Connected,
+    Secured,
     Sent,
     Answered,
     Ended,
@@ -114,7 +124,7 @@ pub(super) enum Unit {
 const START_TIME: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
 
 /// Every formatter of the access log, for suggestions.
-const NAMES: [&str; 42] = [
+const NAMES: [&str; 43] = [
     "REQ",
     "RESP",
     "TRAILER",
@@ -133,6 +143,7 @@ const NAMES: [&str; 42] = [
     "BYTES_SENT",
     "UPSTREAM_HOST",
     "UPSTREAM_CLUSTER",
+    "UPSTREAM_CONNECTION_POOL_READY_DURATION",
     "UPSTREAM_REMOTE_ADDRESS",
     "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
     "UPSTREAM_REMOTE_PORT",
@@ -188,6 +199,7 @@ impl LogPart {
         Ok(Some(match command {
             "START_TIME" => Self::StartTime(START_TIME.to_owned()),
             "RESPONSE_FLAGS_LONG" => Self::FlagsLong,
+            "UPSTREAM_CONNECTION_POOL_READY_DURATION" => Self::Waited,
             "REQUEST_DURATION" => between(Point::Begun, Point::Received),
             "RESPONSE_DURATION" => between(Point::Begun, Point::Answered),
             "RESPONSE_TX_DURATION" => between(Point::Answered, Point::Ended),
@@ -235,12 +247,15 @@ impl LogPart {
         let point = |name: Option<&str>| match name {
             Some("DS_RX_BEG") => Ok(Point::Begun),
             Some("DS_RX_END") => Ok(Point::Received),
+            Some("US_CX_BEG") => Ok(Point::Connecting),
+            Some("US_CX_END") => Ok(Point::Connected),
+            Some("US_HS_END") => Ok(Point::Secured),
             Some("US_TX_BEG") => Ok(Point::Sent),
             Some("US_RX_BEG") => Ok(Point::Answered),
             Some("DS_TX_END") => Ok(Point::Ended),
             _ => Err(
                 "`%COMMON_DURATION(from:to:unit)%` goes between `DS_RX_BEG`, `DS_RX_END`, \
-                 `US_TX_BEG`, `US_RX_BEG` and `DS_TX_END`"
+                 `US_CX_BEG`, `US_CX_END`, `US_HS_END`, `US_TX_BEG`, `US_RX_BEG` and `DS_TX_END`"
                     .to_owned(),
             ),
         };
@@ -279,6 +294,7 @@ impl LogPart {
         matches!(
             self,
             Self::Between { .. }
+                | Self::Waited
                 | Self::Attempts
                 | Self::Port(_)
                 | Self::UpstreamAddress(AddressPart::Port)
@@ -326,7 +342,9 @@ impl LogPart {
                 return (!flags.is_empty()).then(|| flags.join(","));
             }
             Self::Between { from, to, unit } => {
-                let took = to.of(exchange)?.checked_sub(from.of(exchange)?)?;
+                let took = to
+                    .of(exchange)?
+                    .checked_duration_since(from.of(exchange)?)?;
                 match unit {
                     Unit::Milli => took.as_millis(),
                     Unit::Micro => took.as_micros(),
@@ -334,6 +352,7 @@ impl LogPart {
                 }
                 .to_string()
             }
+            Self::Waited => last(exchange)?.waited?.as_millis().to_string(),
             Self::UpstreamAddress(part) => {
                 let address = context.upstream()?;
                 match part {
@@ -374,16 +393,28 @@ impl LogPart {
     }
 }
 
+/// The last attempt.
+fn last(exchange: &Exchange<'_>) -> Option<UpstreamAttempt> {
+    exchange.facts.context.attempts().pop()
+}
+
 impl Point {
-    fn of(self, exchange: &Exchange<'_>) -> Option<Duration> {
-        let last = || exchange.facts.context.attempts().pop();
-        match self {
-            Self::Begun => Some(Duration::ZERO),
-            Self::Received => exchange.finished?.received,
-            Self::Sent => Some(last()?.begun),
-            Self::Answered => last()?.answered,
-            Self::Ended => Some(exchange.finished?.duration),
-        }
+    fn of(self, exchange: &Exchange<'_>) -> Option<Instant> {
+        let connection = || last(exchange)?.connection;
+        let since_begin = match self {
+            Self::Connecting => return Some(connection()?.begun),
+            Self::Connected => return Some(connection()?.connected),
+            Self::Secured => return connection()?.secured,
+            Self::Begun => Duration::ZERO,
+            Self::Received => exchange.finished?.received?,
+            Self::Sent => {
+                let last = last(exchange)?;
+                last.begun.saturating_add(last.waited.unwrap_or_default())
+            }
+            Self::Answered => last(exchange)?.answered?,
+            Self::Ended => exchange.finished?.duration,
+        };
+        exchange.facts.context.started.checked_add(since_begin)
     }
 }
 

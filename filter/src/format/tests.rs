@@ -1,10 +1,14 @@
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{Request, Response, Version};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ConnectionInfo, RequestContext, Route};
+use crate::{
+    ConnectionInfo, RequestContext, Route,
+    calls::Recording,
+    context::{UpstreamAttempt, UpstreamConnection},
+};
 
 fn struct_of(fields: &[(&str, Kind)]) -> Struct {
     let value = |kind: &Kind| prost_types::Value {
@@ -157,5 +161,66 @@ proptest! {
         if let Ok(formatter) = Formatter::parse(&text) {
             with_exchange(|exchange| formatter.number(exchange));
         }
+    }
+}
+
+#[test]
+fn the_making_of_a_connection_has_its_points_in_time() {
+    let ms = Duration::from_millis;
+    let value = |format: &str, begun: i64, tls: bool| {
+        let mut context = RequestContext::new(Arc::default(), Version::HTTP_11);
+        context.recording = Recording::Calls;
+        let begun = match u64::try_from(begun) {
+            Ok(after) => context.started + ms(after),
+            Err(_) => context.started - ms(begun.unsigned_abs()),
+        };
+        context.record_attempt(UpstreamAttempt {
+            endpoint: "e".to_owned(),
+            begun: ms(10),
+            answered: Some(ms(40)),
+            ended: ms(40),
+            status: None,
+            span: None,
+            waited: Some(ms(7)),
+            connection: Some(UpstreamConnection {
+                begun,
+                connected: begun + ms(3),
+                secured: tls.then(|| begun + ms(5)),
+            }),
+        });
+        let exchange = Exchange {
+            facts: Facts {
+                context: &context,
+                request: None,
+                response: None,
+            },
+            bytes_received: 0,
+            bytes_sent: 0,
+            finished: None,
+        };
+        let mut line = Vec::new();
+        Format::parse_log(format)
+            .unwrap()
+            .write_line(&exchange, false, &mut line);
+        String::from_utf8(line).unwrap()
+    };
+    for (format, begun, tls, expected) in [
+        ("%UPSTREAM_CONNECTION_POOL_READY_DURATION%", 10, false, "7"),
+        (
+            "%COMMON_DURATION(US_CX_BEG:US_CX_END:us)%",
+            10,
+            false,
+            "3000",
+        ),
+        ("%COMMON_DURATION(US_CX_BEG:US_HS_END)%", 10, true, "5"),
+        ("%COMMON_DURATION(US_CX_BEG:US_HS_END)%", 10, false, "-"),
+        ("%COMMON_DURATION(DS_RX_BEG:US_CX_BEG)%", 10, false, "10"),
+        ("%COMMON_DURATION(DS_RX_BEG:US_TX_BEG)%", 10, false, "17"),
+        // It was there before the request.
+        ("%COMMON_DURATION(US_CX_BEG:US_CX_END)%", -99, false, "3"),
+        ("%COMMON_DURATION(DS_RX_BEG:US_CX_BEG)%", -99, false, "-"),
+        ("%COMMON_DURATION(US_CX_BEG:DS_RX_BEG)%", -99, false, "99"),
+    ] {
+        assert_eq!(value(format, begun, tls), expected, "{format} {begun}");
     }
 }

@@ -132,6 +132,8 @@ fn everything(line: &Line) -> Value {
         .iter()
         .map(|(name, state)| (name.to_string(), struct_to_json(state)));
     let answered = line.answered.as_ref();
+    let attempts = context.attempts();
+    let waited = attempts.last().and_then(|attempt| attempt.waited);
     let mut value = json!({
         "time": begun(context),
         "method": arrived.method.as_str(),
@@ -149,6 +151,7 @@ fn everything(line: &Line) -> Value {
         "cluster": route.as_ref().and_then(|route| route.cluster.as_deref()),
         "upstream": answered.map(|answered| answered.endpoint.as_str()),
         "upstream_ms": answered.map(|answered| answered.after.as_micros() as f64 / 1000.0),
+        "connect_ms": waited.map(|waited| waited.as_micros() as f64 / 1000.0),
         "request_id": line.request_id().map(String::from_utf8_lossy),
         "policies": policy_calls(&line.exchange()),
         "filter_state": Value::Object(states.collect()),

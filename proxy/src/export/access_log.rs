@@ -64,6 +64,7 @@ fn format(log: &AccessLog) -> Option<Value> {
             "bytes_in": "%BYTES_RECEIVED%",
             "bytes_out": "%BYTES_SENT%",
             "duration_ms": "%DURATION%",
+            "connect_ms": "%UPSTREAM_CONNECTION_POOL_READY_DURATION%",
             "upstream": "%UPSTREAM_HOST%",
             "client": "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%",
             "route": "%ROUTE_NAME%",

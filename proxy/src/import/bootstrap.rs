@@ -13,6 +13,7 @@ use super::{
     filter::Filters,
     listener::{self, Routes},
     output::{self, Output},
+    tracing,
 };
 use crate::config::NodeConfig;
 
@@ -26,11 +27,13 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Json {
     if let Some(mut resources) = bootstrap.block("static_resources", found) {
         let mut listeners = Vec::new();
         let mut tables: Vec<Option<Json>> = Vec::new();
+        let mut traces = Vec::new();
         for node in resources.list("listeners") {
             let Some(one) = listener::convert(node, &mut filters, found) else {
                 continue;
             };
             listeners.push(one.config);
+            traces.push(one.tracing);
             tables.push(match one.routes {
                 Some(Routes::Here(table)) => Some(table),
                 Some(Routes::Discovered(name)) => {
@@ -43,6 +46,9 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Json {
             });
         }
         routes(tables, &mut listeners, &mut config);
+        if let Some(tracing) = tracing::convert(&traces, found) {
+            config.insert("tracing".into(), tracing);
+        }
         config.insert("listeners".into(), listeners.into());
         let clusters: Vec<_> = resources
             .list("clusters")

@@ -5,6 +5,7 @@ use attache_service::config::{Node, Span, Value, json::Value as Json};
 use super::{
     address,
     block::Block,
+    discovery,
     dropped::{Effect, Findings},
     output::{self, Output, text_at},
     tls,
@@ -134,24 +135,39 @@ fn target(cluster: &mut Block<'_>, node: &Node, out: &mut Output, found: &mut Fi
                 None => Vec::new(),
             };
             out.put("endpoints", output::list(endpoints));
-        }
-        "EDS" if output::has_field::<Cluster>("eds") => {
-            let eds = cluster.block("eds_cluster_config", found);
-            let mut settings = Output::default();
-            if let Some(mut eds) = eds {
-                if let Some(name) = eds.take("service_name") {
-                    settings.put("service_name", name.clone());
-                }
-                eds.take("eds_config");
-                eds.finish(Effect::Behaviour, found);
+            if kind == "LOGICAL_DNS" {
+                out.text("dns_type", kind, &node.span);
             }
-            out.put("eds", settings.into_node());
+            if kind != "STATIC" && node.get("dns_lookup_family").is_none() {
+                out.text("dns_lookup_family", "AUTO", &node.span);
+            }
         }
+        "EDS" => eds(cluster, out, found),
         other => {
             let at = node.get("type").unwrap_or(node);
             let why = format!("clusters of the type {other} have no counterpart here");
             found.push(at, Effect::Behaviour, why);
         }
+    }
+}
+
+/// Endpoints that come from somewhere else: a file, or the control plane.
+fn eds(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
+    let mut settings = Output::default();
+    let mut file = None;
+    if let Some(mut eds) = cluster.block("eds_cluster_config", found) {
+        if let Some(name) = eds.take("service_name") {
+            settings.put("service_name", name.clone());
+        }
+        if let Some(mut source) = eds.block("eds_config", found) {
+            file = discovery::file(&mut source, found);
+            discovery::aggregated(&mut source, found);
+        }
+        eds.finish(Effect::Behaviour, found);
+    }
+    match file {
+        Some(path) => out.put("endpoints_file", path.clone()),
+        None => out.put("eds", settings.into_node()),
     }
 }
 

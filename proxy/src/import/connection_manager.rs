@@ -7,6 +7,7 @@ use attache_service::config::{Node, Span};
 use super::{
     access_log,
     block::Block,
+    discovery,
     dropped::{Effect, Findings},
     filter::Filters,
     listener::Routes,
@@ -15,16 +16,31 @@ use super::{
 };
 use crate::config::{CommonHttpProtocolOptions, LimitsConfig, Listener};
 
-/// Reads a connection manager into the listener that `out` becomes; says where its routes are.
+/// What a connection manager has that is no part of its listener here.
+#[derive(Default)]
+pub(super) struct Beside {
+    pub(super) routes: Option<Routes>,
+    /// Its traces, as written.
+    pub(super) tracing: Option<Node>,
+}
+
+/// Reads a connection manager into the listener that `out` becomes.
 pub(super) fn convert(
     node: &Node,
     out: &mut Output,
     filters: &mut Filters,
     found: &mut Findings,
-) -> Option<Routes> {
-    let mut manager = Block::open(node, found)?;
+) -> Beside {
+    let Some(mut manager) = Block::open(node, found) else {
+        return Beside::default();
+    };
+    if let Some(codec) = manager.take("codec_type")
+        && codec.text() != Some("AUTO")
+    {
+        out.put("codec_type", codec.clone());
+    }
+    let tracing = manager.take("tracing").cloned();
     manager.nothing(&["stat_prefix"], "metrics go by the listener's name", found);
-    codec(&mut manager, node, found);
     unlike_ours(&mut manager, out, &node.span);
     limits(&mut manager, out, found);
     upgrades(&mut manager, out, found);
@@ -64,20 +80,7 @@ pub(super) fn convert(
             found.push(&entry.key, Effect::Behaviour, why);
         }
     }
-    routes
-}
-
-fn codec(manager: &mut Block<'_>, node: &Node, found: &mut Findings) {
-    if let Some(codec) = manager.text("codec_type")
-        && codec != "AUTO"
-    {
-        let why = format!("a listener takes both versions of HTTP, not only {codec}");
-        found.push(
-            node.get("codec_type").unwrap_or(node),
-            Effect::Behaviour,
-            why,
-        );
-    }
+    Beside { routes, tracing }
 }
 
 /// What Envoy and we do otherwise when nothing is said.
@@ -192,9 +195,13 @@ fn routes(
     names: &BTreeMap<String, String>,
     found: &mut Findings,
 ) -> Option<Routes> {
-    if let Some(rds) = manager.take("rds") {
-        let name = rds.get("route_config_name").and_then(Node::text);
-        return Some(Routes::Discovered(name.unwrap_or_default().to_owned()));
+    if let Some(mut rds) = manager.block("rds", found) {
+        let name = rds.text("route_config_name").unwrap_or_default().to_owned();
+        if let Some(mut source) = rds.block("config_source", found) {
+            discovery::aggregated(&mut source, found);
+        }
+        rds.finish(Effect::Behaviour, found);
+        return Some(Routes::Discovered(name));
     }
     let table = manager.take("route_config")?;
     Some(Routes::Here(route::table(table, Some(names), found)?))

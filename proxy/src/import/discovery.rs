@@ -9,6 +9,28 @@ use super::{
 };
 use crate::config::XdsConfig;
 
+/// The file of a `ConfigSource` that is one.
+pub(super) fn file<'n>(source: &mut Block<'n>, found: &mut Findings) -> Option<&'n Node> {
+    if let Some(path) = source.take("path") {
+        return Some(path);
+    }
+    let mut file = source.block("path_config_source", found)?;
+    let path = file.take("path");
+    let why = "the folder of a file is watched anyway";
+    file.nothing(&["watched_directory"], why, found);
+    file.finish(Effect::Behaviour, found);
+    path
+}
+
+/// Reads the rest of a `ConfigSource`: all there is comes over one aggregated stream here.
+pub(super) fn aggregated(source: &mut Block<'_>, found: &mut Findings) {
+    source.take("ads");
+    source.take("resource_api_version");
+    let why = "the one of `xds` is for everything";
+    source.nothing(&["initial_fetch_timeout"], why, found);
+    source.finish(Effect::Behaviour, found);
+}
+
 /// Reads `dynamic_resources`; `None` after it was dropped.
 pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
     let mut dynamic = Block::open(node, found)?;
@@ -22,9 +44,7 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
         if let Some(timeout) = source.take("initial_fetch_timeout") {
             out.put("initial_fetch_timeout", timeout.clone());
         }
-        source.take("ads");
-        source.take("resource_api_version");
-        source.finish(Effect::Behaviour, found);
+        aggregated(&mut source, found);
     }
     let Some(mut ads) = dynamic.block("ads_config", found) else {
         let why = "a control plane is followed by `ads_config` here";

@@ -5,7 +5,7 @@ use attache_service::config::{Node, envoy::message_of, json::Value as Json};
 use super::{
     address,
     block::Block,
-    connection_manager,
+    connection_manager::{self, Beside},
     dropped::{Effect, Findings},
     filter::Filters,
     output::{self, Output},
@@ -22,6 +22,8 @@ pub(super) struct Converted {
     pub(super) config: Json,
     /// Its routes.
     pub(super) routes: Option<Routes>,
+    /// Its traces, as Envoy has them.
+    pub(super) tracing: Option<Node>,
 }
 
 /// Where the routes of a listener are.
@@ -62,10 +64,10 @@ pub(super) fn convert(
     }
     let chains = listener.list("filter_chains");
     let default = listener.take("default_filter_chain");
-    let mut routes = None;
+    let mut beside = Beside::default();
     let mut chains = chains.iter().chain(default);
     if let Some(first) = chains.next() {
-        routes = chain(first, &mut out, filters, found);
+        beside = chain(first, &mut out, filters, found);
     }
     for further in chains {
         found.push(
@@ -88,7 +90,8 @@ pub(super) fn convert(
     }
     Some(Converted {
         config: config?,
-        routes,
+        routes: beside.routes,
+        tracing: beside.tracing,
     })
 }
 
@@ -122,13 +125,11 @@ fn listener_filters(listener: &mut Block<'_>, out: &mut Output, found: &mut Find
     }
 }
 
-fn chain(
-    node: &Node,
-    out: &mut Output,
-    filters: &mut Filters,
-    found: &mut Findings,
-) -> Option<Routes> {
-    let mut chain = Block::open(node, found)?;
+fn chain(node: &Node, out: &mut Output, filters: &mut Filters, found: &mut Findings) -> Beside {
+    let mut beside = Beside::default();
+    let Some(mut chain) = Block::open(node, found) else {
+        return beside;
+    };
     chain.nothing(&["name", "metadata"], "a listener has one chain", found);
     chain.drop(
         "filter_chain_match",
@@ -139,12 +140,11 @@ fn chain(
     if let Some(socket) = chain.take("transport_socket") {
         tls::listener(socket, out, found);
     }
-    let mut routes = None;
     for filter in chain.list("filters") {
         let config = filter.get("typed_config");
         match config {
             Some(config) if message_of(config) == Some(CONNECTION_MANAGER) => {
-                routes = connection_manager::convert(config, out, filters, found);
+                beside = connection_manager::convert(config, out, filters, found);
             }
             _ => found.push(
                 filter,
@@ -154,5 +154,5 @@ fn chain(
         }
     }
     chain.finish(Effect::Behaviour, found);
-    routes
+    beside
 }

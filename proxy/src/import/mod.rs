@@ -21,6 +21,7 @@ mod names;
 mod output;
 mod route;
 mod tls;
+mod tracing;
 mod yaml;
 
 use attache_service::config::{Document, Errors, Node, Span, json::Value as Json};
@@ -111,7 +112,16 @@ pub fn listener(document: &Document) -> Result<Resource, Errors> {
     let mut found = Findings::default();
     let mut filters = Filters::default();
     let converted = listener::convert(&root, &mut filters, &mut found);
-    let (mut config, routes) = converted.map_or((Json::Null, None), |one| (one.config, one.routes));
+    let (mut config, routes) = match converted {
+        Some(one) => {
+            if let Some(tracing) = &one.tracing {
+                let why = "traces are set once for all listeners, in the file";
+                found.push(tracing, Effect::Behaviour, why);
+            }
+            (one.config, one.routes)
+        }
+        None => (Json::Null, None),
+    };
     let rds = match routes {
         Some(listener::Routes::Discovered(name)) => Some(name),
         Some(listener::Routes::Here(table)) => {

@@ -11,7 +11,7 @@ use attache_service::{
     Address, Metrics,
     channel::Target,
     cluster::{
-        Balance, Endpoints, Outliers, Source,
+        Balance, Endpoints, Guards, Outliers, Source,
         breakers::{Breakers, BreakersPlan},
         health::{HealthChecks, HealthPlan},
         outlier::Detector,
@@ -112,6 +112,7 @@ impl ClusterPlan {
             Guards {
                 breakers: Breakers::new(self.breakers, &self.name, metrics),
                 outliers,
+                checked: self.health.is_some(),
             }
         })
     }
@@ -142,13 +143,6 @@ impl ClusterPlan {
             && one.len() == two.len()
             && one.iter().zip(&two).all(|(one, two)| one.is(two))
     }
-}
-
-/// What guards a cluster while it runs, over all workers.
-#[derive(Debug, Clone)]
-pub(crate) struct Guards {
-    pub(crate) breakers: Arc<Breakers>,
-    pub(crate) outliers: Option<Arc<Outliers>>,
 }
 
 /// How long an unused connection to an endpoint is kept unless configured.

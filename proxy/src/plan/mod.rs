@@ -7,7 +7,6 @@ use std::{sync::Arc, time::Duration};
 
 use attache_service::Metrics;
 
-pub(crate) use cluster::Guards;
 pub use cluster::{ClusterPlan, DEFAULT_CLUSTER_IDLE, DestinationPlan, Protocol};
 pub use listener::{Codec, Limits, ListenerPlan};
 
@@ -75,9 +74,16 @@ impl Plan {
         }
     }
 
-    /// Takes over the clusters of `before` that are the same here, with their endpoints' health
-    /// and all that workers hold for them.
-    pub(crate) fn keep_clusters(&mut self, before: &Self) {
+    /// Takes over what is the same in `before`: clusters, with their endpoints' health and all
+    /// that workers hold for them, and the TLS sessions of listeners.
+    pub(crate) fn succeed(&mut self, before: &Self) {
+        for listener in &self.listeners {
+            let same = before.listeners.iter().find(|l| l.name == listener.name);
+            let tls = same.and_then(|same| same.tls.as_ref());
+            if let (Some(tls), Some(before)) = (&listener.tls, tls) {
+                tls.succeed(before);
+            }
+        }
         for cluster in &mut self.clusters {
             if let Some(same) = before.clusters.iter().find(|other| cluster.is(other)) {
                 *cluster = same.clone();

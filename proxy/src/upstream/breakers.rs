@@ -31,8 +31,8 @@ impl Pool {
     /// free.
     pub(super) async fn connect_http1(&self) -> Result<Http1, UpstreamError> {
         let Some(breakers) = self.breakers() else {
-            let sender = connect::http1(self).await?;
-            return Ok(Connection::new(sender, &self.cluster, None));
+            let (sender, made) = connect::http1(self).await?;
+            return Ok(Connection::new(sender, made, &self.cluster, None));
         };
         let _pending = breakers.acquire(Resource::PendingRequests)?;
         let mut overflowed = false;
@@ -45,12 +45,13 @@ impl Pool {
                 breakers.overflow(Resource::Connections);
             }
             tokio::time::sleep(LOOKS_EVERY).await;
-            if let Some(connection) = self.take_kept() {
+            if let Some(mut connection) = self.take_kept() {
+                connection.waited_for();
                 return Ok(connection);
             }
         };
-        let sender = connect::http1(self).await?;
-        Ok(Connection::new(sender, &self.cluster, Some(room)))
+        let (sender, made) = connect::http1(self).await?;
+        Ok(Connection::new(sender, made, &self.cluster, Some(room)))
     }
 
     /// The connection for HTTP/2, of which a pool may always have one.
@@ -59,8 +60,8 @@ impl Pool {
             self.room(breakers)
                 .unwrap_or_else(|| self.room_with(breakers.try_acquire(Resource::Connections)))
         });
-        let sender = connect::http2(self).await?;
-        Ok(Connection::new(sender, &self.cluster, room))
+        let (sender, made) = connect::http2(self).await?;
+        Ok(Connection::new(sender, made, &self.cluster, room))
     }
 
     /// Where connections are limited, the right to wait for the one for HTTP/2.

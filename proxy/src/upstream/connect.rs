@@ -5,9 +5,12 @@ use std::io;
 use attache_service::{cluster::Opened, tls::ClientTls};
 use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Instant,
+};
 
-use super::{Pool, UploadBody, UpstreamError};
+use super::{Pool, UploadBody, UpstreamError, pool::Made};
 use crate::tunnel::Io;
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -21,9 +24,10 @@ const BUFFER: usize = 124 << 10;
 type Http1 = conn::http1::SendRequest<UploadBody>;
 type Http2 = conn::http2::SendRequest<UploadBody>;
 
-pub(super) async fn http1(pool: &Pool) -> Result<Http1, UpstreamError> {
+pub(super) async fn http1(pool: &Pool) -> Result<(Http1, Made), UpstreamError> {
     bounded(pool, async {
-        match open(pool).await? {
+        let (opened, tls, connected) = open(pool).await?;
+        let sender = match (opened, tls) {
             (Opened::Embedded(io), _) => http1_over(io).await,
             (Opened::Unix(io), None) => http1_over(io).await,
             (Opened::Unix(io), Some(tls)) => {
@@ -33,14 +37,16 @@ pub(super) async fn http1(pool: &Pool) -> Result<Http1, UpstreamError> {
             (Opened::Tcp(io), Some(tls)) => {
                 http1_over(tls.connect(pool.endpoint.hostname(), io).await?).await
             }
-        }
+        };
+        Ok((sender?, connected))
     })
     .await
 }
 
-pub(super) async fn http2(pool: &Pool) -> Result<Http2, UpstreamError> {
+pub(super) async fn http2(pool: &Pool) -> Result<(Http2, Made), UpstreamError> {
     bounded(pool, async {
-        match open(pool).await? {
+        let (opened, tls, connected) = open(pool).await?;
+        let sender = match (opened, tls) {
             (Opened::Embedded(io), _) => http2_over(io).await,
             (Opened::Unix(io), None) => http2_over(io).await,
             (Opened::Unix(io), Some(tls)) => {
@@ -50,15 +56,17 @@ pub(super) async fn http2(pool: &Pool) -> Result<Http2, UpstreamError> {
             (Opened::Tcp(io), Some(tls)) => {
                 http2_over(tls.connect(pool.endpoint.hostname(), io).await?).await
             }
-        }
+        };
+        Ok((sender?, connected))
     })
     .await
 }
 
 /// A connection without HTTP on it.
 pub(super) async fn plain(pool: &Pool) -> Result<Box<dyn Io>, UpstreamError> {
-    bounded(pool, async {
-        let io: Box<dyn Io> = match open(pool).await? {
+    let (io, _) = bounded(pool, async {
+        let (opened, tls, connected) = open(pool).await?;
+        let io: Box<dyn Io> = match (opened, tls) {
             (Opened::Embedded(io), _) => Box::new(io),
             (Opened::Unix(io), None) => Box::new(io),
             (Opened::Unix(io), Some(tls)) => {
@@ -69,34 +77,42 @@ pub(super) async fn plain(pool: &Pool) -> Result<Box<dyn Io>, UpstreamError> {
                 Box::new(tls.connect(pool.endpoint.hostname(), io).await?)
             }
         };
-        Ok(io)
+        Ok((io, connected))
     })
-    .await
+    .await?;
+    Ok(io)
 }
 
-async fn open(pool: &Pool) -> io::Result<(Opened, Option<&ClientTls>)> {
+/// The transport, the TLS that is to go over it, and when the transport stood.
+async fn open(pool: &Pool) -> io::Result<(Opened, Option<&ClientTls>, Instant)> {
     let opened = pool.endpoint.open().await?;
     if let Opened::Tcp(io) = &opened {
         io.set_nodelay(true)?;
     }
-    Ok((opened, pool.cluster.tls.as_ref()))
+    Ok((opened, pool.cluster.tls.as_ref(), Instant::now()))
 }
 
-/// Bounds an attempt to connect, and counts it.
+/// Bounds an attempt to connect, counts it, and notes when it was made.
 async fn bounded<T>(
     pool: &Pool,
-    connect: impl Future<Output = Result<T, UpstreamError>>,
-) -> Result<T, UpstreamError> {
+    connect: impl Future<Output = Result<(T, Instant), UpstreamError>>,
+) -> Result<(T, Made), UpstreamError> {
     let limit = pool.cluster.connect_timeout;
     let attempt = async {
         tokio::time::timeout(limit, connect)
             .await
             .unwrap_or(Err(UpstreamError::ConnectTimeout(limit)))
     };
-    let begun = tokio::time::Instant::now();
-    let connected = pool.endpoint.counted(attempt).await;
-    pool.connect_duration.observe(begun.elapsed());
-    connected
+    let begun = Instant::now();
+    let (io, connected) = pool.endpoint.counted(attempt).await?;
+    let ready = Instant::now();
+    let made = Made {
+        begun,
+        connected,
+        secured: pool.cluster.tls.as_ref().map(|_| ready),
+        ready,
+    };
+    Ok((io, made))
 }
 
 async fn http1_over<IO>(io: IO) -> Result<Http1, UpstreamError>

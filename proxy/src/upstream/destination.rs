@@ -12,7 +12,7 @@ use attache_service::{
     Address, Metrics,
     channel::Target,
     cluster::{Described, Local},
-    metrics::{Counter, Latency},
+    metrics::Counter,
 };
 use http::HeaderMap;
 use prost_types::value::Kind;
@@ -26,7 +26,6 @@ const MAX_NAMED: usize = 16;
 /// The endpoints that requests of one worker have named lately.
 pub(super) struct Destinations {
     cluster: Arc<ClusterPlan>,
-    connect_duration: Latency,
     known: Mutex<HashMap<SocketAddr, Known>>,
     refused: Counter,
     crowded: Counter,
@@ -46,11 +45,7 @@ impl Known {
 }
 
 impl Destinations {
-    pub(super) fn new(
-        cluster: Arc<ClusterPlan>,
-        connect_duration: Latency,
-        metrics: &Metrics,
-    ) -> Self {
+    pub(super) fn new(cluster: Arc<ClusterPlan>, metrics: &Metrics) -> Self {
         let refused = |reason| {
             metrics.counter(
                 "attache_upstream_destinations_refused",
@@ -62,7 +57,6 @@ impl Destinations {
             refused: refused("not_allowed"),
             crowded: refused("max_endpoints"),
             cluster,
-            connect_duration,
             known: Mutex::default(),
         }
     }
@@ -128,11 +122,7 @@ impl Destinations {
             port: address.port(),
         });
         let endpoint = self.cluster.endpoints.outside(&Described::new(target));
-        let pool = Pool::new(
-            endpoint.clone(),
-            self.cluster.clone(),
-            self.connect_duration.clone(),
-        );
+        let pool = Pool::new(endpoint.clone(), self.cluster.clone());
         Arc::new(Local::new(endpoint, pool, &self.cluster.balance))
     }
 
@@ -175,10 +165,7 @@ mod tests {
             max_endpoints,
         });
         let metrics = Metrics::default();
-        (
-            Destinations::new(Arc::new(plan), Latency::default(), &metrics),
-            metrics,
-        )
+        (Destinations::new(Arc::new(plan), &metrics), metrics)
     }
 
     fn named(destinations: &Destinations, text: &str) -> Vec<String> {

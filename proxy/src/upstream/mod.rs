@@ -16,13 +16,12 @@ use attache_filter::RequestContext;
 use attache_service::{
     Metrics,
     cluster::{
-        Balancer, InFlight, Local,
+        Balancer, Guards, InFlight, Local,
         breakers::{Overflow, Permit, Resource},
-        health,
         outlier::Outcome,
     },
 };
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -35,7 +34,7 @@ pub(crate) use replay::Replay;
 pub(crate) use wait::{Lifetime, LifetimeOf, Limits, Waited, within};
 
 use crate::{
-    plan::{ClusterPlan, Guards, Protocol},
+    plan::{ClusterPlan, Protocol},
     stats::ClusterStats,
 };
 
@@ -59,15 +58,12 @@ impl Cluster {
         let balancer = {
             let plan = plan.clone();
             let endpoints = plan.endpoints.clone();
-            let connects = stats.connect_duration.clone();
             Balancer::new(endpoints, plan.balance, move |endpoint| {
-                Pool::new(endpoint.clone(), plan.clone(), connects.clone())
+                Pool::new(endpoint.clone(), plan.clone())
             })
         };
-        let destinations = plan.destination.is_some().then(|| {
-            let connects = stats.connect_duration.clone();
-            Destinations::new(plan.clone(), connects, metrics)
-        });
+        let destinations = plan.destination.is_some();
+        let destinations = destinations.then(|| Destinations::new(plan.clone(), metrics));
         Self {
             guards: plan.guards(metrics).clone(),
             stats,
@@ -139,26 +135,18 @@ impl Cluster {
 
     /// Room for a request, where the cluster limits them.
     pub(crate) fn admit(&self) -> Result<Option<Permit>, Overflow> {
-        let breakers = &self.guards.breakers;
-        match breakers.limit() {
-            true => breakers.acquire(Resource::Requests).map(Some),
-            false => Ok(None),
-        }
+        self.guards.admit(Resource::Requests)
     }
 
     /// Tells all that judge the endpoint how a request went.
     pub(crate) fn note(&self, endpoint: &mut Endpoint, ended: &Ended) {
         note(endpoint, ended);
-        if self.plan.health.is_some()
-            && let Waited::Done(Ok((response, _))) = ended
-            && response.headers().contains_key(health::IMMEDIATE_FAIL)
-        {
-            health::fail_at_once(&self.plan.name, &endpoint.endpoint);
-        }
-        if let Some(outliers) = &self.guards.outliers
-            && let Some(outcome) = outcome(ended)
-        {
-            outliers.note(&self.plan.endpoints, &endpoint.endpoint, outcome);
+        let (endpoints, endpoint) = (&self.plan.endpoints, &endpoint.endpoint);
+        if let Waited::Done(Ok((response, _))) = ended {
+            let (status, headers) = (response.status(), response.headers());
+            self.guards.answered(endpoints, endpoint, status, headers);
+        } else if let Some(outcome) = outcome(ended) {
+            self.guards.failed(endpoints, endpoint, outcome);
         }
     }
 
@@ -185,40 +173,15 @@ pub(crate) fn note(endpoint: &mut Endpoint, ended: &Ended) {
     }
 }
 
-/// What an exchange says of its endpoint; `None` where it says nothing.
+/// What an exchange without an answer says of its endpoint; `None` where it says nothing.
 fn outcome(ended: &Ended) -> Option<Outcome> {
     match ended {
-        Waited::Done(Ok((response, _))) => {
-            let grpc = response.headers().get("grpc-status");
-            let grpc = grpc.and_then(|code| code.to_str().ok()?.parse().ok());
-            Some(Outcome::Answered(match grpc {
-                Some(code) => http_status(code),
-                None => response.status(),
-            }))
-        }
         // The client's fault, or ours.
         Waited::Done(Err(UpstreamError::Reset(error))) if error.is_user() => None,
         Waited::Done(Err(UpstreamError::Overflow(_))) => None,
         Waited::Done(Err(_)) => Some(Outcome::Broken),
         Waited::Timeout | Waited::AttemptTimeout | Waited::AttemptIdle => Some(Outcome::TimedOut),
-        Waited::Idle | Waited::Lifetime(_) => None,
-    }
-}
-
-/// The HTTP status that a gRPC status stands for (as in Envoy, `google.rpc.Code`).
-fn http_status(grpc: u8) -> StatusCode {
-    match grpc {
-        0 => StatusCode::OK,
-        3 | 9 | 11 => StatusCode::BAD_REQUEST,
-        4 => StatusCode::GATEWAY_TIMEOUT,
-        5 => StatusCode::NOT_FOUND,
-        6 | 10 => StatusCode::CONFLICT,
-        7 => StatusCode::FORBIDDEN,
-        8 => StatusCode::TOO_MANY_REQUESTS,
-        12 => StatusCode::NOT_IMPLEMENTED,
-        14 => StatusCode::SERVICE_UNAVAILABLE,
-        16 => StatusCode::UNAUTHORIZED,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
+        Waited::Done(Ok(_)) | Waited::Idle | Waited::Lifetime(_) => None,
     }
 }
 

@@ -6,10 +6,7 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use attache_service::{
-    cluster::{Endpoint, jittered},
-    metrics::Latency,
-};
+use attache_service::cluster::{Endpoint, jittered};
 use hyper::client::conn::{http1, http2};
 use tokio::time::Instant;
 
@@ -32,7 +29,6 @@ pub(super) type Http2 = http2::SendRequest<UploadBody>;
 pub(crate) struct Pool {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) cluster: Arc<ClusterPlan>,
-    pub(super) connect_duration: Latency,
     kept: Mutex<Vec<Kept>>,
     sweeps: AtomicU32,
     http2: Mutex<Option<Connection<Http2>>>,
@@ -45,14 +41,26 @@ pub(crate) struct Pool {
 /// A connection with how much longer it may be used.
 pub(super) struct Connection<S> {
     pub(super) sender: S,
-    /// Only where the cluster has such bounds.
-    bounds: Option<Box<Bounds>>,
+    life: Box<Life>,
 }
 
-struct Bounds {
+struct Life {
+    made: Made,
     ends: Option<Instant>,
     requests_left: Option<u32>,
     _room: Option<Room>,
+}
+
+/// When a connection was made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Made {
+    pub(crate) begun: Instant,
+    /// The transport below TLS stood.
+    pub(crate) connected: Instant,
+    /// TLS stood, where there is TLS.
+    pub(crate) secured: Option<Instant>,
+    /// Requests could be sent on it; later where one waited until others were done with it.
+    pub(crate) ready: Instant,
 }
 
 struct Kept {
@@ -62,46 +70,42 @@ struct Kept {
 }
 
 impl<S> Connection<S> {
-    pub(super) fn new(sender: S, cluster: &ClusterPlan, room: Option<Room>) -> Self {
+    pub(super) fn new(sender: S, made: Made, cluster: &ClusterPlan, room: Option<Room>) -> Self {
         let max_age = cluster.max_connection_duration;
         let max_requests = cluster.max_requests_per_connection;
-        let bounded = max_age.is_some() || max_requests.is_some() || room.is_some();
-        let bounds = bounded.then(|| {
-            Box::new(Bounds {
-                ends: max_age.and_then(|age| Instant::now().checked_add(jittered(age))),
-                requests_left: max_requests.map(std::num::NonZero::get),
-                _room: room,
-            })
+        let life = Box::new(Life {
+            made,
+            ends: max_age.and_then(|age| made.ready.checked_add(jittered(age))),
+            requests_left: max_requests.map(std::num::NonZero::get),
+            _room: room,
         });
-        Self { sender, bounds }
+        Self { sender, life }
     }
 
     /// Counts a request that is sent on it.
     pub(super) fn count(&mut self) {
-        if let Some(left) = self.bounds.as_mut().and_then(|b| b.requests_left.as_mut()) {
+        if let Some(left) = &mut self.life.requests_left {
             *left = left.saturating_sub(1);
         }
     }
 
+    /// A request has waited until it could be sent on it.
+    pub(super) fn waited_for(&mut self) {
+        self.life.made.ready = Instant::now();
+    }
+
     /// It takes no further request.
     fn is_spent(&self) -> bool {
-        self.bounds.as_ref().is_some_and(|bounds| {
-            bounds.requests_left == Some(0)
-                || bounds.ends.is_some_and(|ends| ends <= Instant::now())
-        })
+        self.life.requests_left == Some(0)
+            || self.life.ends.is_some_and(|ends| ends <= Instant::now())
     }
 }
 
 impl Pool {
-    pub(super) fn new(
-        endpoint: Arc<Endpoint>,
-        cluster: Arc<ClusterPlan>,
-        connect_duration: Latency,
-    ) -> Self {
+    pub(super) fn new(endpoint: Arc<Endpoint>, cluster: Arc<ClusterPlan>) -> Self {
         Self {
             endpoint,
             cluster,
-            connect_duration,
             kept: Mutex::default(),
             sweeps: AtomicU32::new(0),
             http2: Mutex::default(),
@@ -174,6 +178,14 @@ impl Pool {
         let connection = slot.as_mut()?;
         connection.count();
         Some(connection.sender.clone())
+    }
+
+    /// When the connection was made that a request was answered on.
+    pub(crate) fn made(&self, lease: &Lease) -> Option<Made> {
+        match &lease.0 {
+            Some(connection) => Some(connection.life.made),
+            None => Some(self.http2_slot().as_ref()?.life.made),
+        }
     }
 
     pub(super) fn discard_http2(&self) {

@@ -28,6 +28,8 @@ use crate::{
 
 /// Pause from a change to the writing of the cache, so that many are written once.
 const SETTLED: Duration = Duration::from_secs(1);
+/// Pause before a listener that the system did not let run is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a configuration of a file does not come into force.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,8 @@ enum What {
     Update(Update),
     /// The time for some first answer is over.
     Late,
+    /// Listeners that the system did not let run are to be tried again.
+    TryAgain,
     /// What is in force is to be written down.
     Save,
 }
@@ -67,6 +71,8 @@ pub struct ControlPlane {
     deadlines: BTreeMap<Key, Instant>,
     start: Instant,
     save: Option<Instant>,
+    /// When listeners that could not run are tried again.
+    try_again: Option<Instant>,
     metrics: Metrics,
 }
 
@@ -165,6 +171,7 @@ impl ControlPlane {
             deadlines: BTreeMap::new(),
             start: Instant::now(),
             save: None,
+            try_again: None,
             metrics: metrics.clone(),
         };
         for (kind, list) in &this.saved {
@@ -194,6 +201,7 @@ impl ControlPlane {
             biased;
             () = until(self.save) => What::Save,
             () = until(late) => What::Late,
+            () = until(self.try_again) => What::TryAgain,
             update = self.client.next() => What::Update(update),
         })
     }
@@ -203,6 +211,7 @@ impl ControlPlane {
         match event.0 {
             What::Update(update) => self.update(&update, running).await,
             What::Late => self.late(running).await,
+            What::TryAgain => self.try_again(running).await,
             What::Save => self.write().await,
         }
     }
@@ -221,15 +230,19 @@ impl ControlPlane {
         self.subscribe();
     }
 
-    /// Brings an update into force, without what is refused of it.
+    /// Brings an update into force, without what is refused of it. Listeners that the system does
+    /// not let run are refused too where the update brings them, and tried again later.
     async fn take_over(&mut self, update: &Update, running: &Running) -> Answer {
         let mut refused = BTreeMap::<String, String>::new();
+        let mut held = BTreeMap::<String, String>::new();
         loop {
             let mut next = self.state.clone();
-            let refusals = next.take(update, &refused, &self.base.config);
+            let mut refusals = next.take(update, &refused, &self.base.config);
+            next.held.extend(held.clone());
             next.settle(&self.base.config, self.clusters_known());
             let more = match self.check_and_run(&next, update, running).await {
                 Ok(()) => {
+                    refusals.extend(unable(update, &next));
                     self.state = next;
                     return answer(refusals);
                 }
@@ -237,8 +250,12 @@ impl ControlPlane {
                     Some(blamed) => blamed,
                     None => return Answer::Refused(errors.to_string()),
                 },
-                Err(Fault::Run(error)) => match blame(&error, update) {
-                    Some(name) => BTreeMap::from([(name, error.to_string())]),
+                Err(Fault::Run(error)) => match self.unable(&error, &next) {
+                    Some(name) => {
+                        self.tell_unable(&name, &error);
+                        held.insert(name, error.to_string());
+                        continue;
+                    }
                     None => return Answer::Refused(error.to_string()),
                 },
             };
@@ -264,12 +281,97 @@ impl ControlPlane {
             return Ok(());
         }
         let said = next.said(&self.base.config, update);
-        self.base.plan(&said).map_err(Fault::Config)?;
+        let said = self.base.plan(&said).map_err(Fault::Config)?;
+        if update.resource_type == ResourceType::LISTENER {
+            // Its routes may be long in coming, and whoever sent it wants to know now.
+            let waiting = update.resources.iter().map(|one| &*one.name);
+            let waiting = waiting.filter(|name| next.waits(name) && !next.held.contains_key(*name));
+            for name in waiting {
+                let could = running.could_listen(&said, name).await;
+                could.map_err(Fault::Run)?;
+            }
+        }
         if self.only_endpoints(next) {
             // What was said waits for more.
             return Ok(());
         }
         self.run(next, running).await
+    }
+
+    /// The listener that is to blame for what the system said: of those that do not run as they
+    /// were told last.
+    fn unable(&self, error: &StartError, next: &State) -> Option<String> {
+        let (one, other) = match error {
+            StartError::Listen { listener, .. } | StartError::AccessLog { listener, .. } => {
+                (listener, None)
+            }
+            StartError::SameAddress(other, listener) => (listener, Some(other)),
+            _ => return None,
+        };
+        let mut names = [one].into_iter().chain(other);
+        let blamed = names.find(|name| {
+            let told = next.listeners.latest.get(*name);
+            let runs = self.state.listeners.active.get(*name);
+            told.is_some_and(|told| {
+                next.waits(name) || runs.is_none_or(|runs| !Arc::ptr_eq(told, runs))
+            }) && !next.held.contains_key(*name)
+        });
+        blamed.cloned()
+    }
+
+    fn tell_unable(&self, name: &str, error: &StartError) {
+        if self.state.held.get(name) != Some(&error.to_string()) {
+            let again = TRY_AGAIN.as_secs();
+            tracing::error!(%error, "a listener of the control plane cannot run; it is tried again every {again} s");
+        }
+    }
+
+    /// Brings into force what is ready of what was told, without listeners that the system does
+    /// not let run.
+    async fn settle_and_run(&mut self, told: State, running: &Running) -> Result<State, Fault> {
+        let mut held = told.held.clone();
+        loop {
+            let mut next = told.clone();
+            next.held.clone_from(&held);
+            next.settle(&self.base.config, self.clusters_known());
+            let error = match self.run(&next, running).await {
+                Ok(()) => return Ok(next),
+                Err(Fault::Run(error)) => error,
+                Err(fault) => return Err(fault),
+            };
+            let Some(name) = self.unable(&error, &next) else {
+                return Err(Fault::Run(error));
+            };
+            self.tell_unable(&name, &error);
+            held.insert(name, error.to_string());
+        }
+    }
+
+    /// Tries those listeners again that can have their addresses by now.
+    async fn try_again(&mut self, running: &Running) {
+        self.try_again = None;
+        let mut told = self.state.clone();
+        told.held.clear();
+        if let Ok(plan) = self.base.plan(&told.known(&self.base.config)) {
+            for (name, reason) in self.state.held.clone() {
+                if running.could_listen(&plan, &name).await.is_err() {
+                    told.held.insert(name, reason);
+                }
+            }
+        }
+        if told.held.len() < self.state.held.len() {
+            match self.settle_and_run(told, running).await {
+                Ok(next) => {
+                    let before = self.state.held.keys();
+                    for name in before.filter(|name| !next.held.contains_key(*name)) {
+                        tracing::info!(listener = name, "a listener of the control plane can run");
+                    }
+                    self.state = next;
+                }
+                Err(fault) => tracing::error!("listeners cannot be tried again: {fault}"),
+            }
+        }
+        self.subscribe();
     }
 
     /// Whether only endpoints of clusters in use are others than before.
@@ -330,13 +432,13 @@ impl ControlPlane {
             self.adopt(&mut next, kind, saved.into_iter().collect());
             next.given_up.insert((kind, name));
         }
-        next.settle(&self.base.config, self.clusters_known());
-        match self.run(&next, running).await {
-            Ok(()) => self.state = next,
+        let given_up = next.given_up.clone();
+        match self.settle_and_run(next, running).await {
+            Ok(next) => self.state = next,
             Err(fault) => {
                 tracing::error!("what is known without the control plane cannot run: {fault}");
                 // Not to be tried again and again.
-                self.state.given_up = next.given_up;
+                self.state.given_up = given_up;
             }
         }
         self.subscribe();
@@ -374,6 +476,13 @@ impl ControlPlane {
                 self.deadlines.entry(key).or_insert(at);
             }
         }
+        match self.state.held.is_empty() {
+            true => self.try_again = None,
+            false => {
+                let at = Instant::now() + TRY_AGAIN;
+                self.try_again.get_or_insert(at);
+            }
+        }
     }
 
     async fn write(&mut self) {
@@ -406,16 +515,16 @@ impl ControlPlane {
     ) -> Result<(), XdsError> {
         let base = Base::new(config, document, plan);
         let before = std::mem::replace(&mut self.base, base);
-        let mut next = self.state.clone();
-        next.settle(&self.base.config, self.clusters_known());
-        if let Err(fault) = self.run(&next, running).await {
-            self.base = before;
-            return Err(match fault {
-                Fault::Config(errors) => XdsError::Config(errors),
-                Fault::Run(error) => XdsError::Run(error),
-            });
+        match self.settle_and_run(self.state.clone(), running).await {
+            Ok(next) => self.state = next,
+            Err(fault) => {
+                self.base = before;
+                return Err(match fault {
+                    Fault::Config(errors) => XdsError::Config(errors),
+                    Fault::Run(error) => XdsError::Run(error),
+                });
+            }
         }
-        self.state = next;
         let Some(xds) = running.plan().xds.clone() else {
             return Ok(());
         };
@@ -453,17 +562,20 @@ fn answer(refusals: Vec<Refusal>) -> Answer {
     }
 }
 
-/// The listener of an update that cannot run.
-fn blame(error: &StartError, update: &Update) -> Option<String> {
-    let (StartError::Listen { listener, .. }
-    | StartError::AccessLog { listener, .. }
-    | StartError::SameAddress(_, listener)) = error
-    else {
-        return None;
-    };
-    let mut names = update.resources.iter().map(|one| &one.name);
-    let brought = update.resource_type == ResourceType::LISTENER;
-    names.find(|name| brought && *name == listener).cloned()
+/// The listeners of an update that the system does not let run.
+fn unable(update: &Update, next: &State) -> Vec<Refusal> {
+    if update.resource_type != ResourceType::LISTENER {
+        return Vec::new();
+    }
+    let names = update.resources.iter().map(|one| &one.name);
+    names
+        .filter_map(|name| {
+            Some(Refusal {
+                name: name.clone(),
+                reason: next.held.get(name)?.clone(),
+            })
+        })
+        .collect()
 }
 
 /// Gives the clusters of a plan the endpoints that are known.

@@ -80,6 +80,8 @@ pub(super) struct State {
     pub(super) listeners: Stages<Listener>,
     /// What is done without, as it did not come in time or does not exist.
     pub(super) given_up: BTreeSet<Key>,
+    /// Listeners that the system does not let run as they were told last, and why.
+    pub(super) held: BTreeMap<String, String>,
     /// The first clusters have their endpoints: listeners may begin, as in Envoy.
     pub(super) begun: bool,
 }
@@ -99,6 +101,10 @@ impl State {
             }
             ResourceType::LISTENER => {
                 let taken = base.listeners.iter().map(|l| l.name.as_str()).collect();
+                let told = update.resources.iter().map(|one| &one.name);
+                for name in told.chain(&update.removed) {
+                    self.held.remove(name);
+                }
                 take(&mut self.listeners.latest, update, refused, &taken)
             }
             ResourceType::ROUTE_CONFIGURATION => {
@@ -237,12 +243,14 @@ impl State {
             let base_clusters: BTreeSet<_> =
                 base.clusters.iter().map(|c| c.name.as_str()).collect();
             listeners.settle(|one| {
+                let held = self.held.contains_key(one.resource.raw.name.as_str());
                 let routes = one.resource.routes.as_ref().is_none_or(|name| {
                     tables.active.contains_key(name)
                         || self.is_given_up(ResourceType::ROUTE_CONFIGURATION, name)
                 });
                 let mut to = one.resource.passes_on_to();
-                routes
+                !held
+                    && routes
                     && to.all(|name| {
                         base_clusters.contains(name) || clusters.active.contains_key(name)
                     })
@@ -250,15 +258,13 @@ impl State {
         }
         let told = &listeners.latest;
         listeners.active.retain(|name, _| told.contains_key(name));
-        // What passes connections on names its cluster for good.
-        let needed: BTreeSet<_> = listeners
-            .active
-            .values()
-            .flat_map(|one| one.resource.passes_on_to().map(str::to_owned))
-            .collect();
         self.clusters = clusters;
         self.tables = tables;
         self.listeners = listeners;
+        let [_, (_, routes)] = self.wanted(base);
+        self.tables.latest.retain(|name, _| routes.contains(name));
+        self.tables.active.retain(|name, _| routes.contains(name));
+        let needed = self.needed();
         let leaving = self.leaving();
         let told = &self.clusters.latest;
         let given_up = &self.given_up;
@@ -269,10 +275,8 @@ impl State {
                 || leaving.contains(name) && !given_up.contains(&key)
         });
         let leaving = self.leaving();
-        let [(_, endpoints), (_, routes)] = self.wanted(base);
+        let [(_, endpoints), _] = self.wanted(base);
         self.assignments.retain(|name, _| endpoints.contains(name));
-        self.tables.latest.retain(|name, _| routes.contains(name));
-        self.tables.active.retain(|name, _| routes.contains(name));
         self.given_up.retain(|(kind, name)| match *kind {
             ResourceType::ROUTE_CONFIGURATION => routes.contains(name),
             ResourceType::CLUSTER => leaving.contains(name),
@@ -280,8 +284,16 @@ impl State {
         });
     }
 
+    /// Clusters that connections are passed on to: listeners name them for good.
+    fn needed(&self) -> BTreeSet<String> {
+        let told = self.listeners.latest.values();
+        let listeners = told.chain(self.listeners.active.values());
+        let named = listeners.flat_map(|one| one.resource.passes_on_to().map(str::to_owned));
+        named.collect()
+    }
+
     /// Clusters in use that were removed while routes or policies in use name them: what names
-    /// others is mostly on its way.
+    /// others is mostly on its way. What is needed for good is none of them.
     fn leaving(&self) -> BTreeSet<String> {
         let tables = self.tables.active.values();
         let listeners = self.listeners.active.values();
@@ -289,9 +301,11 @@ impl State {
             .flat_map(|one| &one.resource.clusters)
             .chain(listeners.flat_map(|one| &one.resource.clusters))
             .collect();
+        let needed = self.needed();
         let active = self.clusters.active.keys();
         active
-            .filter(|name| !self.clusters.latest.contains_key(*name) && named.contains(name))
+            .filter(|name| !self.clusters.latest.contains_key(*name))
+            .filter(|name| named.contains(name) && !needed.contains(*name))
             .cloned()
             .collect()
     }
@@ -309,25 +323,45 @@ impl State {
         )
     }
 
-    /// The configuration with everything that was said last, to see whether it is right. The
-    /// routes of listeners that `update` brings may name clusters that there are, and no others.
+    /// Whether a listener is not in use as it was told last.
+    pub(super) fn waits(&self, listener: &str) -> bool {
+        !self.listeners.is_settled(listener)
+    }
+
+    /// The configuration with everything that was said last.
+    pub(super) fn known(&self, base: &Config) -> Config {
+        self.together(base, &|_, table| table.validate_clusters = Some(false))
+    }
+
+    /// The configuration with everything that was said last, to see whether it is right; clusters
+    /// that were removed and are still needed are there. The routes of listeners that `update`
+    /// brings may name clusters that there are, and no others.
     pub(super) fn said(&self, base: &Config, update: &Update) -> Config {
         let brought: BTreeSet<_> = match update.resource_type {
             ResourceType::LISTENER => update.resources.iter().map(|one| &*one.name).collect(),
             _ => BTreeSet::new(),
         };
-        let all: BTreeSet<Key> = self.missing(base);
+        self.together(base, &|listener, table| {
+            if !listener.is_some_and(|name| brought.contains(name)) {
+                table.validate_clusters = Some(false);
+            }
+        })
+    }
+
+    fn together(
+        &self,
+        base: &Config,
+        adjust: &dyn Fn(Option<&str>, &mut RouteConfiguration),
+    ) -> Config {
+        let mut clusters = self.clusters.active.clone();
+        clusters.extend(self.clusters.latest.clone());
         assemble(
             base,
-            &self.clusters.latest,
+            &clusters,
             &self.tables.latest,
             &self.listeners.latest,
-            &all,
-            &|listener, table| {
-                if !listener.is_some_and(|name| brought.contains(name)) {
-                    table.validate_clusters = Some(false);
-                }
-            },
+            &self.missing(base),
+            adjust,
         )
     }
 

@@ -40,7 +40,11 @@ impl Rules {
             errors.push(&domain.at, text);
             return;
         }
-        let Self { domains, rules } = self;
+        let Self {
+            domains,
+            rules,
+            split_seconds,
+        } = self;
         let merged = !domains.insert(&name, rules::Domain::default());
         let Some(target) = domains.get_mut(&name) else {
             return;
@@ -73,6 +77,7 @@ impl Rules {
             defaults: target.defaults,
             way: Vec::new(),
             rules,
+            split_seconds,
             replaces: false,
             errors,
         };
@@ -92,6 +97,8 @@ struct Compiler<'a> {
     /// The names of the descriptors down to the present list.
     way: Vec<String>,
     rules: &'a mut Vec<Rule>,
+    /// Some of them are counted by parts of seconds.
+    split_seconds: &'a mut bool,
     /// Some of the rules replace others.
     replaces: bool,
     errors: &'a mut Errors,
@@ -130,6 +137,7 @@ impl Compiler<'_> {
         let rate_limit = descriptor.rate_limit.take();
         let rule = rate_limit.and_then(|limit| {
             let allowance = self.allowance(&limit)?;
+            *self.split_seconds |= allowance.splits_seconds();
             let replaces = limit.replaces.into_iter();
             self.rules.push(Rule {
                 domain: self.domain.clone(),

@@ -40,6 +40,16 @@ pub enum Algorithm {
     },
 }
 
+impl Algorithm {
+    /// Whether it counts by parts of seconds; if not, it is enough to know the second.
+    pub(super) fn splits_seconds(self) -> bool {
+        match self {
+            Self::FixedWindow | Self::CalendarWindow(_) => false,
+            Self::SlidingWindow | Self::TokenBucket { .. } => true,
+        }
+    }
+}
+
 /// What the store does besides counting.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {

@@ -22,6 +22,15 @@ pub enum Allowance {
     Limited(Limit),
 }
 
+impl Allowance {
+    pub(super) fn splits_seconds(&self) -> bool {
+        match self {
+            Self::Unlimited => false,
+            Self::Limited(limit) => limit.algorithm.splits_seconds(),
+        }
+    }
+}
+
 /// One `rate_limit` of the configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
@@ -57,6 +66,8 @@ pub struct RuleId(pub(crate) usize);
 pub struct Rules {
     pub(super) domains: Names<Domain>,
     pub(super) rules: Vec<Rule>,
+    /// Some of them are counted by parts of seconds.
+    pub(super) split_seconds: bool,
 }
 
 /// The rules of one domain.
@@ -122,6 +133,12 @@ impl Rules {
     #[inline]
     pub fn get(&self, id: RuleId) -> Option<&Rule> {
         self.rules.get(id.0)
+    }
+
+    /// Whether any limit is counted by parts of seconds.
+    #[inline]
+    pub(crate) fn split_seconds(&self) -> bool {
+        self.split_seconds
     }
 
     /// The names of all domains.

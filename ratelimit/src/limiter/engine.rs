@@ -201,13 +201,19 @@ impl<S: Store, C: Clock> Limiter<S, C> {
             name: &request.domain,
             domain,
         };
-        let mut work = Work::take(self.now(), self.charging(domain));
+        let mut work = Work::take(self.now(rules), self.charging(domain));
         work.prepare(scope, request);
         Ok(Some(work))
     }
 
-    fn now(&self) -> UnixTime {
-        self.store.time(self.clock.now())
+    /// The time to decide by. One clock for all rules: the store holds the counters of all, and
+    /// frees those that are over.
+    #[inline]
+    fn now(&self, rules: &Rules) -> UnixTime {
+        match self.store.ahead() {
+            0 if !rules.split_seconds() => self.clock.second(),
+            _ => self.store.time(self.clock.now()),
+        }
     }
 
     fn charging(&self, domain: &Domain) -> Charging {
@@ -257,7 +263,7 @@ impl<S: ImmediateStore, C: Clock> Limiter<S, C> {
             name: domain,
             domain: found,
         };
-        let now = self.now();
+        let now = self.now(&rules);
         with_key(|keys| {
             let entries = entries.iter().copied();
             let pending = scope.by_rule(entries, Amount::Add(hits), &[], keys, now);

@@ -396,7 +396,8 @@ async fn sweep<S: Store, C: Clock>(inner: Weak<Inner<S, C>>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(inner) = inner.upgrade() else { return };
-        if !inner.limiter.store().sweep(inner.limiter.clock().now()) {
+        // Never ahead of the time that decisions are made by.
+        if !inner.limiter.store().sweep(inner.limiter.clock().second()) {
             return;
         }
     }

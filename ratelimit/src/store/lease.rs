@@ -166,8 +166,8 @@ impl<S: Store> Store for LeaseStore<S> {
         self.inner.charge(batch, readings).await
     }
 
-    fn time(&self, local: UnixTime) -> UnixTime {
-        self.inner.store.time(local)
+    fn ahead(&self) -> i64 {
+        self.inner.store.ahead()
     }
 
     fn is_connected(&self) -> bool {

@@ -39,10 +39,15 @@ pub trait Store: Send + Sync + 'static {
         readings: &mut Vec<Reading>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// The time to count by, when this instance's clock shows `local`. A store that several
-    /// instances share answers with its own time, so that all of them are in the same window.
+    /// How far the time to count by is ahead of this instance's clock, in microseconds. A store that
+    /// several instances share goes by its own time, so that all of them are in the same window.
+    fn ahead(&self) -> i64 {
+        0
+    }
+
+    /// The time to count by, when this instance's clock shows `local`.
     fn time(&self, local: UnixTime) -> UnixTime {
-        local
+        UnixTime::from_micros(local.micros().saturating_add_signed(self.ahead()))
     }
 
     /// Whether the counters can be reached at the moment. Those of this process always can.
@@ -449,11 +454,11 @@ impl Store for AnyStore {
         }
     }
 
-    fn time(&self, local: UnixTime) -> UnixTime {
+    fn ahead(&self) -> i64 {
         match self {
-            Self::Memory(store) => store.time(local),
-            Self::Redis(store) => store.time(local),
-            Self::Memcached(store) => store.time(local),
+            Self::Memory(store) => store.ahead(),
+            Self::Redis(store) => store.ahead(),
+            Self::Memcached(store) => store.ahead(),
         }
     }
 
@@ -520,8 +525,8 @@ impl<S: Store> Store for std::sync::Arc<S> {
         S::charge(self, batch, readings)
     }
 
-    fn time(&self, local: UnixTime) -> UnixTime {
-        S::time(self, local)
+    fn ahead(&self) -> i64 {
+        S::ahead(self)
     }
 
     fn is_connected(&self) -> bool {

@@ -255,8 +255,8 @@ impl<S: Store> Store for OutageStore<S> {
         }
     }
 
-    fn time(&self, local: UnixTime) -> UnixTime {
-        self.store.time(local)
+    fn ahead(&self) -> i64 {
+        self.store.ahead()
     }
 
     fn is_connected(&self) -> bool {

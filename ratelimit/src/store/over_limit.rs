@@ -233,8 +233,8 @@ impl<S: Store> Store for OverLimitStore<S> {
         Ok(())
     }
 
-    fn time(&self, local: UnixTime) -> UnixTime {
-        self.store.time(local)
+    fn ahead(&self) -> i64 {
+        self.store.ahead()
     }
 
     fn is_connected(&self) -> bool {

@@ -14,7 +14,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{ChannelSettings, OutageLog, Target};
 use crate::{
-    cluster::{Endpoint, Opened, jittered},
+    cluster::{
+        Endpoint, Guards, Opened,
+        breakers::{Permit, Resource},
+        jittered,
+    },
     gather::gather,
     tls::ClientTls,
 };
@@ -43,6 +47,7 @@ pub(super) struct Connector {
     timeout: Duration,
     max_age: Option<Duration>,
     cluster: Arc<str>,
+    guards: Option<Guards>,
     pub(super) outage_log: OutageLog,
 }
 
@@ -64,6 +69,7 @@ impl Connector {
             timeout: settings.connect_timeout,
             max_age: settings.max_connection_duration,
             cluster: settings.name.clone(),
+            guards: settings.guards.clone(),
             outage_log: settings.outage_log,
         }
     }
@@ -78,6 +84,16 @@ impl Connector {
         };
         let outcome = self.endpoint.counted(attempt).await;
         outcome.map_err(|error| format!("cannot reach {self}: {error}").into())
+    }
+
+    /// The place of a connection among those of the cluster. Each endpoint may have one in any
+    /// case, so that one more than the limit has none.
+    pub(super) fn room(&self) -> Option<Permit> {
+        let breakers = &self.guards.as_ref()?.breakers;
+        match breakers.limit() {
+            true => breakers.try_acquire(Resource::Connections),
+            false => None,
+        }
     }
 
     /// Waits until a connection that begins now is as old as it may get.

@@ -169,7 +169,12 @@ async fn use_connection(
         ping,
         mut driver,
     } = connected;
-    let link = Arc::new(Link::new(send, ping, driver.abort_handle()));
+    let link = Arc::new(Link::new(
+        send,
+        ping,
+        driver.abort_handle(),
+        connector.room(),
+    ));
     let retired = shared.retired.clone();
     let this = Arc::downgrade(&link);
     shared.publish(State::Ready(link));

@@ -12,6 +12,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use crate::cluster::breakers::Permit;
+
 /// Bound on the answer to a PING that was sent out of suspicion.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Suspicions closer together than this make one PING: some servers punish frequent ones.
@@ -22,6 +24,7 @@ pub(super) struct Link {
     send: SendRequest<Bytes>,
     driver: AbortHandle,
     probe: Mutex<Probe>,
+    _room: Option<Permit>,
 }
 
 struct Probe {
@@ -31,7 +34,12 @@ struct Probe {
 }
 
 impl Link {
-    pub(super) fn new(send: SendRequest<Bytes>, ping: PingPong, driver: AbortHandle) -> Self {
+    pub(super) fn new(
+        send: SendRequest<Bytes>,
+        ping: PingPong,
+        driver: AbortHandle,
+        room: Option<Permit>,
+    ) -> Self {
         Self {
             send,
             driver,
@@ -39,6 +47,7 @@ impl Link {
                 ping: Some(ping),
                 last: None,
             }),
+            _room: room,
         }
     }
 

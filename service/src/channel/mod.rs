@@ -12,7 +12,7 @@
 //! | what happens | status |
 //! |---|---|
 //! | the service answers with a status | that status |
-//! | not reachable, connection lost, stream reset | `Unavailable` |
+//! | not reachable, connection lost, stream reset, no room within `circuit_breakers` | `Unavailable` |
 //! | no answer within the timeout of a unary call | `DeadlineExceeded` |
 //! | an HTTP answer other than 200, without `grpc-status` | by gRPC's table: 503 is `Unavailable`, … |
 //! | an answer that is not gRPC, or ends without a status | `Unknown` |
@@ -39,7 +39,11 @@ use tonic::Status;
 
 use crate::{
     address::Address,
-    cluster::{Balance, Balancer, Endpoints, Local},
+    cluster::{
+        self, Balance, Balancer, Endpoints, Guards, Local,
+        breakers::{Permit, Resource},
+        outlier::Outcome,
+    },
     tls::ClientTls,
 };
 
@@ -103,6 +107,8 @@ pub struct ChannelSettings {
     pub max_message_size: usize,
     /// Who logs outages. Default [`OutageLog::Channel`].
     pub outage_log: OutageLog,
+    /// What bounds calls, and judges endpoints by how they answer. Default: nothing.
+    pub guards: Option<Guards>,
 }
 
 /// Who logs that an endpoint cannot be reached, and that it is reached again.
@@ -133,6 +139,7 @@ impl ChannelSettings {
             max_connection_duration: None,
             max_message_size: 16 << 20,
             outage_log: OutageLog::default(),
+            guards: None,
         }
     }
 }
@@ -286,9 +293,13 @@ impl Channel {
         call.finish();
         match timeout {
             None => call.unary().await,
-            Some(timeout) => tokio::time::timeout(timeout, call.unary())
-                .await
-                .unwrap_or_else(|_| Err(status::too_late(self.name(), timeout))),
+            Some(timeout) => match tokio::time::timeout(timeout, call.unary()).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    call.timed_out();
+                    Err(status::too_late(self.name(), timeout))
+                }
+            },
         }
     }
 
@@ -343,17 +354,51 @@ impl Channel {
         if matches!(picked, Picked::Ready(..)) && !refused {
             return picked;
         }
+        let unreachable = matches!(picked, Picked::Failed(_));
         let usable = balancer.usable();
         let turn = usable.iter().position(|other| Arc::ptr_eq(other, &first));
         let (before, from) = usable.split_at(turn.unwrap_or_default());
         for other in from.iter().skip(1).chain(before) {
             match other.own.connection() {
-                Connection::Ready(link) => return Picked::Ready(other.clone(), link),
+                Connection::Ready(link) => {
+                    picked = Picked::Ready(other.clone(), link);
+                    break;
+                }
                 Connection::Wait if matches!(picked, Picked::Failed(_)) => picked = Picked::Wait,
                 Connection::Wait | Connection::Failed(_) => {}
             }
         }
+        // Who waits picks again.
+        if unreachable && !matches!(picked, Picked::Wait) {
+            self.failed(&first.endpoint, Outcome::Broken);
+        }
         picked
+    }
+
+    /// Room for a call, where the cluster limits them.
+    fn admit(&self, resource: Resource) -> Result<Option<Permit>, Status> {
+        match &self.inner.settings.guards {
+            Some(guards) => guards
+                .admit(resource)
+                .map_err(|overflow| status::overflow(self.name(), overflow)),
+            None => Ok(None),
+        }
+    }
+
+    /// Tells who judges endpoints that one has answered with this head.
+    fn answered(&self, endpoint: &cluster::Endpoint, head: &http::response::Parts) {
+        let settings = &self.inner.settings;
+        if let Some(guards) = &settings.guards {
+            guards.answered(&settings.endpoints, endpoint, head.status, &head.headers);
+        }
+    }
+
+    /// The same where there is no answer.
+    fn failed(&self, endpoint: &cluster::Endpoint, outcome: Outcome) {
+        let settings = &self.inner.settings;
+        if let Some(guards) = &settings.guards {
+            guards.failed(&settings.endpoints, endpoint, outcome);
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderMap, StatusCode, header::CONTENT_TYPE};
 use tonic::{Code, Status};
 
+use crate::cluster::breakers::Overflow;
+
 /// Why a call came to no answer of the service: the source of its status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TransportFailure {
@@ -14,6 +16,9 @@ pub enum TransportFailure {
     /// The connection or the stream ended.
     #[error("broken off")]
     Broken,
+    /// The cluster's `circuit_breakers` leave no room for the call.
+    #[error("no room")]
+    Overflow,
     /// The time is over.
     #[error("out of time")]
     Timeout,
@@ -39,6 +44,11 @@ pub(super) fn broken(error: &h2::Error) -> Status {
 
 pub(super) fn unreachable(why: &str) -> Status {
     TransportFailure::Unreachable.status(Status::unavailable(why))
+}
+
+pub(super) fn overflow(cluster: &str, overflow: Overflow) -> Status {
+    let message = format!("{overflow} `{cluster}`");
+    TransportFailure::Overflow.status(Status::unavailable(message))
 }
 
 pub(super) fn too_late(cluster: &str, timeout: Duration) -> Status {

@@ -20,7 +20,11 @@ use super::{
     link::Link,
     status,
 };
-use crate::cluster::InFlight;
+use crate::cluster::{
+    InFlight,
+    breakers::{Permit, Resource},
+    outlier::Outcome,
+};
 
 /// How often a call that the service has certainly not seen is sent again.
 const MAX_RESENDS: u8 = 2;
@@ -38,6 +42,8 @@ pub struct GrpcStream {
     link: Option<Arc<Link>>,
     /// The endpoint that the call is counted at; while it is sent again, the one that refused it.
     in_flight: Option<InFlight<Endpoint>>,
+    /// Its room within the cluster's limits, first as one that waits for a connection.
+    permit: Option<Permit>,
     /// What to send again if the service has not seen it; gone once the call cannot be resent.
     resend: Option<Resend>,
     resends: u8,
@@ -93,6 +99,7 @@ impl GrpcStream {
             incoming: Incoming::Opening,
             link: None,
             in_flight: None,
+            permit: None,
             resend: None,
             resends: 0,
             bytes_sent: 0,
@@ -224,6 +231,14 @@ impl GrpcStream {
         self.resend = None;
         self.link = None;
         self.in_flight = None;
+        self.permit = None;
+    }
+
+    /// The caller gives up, as there was no answer in time.
+    pub(super) fn timed_out(&self) {
+        if let (Incoming::Head(_), Some(at)) = (&self.incoming, &self.in_flight) {
+            self.channel.failed(&at.endpoint, Outcome::TimedOut);
+        }
     }
 
     fn poll_incoming(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Pieces>, Status>> {
@@ -236,11 +251,14 @@ impl GrpcStream {
                         Err(error) if self.send_again(&error) => continue,
                         Err(error) => {
                             self.failed();
-                            return Poll::Ready(Err(status::broken(&error)));
+                            return Poll::Ready(Err(self.broken(&error)));
                         }
                     };
                     self.resend = None;
                     let (head, body) = response.into_parts();
+                    if let Some(at) = &self.in_flight {
+                        self.channel.answered(&at.endpoint, &head);
+                    }
                     if let Some(end) = status::of_head(&head) {
                         return Poll::Ready(end.map(|()| None));
                     }
@@ -264,15 +282,18 @@ impl GrpcStream {
                     }
                     if *ended {
                         let trailers = ready!(body.poll_trailers(cx));
-                        let trailers = trailers.map_err(|error| status::broken(&error))?;
+                        let trailers = match trailers {
+                            Ok(trailers) => trailers,
+                            Err(error) => return Poll::Ready(Err(self.broken(&error))),
+                        };
                         return Poll::Ready(match deframer.is_empty() {
                             true => status::of_trailers(trailers.as_ref()).map(|()| None),
                             false => Err(Status::internal("the call ended within a message")),
                         });
                     }
                     match ready!(body.poll_data(cx)) {
-                        Some(data) => {
-                            let data = data.map_err(|error| status::broken(&error))?;
+                        Some(Err(error)) => return Poll::Ready(Err(self.broken(&error))),
+                        Some(Ok(data)) => {
                             // Fails only on more than was received.
                             let _ = body.flow_control().release_capacity(data.len());
                             self.bytes_received += data.len() as u64;
@@ -290,6 +311,14 @@ impl GrpcStream {
         if let Some(in_flight) = &mut self.in_flight {
             in_flight.failed();
         }
+    }
+
+    /// The connection or the stream ended.
+    fn broken(&self, error: &h2::Error) -> Status {
+        if let Some(at) = &self.in_flight {
+            self.channel.failed(&at.endpoint, Outcome::Broken);
+        }
+        status::broken(error)
     }
 
     /// Back to the start, if the service has certainly not processed the call.
@@ -330,6 +359,9 @@ impl GrpcStream {
                 let changed = self.channel.inner.changed.clone().notified_owned();
                 picked = self.channel.pick(refused);
                 if matches!(picked, Picked::Wait) {
+                    if self.permit.is_none() {
+                        self.permit = self.channel.admit(Resource::PendingRequests)?;
+                    }
                     *wait = Some(Box::pin(changed));
                     continue;
                 }
@@ -344,6 +376,8 @@ impl GrpcStream {
                     return Poll::Ready(Err(status::unreachable(&why)));
                 }
             };
+            self.permit = None;
+            self.permit = self.channel.admit(Resource::Requests)?;
             match begin(&self.channel, &link, call, more) {
                 Ok((response, stream)) => {
                     self.link = Some(link);

@@ -1,5 +1,6 @@
 //! The channel against real hosts, scripted HTTP/2 servers and misbehaving peers.
 
+mod guards;
 mod peers;
 mod recovery;
 mod transports;

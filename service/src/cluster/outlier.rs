@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use rand::Rng;
 use tokio::time::Instant;
 
@@ -93,6 +93,32 @@ pub enum Outcome {
     Broken,
     /// There was no answer in time.
     TimedOut,
+}
+
+impl Outcome {
+    /// What the head of an answer says.
+    pub fn of_answer(status: StatusCode, headers: &HeaderMap) -> Self {
+        let grpc = headers.get("grpc-status");
+        let grpc = grpc.and_then(|code| code.to_str().ok()?.parse().ok());
+        Self::Answered(grpc.map_or(status, http_status))
+    }
+}
+
+/// The HTTP status that a gRPC status stands for (as in Envoy, `google.rpc.Code`).
+fn http_status(grpc: u8) -> StatusCode {
+    match grpc {
+        0 => StatusCode::OK,
+        3 | 9 | 11 => StatusCode::BAD_REQUEST,
+        4 => StatusCode::GATEWAY_TIMEOUT,
+        5 => StatusCode::NOT_FOUND,
+        6 | 10 => StatusCode::CONFLICT,
+        7 => StatusCode::FORBIDDEN,
+        8 => StatusCode::TOO_MANY_REQUESTS,
+        12 => StatusCode::NOT_IMPLEMENTED,
+        14 => StatusCode::SERVICE_UNAVAILABLE,
+        16 => StatusCode::UNAUTHORIZED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    }
 }
 
 /// Why an endpoint was ejected.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{Endpoints, Trouble};
 use crate::{
     Metrics,
-    metrics::{Counter, Histogram},
+    metrics::{Counter, Latency},
 };
 
 /// Counters of one cluster.
@@ -19,7 +19,7 @@ use crate::{
 pub(super) struct Stats {
     connects: Counter,
     connect_failures: Counter,
-    connect_seconds: Histogram,
+    connect_duration: Latency,
     pub(super) updates: Counter,
     pub(super) failed_updates: Counter,
 }
@@ -45,9 +45,9 @@ impl Stats {
                 "Connections to endpoints that could not be made.",
                 &[label],
             ),
-            connect_seconds: metrics.histogram(
-                "attache_upstream_connect_seconds",
-                "How long making a connection took, TLS included.",
+            connect_duration: metrics.latency(
+                "attache_upstream_connect_duration_seconds",
+                "Time that connections to endpoints took, TLS included.",
                 &[label],
             ),
             updates: update("ok"),
@@ -59,7 +59,7 @@ impl Stats {
         match made {
             true => {
                 self.connects.inc();
-                self.connect_seconds.observe(took.as_secs_f64());
+                self.connect_duration.observe(took);
             }
             false => {
                 self.connect_failures.inc();

@@ -9,6 +9,8 @@ use tokio::sync::mpsc;
 /// Changes come in bursts (truncate, write, rename); one is reported when it has been quiet for
 /// this long.
 const QUIET: Duration = Duration::from_millis(200);
+/// The clock of file systems may be behind by so much.
+const TICK: Duration = Duration::from_millis(10);
 /// A burst that does not end is reported after this long.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -70,11 +72,27 @@ impl Watch {
         })
     }
 
-    /// Counts as changes also those since `look` at the same files: what was read before the watch
-    /// began may be old already.
+    /// Counts as changes also those since `look`: what was read before the watch began may be old
+    /// already. Of files that it was not a look at, as their names were only read later, those
+    /// count that changed after it.
     #[must_use]
-    pub fn since(mut self, look: Look) -> Self {
-        self.seen = look.0;
+    pub fn since(mut self, look: &Look) -> Self {
+        let of_ours = |stamp: &&Stamp| {
+            let paths = &mut self.paths.iter();
+            paths.any(|path| stamp.name == *path || stamp.name.parent() == Some(path))
+        };
+        let mut seen: Vec<Stamp> = look.stamps.iter().filter(of_ours).cloned().collect();
+        let others = std::mem::take(&mut self.seen).into_iter();
+        let others = others.filter(|stamp| !look.stamps.iter().any(|one| one.name == stamp.name));
+        seen.extend(others.map(|stamp| match stamp.modified {
+            Some(at) if at >= look.time => Stamp {
+                modified: None,
+                ..stamp
+            },
+            _ => stamp,
+        }));
+        seen.sort_unstable();
+        self.seen = seen;
         self.pending = true;
         self
     }
@@ -106,21 +124,36 @@ impl Watch {
 
 /// What files look like from outside, to be told from what they look like later.
 #[derive(Debug, Clone)]
-pub struct Look(Vec<Stamp>);
+pub struct Look {
+    stamps: Vec<Stamp>,
+    time: SystemTime,
+}
 
 impl Look {
     /// Looks at files; to be done before they are read.
-    pub fn at(paths: &[PathBuf]) -> Self {
-        Self(stamps(paths))
+    pub fn at<P: AsRef<Path>>(paths: &[P]) -> Self {
+        let now = SystemTime::now();
+        Self {
+            stamps: stamps(paths),
+            time: now.checked_sub(TICK).unwrap_or(now),
+        }
     }
 }
 
-/// What a file looks like from outside: where its name leads, when it changed, how long it is.
-type Stamp = (PathBuf, Option<SystemTime>, u64);
+/// What a file looks like from outside.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Stamp {
+    name: PathBuf,
+    /// Where the name leads.
+    real: PathBuf,
+    modified: Option<SystemTime>,
+    length: u64,
+}
 
-fn stamps(paths: &[PathBuf]) -> Vec<Stamp> {
+fn stamps<P: AsRef<Path>>(paths: &[P]) -> Vec<Stamp> {
     let mut stamps = Vec::new();
     for path in paths {
+        let path = path.as_ref();
         stamps.push(stamp(path));
         if let Ok(entries) = std::fs::read_dir(path) {
             stamps.extend(entries.flatten().map(|entry| stamp(&entry.path())));
@@ -131,10 +164,12 @@ fn stamps(paths: &[PathBuf]) -> Vec<Stamp> {
 }
 
 fn stamp(path: &Path) -> Stamp {
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    match std::fs::metadata(path) {
-        Ok(metadata) => (real, metadata.modified().ok(), metadata.len()),
-        Err(_) => (real, None, 0),
+    let metadata = std::fs::metadata(path).ok();
+    Stamp {
+        name: path.to_path_buf(),
+        real: std::fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf()),
+        modified: metadata.as_ref().and_then(|it| it.modified().ok()),
+        length: metadata.map_or(0, |it| it.len()),
     }
 }
 
@@ -196,6 +231,32 @@ mod tests {
         let mut watch = Watch::new([directory.path()]).map_err(std::io::Error::other)?;
         std::fs::write(directory.path().join("b.yaml"), "b: 1")?;
         assert!(noticed(&mut watch).await);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_change_between_the_look_and_the_watch_is_noticed() -> std::io::Result<()> {
+        let directory = tempfile::tempdir()?;
+        let at = |name: &str| directory.path().join(name);
+        for name in ["a.yaml", "named-by-a"] {
+            std::fs::write(at(name), "1")?;
+            let old = std::fs::File::options().write(true).open(at(name))?;
+            old.set_modified(SystemTime::now() - SOON)?;
+        }
+        let both = [at("a.yaml"), at("named-by-a")];
+        for changed in [None, Some("a.yaml"), Some("named-by-a")] {
+            let look = Look::at(&[at("a.yaml")]);
+            if let Some(name) = changed {
+                std::fs::write(at(name), "other")?;
+            }
+
+            let watch = Watch::new(&both).map_err(std::io::Error::other)?;
+            let mut watch = watch.since(&look);
+
+            let patience = if changed.is_some() { SOON } else { QUIET * 4 };
+            let noticed = tokio::time::timeout(patience, watch.changed()).await;
+            assert_eq!(noticed.is_ok(), changed.is_some(), "{changed:?}");
+        }
         Ok(())
     }
 }

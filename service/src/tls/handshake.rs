@@ -126,8 +126,8 @@ impl Handshake {
             config.send_tls13_tickets = 0;
         } else {
             // What is to be resumed is kept by the clients, encrypted: nothing grows here, and
-            // workers do not share a lock for it. The keys are new with each reload, so that a
-            // session never outlives the authorities that let it in.
+            // workers do not share a lock for it. The keys are new whenever the files are read
+            // again, so that a session never outlives the authorities that let it in.
             config.ticketer = aws::Ticketer::new()?;
         }
         Ok(())

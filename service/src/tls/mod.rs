@@ -74,6 +74,7 @@ pub struct ClientFiles {
 #[derive(Clone, Debug)]
 pub struct ServerTls {
     current: Arc<Reloading<Serving>>,
+    made_of: Arc<(ServerFiles, Handshake)>,
 }
 
 struct Serving {
@@ -109,10 +110,21 @@ impl ServerTls {
         for (certificate, private_key) in &handshake.certificates {
             watched.extend([certificate.clone(), private_key.clone()]);
         }
-        let current = Reloading::load(watched, move || server_config(&files, &handshake))?;
+        let made_of = Arc::new((files, handshake));
+        let make = made_of.clone();
+        let current = Reloading::load(watched, move || server_config(&make.0, &make.1))?;
         Ok(Self {
             current: Arc::new(current),
+            made_of,
         })
+    }
+
+    /// Takes the place of `before`. Where both are made of the same, also by the contents of the
+    /// files, its sessions can still be resumed: tickets go on to hold.
+    pub fn succeed(&self, before: &Self) {
+        if self.made_of == before.made_of {
+            self.current.go_on_with(&before.current);
+        }
     }
 
     /// The handshake on an accepted connection.

@@ -756,6 +756,43 @@ async fn a_token_bucket_lets_a_burst_pass_and_then_its_rate() {
     assert!(ask().await.starts_with("OVER r=0"));
 }
 
+#[test]
+fn windows_go_by_the_second_and_what_comes_back_in_between_by_the_clock() {
+    /// Tells another second than the time.
+    struct Between;
+
+    impl Clock for Between {
+        fn now(&self) -> UnixTime {
+            UnixTime::from_micros(1_000_020_250_000)
+        }
+
+        fn second(&self) -> UnixTime {
+            UnixTime::from_micros(1_000_019_750_000)
+        }
+    }
+
+    let limiter = |more: &str| {
+        let rules = format!(
+            "domain: d\ndescriptors:\n- {{ key: k, rate_limit: {{ unit: minute, requests_per_unit: 1 }} }}\n{more}"
+        );
+        let rules = Rules::parse("rules.yaml", &rules).unwrap();
+        Limiter::with_clock(rules, MemoryStore::default(), Between)
+    };
+    // A minute begins at 1,000,020.
+    let whole = limiter("");
+    assert_eq!(
+        short(&whole.check("d", &[("k", "v")], 1)),
+        "OK r=0 d=1 1/Minute"
+    );
+    let split = limiter(
+        "- { key: b, rate_limit: { unit: second, requests_per_unit: 1, algorithm: token_bucket } }",
+    );
+    assert_eq!(
+        short(&split.check("d", &[("k", "v")], 1)),
+        "OK r=0 d=60 1/Minute"
+    );
+}
+
 #[tokio::test]
 async fn a_sliding_window_remembers_the_window_before() {
     let limiter = limiter_of(

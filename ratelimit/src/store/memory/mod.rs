@@ -39,7 +39,7 @@ const LONGEST_KEY: usize = 256;
 /// Every addition happens in one critical section of one shard, so limits hold exactly however many
 /// threads hit them. A counter lives until its window ends, or its bucket is full again; its memory
 /// is used again by the next counters. At most `capacity` counters are held (by default
-/// [`DEFAULT_CAPACITY`], 75 to 150 bytes each, plus at most 256 for a key of more than 30 bytes):
+/// [`DEFAULT_CAPACITY`], 70 to 140 bytes each, plus at most 256 for a key of more than 30 bytes):
 /// beyond that the least used of a few is given up, which can let as many hits pass again as it had
 /// counted. `attache_ratelimit_counters` and `attache_ratelimit_counters_evicted` show how close
 /// that is.
@@ -275,18 +275,17 @@ impl Store for MemoryStore {
 
 impl Inspect for MemoryStore {
     async fn list(&self, query: &Query, now: UnixTime) -> Result<Page, StoreError> {
-        let mut start = match &query.cursor {
-            None => (0, 0),
+        let (mut shard, mut end) = match &query.cursor {
+            None => (0, usize::MAX),
             Some(cursor) => position(cursor).ok_or_else(|| StoreError::NoCursor {
                 cursor: cursor.clone(),
             })?,
         };
         let mut page = Page::default();
-        while let Some(shard) = self.shards.get(start.0) {
-            let shard = lock(shard);
-            for (at, slot) in shard.slots_from(start.1) {
+        while let Some(slots) = self.shards.get(shard) {
+            for (at, slot) in lock(slots).slots_before(end) {
                 if page.counters.len() >= query.limit.max(1) {
-                    page.next = Some(format!("{}:{at}", start.0));
+                    page.next = Some(format!("{shard}:{}", at + 1));
                     return Ok(page);
                 }
                 let state = slot.state(now);
@@ -294,7 +293,7 @@ impl Inspect for MemoryStore {
                     page.counters.push(state);
                 }
             }
-            start = (start.0 + 1, 0);
+            (shard, end) = (shard + 1, usize::MAX);
         }
         Ok(page)
     }
@@ -310,7 +309,7 @@ impl Inspect for MemoryStore {
     }
 }
 
-/// A shard and a position in it.
+/// A shard, and the position in it before which the next counter is.
 fn position(cursor: &str) -> Option<(usize, usize)> {
     let (shard, at) = cursor.split_once(':')?;
     Some((shard.parse().ok()?, at.parse().ok()?))

@@ -12,17 +12,25 @@ use super::{
 };
 use crate::{limiter::UnixTime, store::CounterState};
 
-/// Places looked at for every new counter. Dead counters go faster than new ones come: of the
-/// places of a table at least three in eight are taken, but right after it was shrunk or grew.
-const SWEEP: usize = 8;
+/// Counters looked at for every new one, so that dead ones go faster than new ones come.
+const SWEEP: usize = 4;
 
 /// Counters compared when a live counter must go.
 const CANDIDATES: usize = 8;
 
+/// More counters than this are not held: their positions would not fit.
+const MOST: usize = u32::MAX as usize;
+
 /// Some of the counters; those whose hash falls into this part.
+///
+/// The slots lie side by side, in as few pages of memory as they fill. In a hash table of their own
+/// they would be spread over up to twice as many, and a decision over many counters would wait
+/// longer for the address of a slot than for the slot.
 #[derive(Debug)]
 pub(super) struct Shard {
-    table: HashTable<Slot>,
+    slots: Vec<Slot>,
+    /// Positions in `slots`.
+    positions: HashTable<u32>,
     hasher: KeyHasher,
     /// Where the search for dead counters goes on.
     cursor: usize,
@@ -76,7 +84,8 @@ pub(super) struct Room<'m> {
 impl Shard {
     pub(super) fn new(hasher: KeyHasher) -> Self {
         Self {
-            table: HashTable::default(),
+            slots: Vec::new(),
+            positions: HashTable::new(),
             hasher,
             cursor: 0,
             earliest: u64::MAX,
@@ -84,23 +93,31 @@ impl Shard {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.table.len()
+        self.slots.len()
     }
 
-    /// The slots from this place on, with their places.
-    pub(super) fn slots_from(&self, place: usize) -> impl Iterator<Item = (usize, &Slot)> {
-        (place..self.table.num_buckets()).filter_map(|at| Some((at, self.table.get_bucket(at)?)))
+    /// The slots before this position, the last first, with their positions. No slot ever moves
+    /// up, so whoever goes on from the position where he stopped misses none.
+    pub(super) fn slots_before(&self, end: usize) -> impl Iterator<Item = (usize, &Slot)> {
+        self.slots.iter().enumerate().take(end).rev()
     }
 
+    #[inline]
     pub(super) fn find(&self, name: Name<'_>) -> Option<&Counter> {
-        let slot = self.table.find(name.hash, |slot| slot.is(name))?;
-        Some(&slot.counter)
+        let at = self.position(name)?;
+        self.slots.get(at).map(|slot| &slot.counter)
     }
 
     #[inline]
     pub(super) fn find_mut(&mut self, name: Name<'_>) -> Option<&mut Counter> {
-        let slot = self.table.find_mut(name.hash, |slot| slot.is(name))?;
-        Some(&mut slot.counter)
+        let at = self.position(name)?;
+        self.slots.get_mut(at).map(|slot| &mut slot.counter)
+    }
+
+    #[inline]
+    fn position(&self, name: Name<'_>) -> Option<usize> {
+        let is = |at: &u32| self.slots.get(*at as usize).is_some_and(|it| it.is(name));
+        Some(*self.positions.find(name.hash, is)? as usize)
     }
 
     /// Puts in a counter that is not there yet. Returns how many others were freed for it.
@@ -114,55 +131,46 @@ impl Shard {
         let removed = self.make_room(now, room);
         // Hits that follow can only put the end off.
         self.earliest = self.earliest.min(counter.ends());
-        let slot = Slot {
-            counter,
-            key: Key::new(name.key),
-        };
-        let hasher = &self.hasher;
-        self.table
-            .insert_unique(name.hash, slot, |slot| slot.hash(hasher));
+        let key = Key::new(name.key);
+        self.slots.push(Slot { counter, key });
+        self.add_position(self.slots.len() - 1, name.hash);
         removed
     }
 
-    /// Looks at a few places and frees the dead counters there; if the shard is full all the
-    /// same, frees the least used of a few. Returns how many were freed.
+    /// Looks at a few counters and frees the dead ones; if the shard is full all the same, frees
+    /// the least used of a few. Returns how many were freed.
     fn make_room(&mut self, now: UnixTime, room: &Room<'_>) -> usize {
-        let mut removed = 0;
+        let before = self.slots.len();
         if self.earliest <= now.seconds() {
-            for _ in 0..SWEEP.min(self.table.num_buckets()) {
+            for _ in 0..SWEEP {
                 let at = self.step();
                 let dead = |slot: &Slot| slot.counter.ends() <= now.seconds();
-                if self.table.get_bucket(at).is_some_and(dead) {
-                    removed += self.remove(at);
+                if self.slots.get(at).is_some_and(dead) {
+                    self.remove(at);
                 }
             }
         }
-        while self.table.len() >= room.capacity {
+        while self.slots.len() >= room.capacity.min(MOST) {
             let mut least: Option<(u64, usize)> = None;
-            let mut compared = 0;
-            for _ in 0..self.table.num_buckets() {
+            for _ in 0..CANDIDATES {
                 let at = self.step();
-                if let Some(slot) = self.table.get_bucket(at) {
+                if let Some(slot) = self.slots.get(at) {
                     let used = slot.counter.used_at(now);
                     if least.is_none_or(|(fewest, _)| used < fewest) {
                         least = Some((used, at));
                     }
-                    compared += 1;
-                    if compared == CANDIDATES {
-                        break;
-                    }
                 }
             }
             let Some((_, at)) = least else { break };
-            removed += self.remove(at);
+            self.remove(at);
             room.evicted.inc();
         }
-        removed
+        before - self.slots.len()
     }
 
-    /// The next place of the search.
+    /// The next position of the search.
     fn step(&mut self) -> usize {
-        let at = if self.cursor < self.table.num_buckets() {
+        let at = if self.cursor < self.slots.len() {
             self.cursor
         } else {
             0
@@ -171,14 +179,36 @@ impl Shard {
         at
     }
 
-    /// Frees what is at a place. Returns how many that were.
-    fn remove(&mut self, at: usize) -> usize {
-        match self.table.get_bucket_entry(at) {
-            Ok(entry) => {
-                entry.remove();
-                1
+    /// Frees the counter at a position, which the last one takes.
+    fn remove(&mut self, at: usize) {
+        let last = self.slots.len().saturating_sub(1);
+        self.remove_position(at);
+        if at != last {
+            self.remove_position(last);
+        }
+        self.slots.swap_remove(at);
+        if let Some(moved) = self.slots.get(at) {
+            self.add_position(at, moved.hash(&self.hasher));
+        }
+    }
+
+    fn add_position(&mut self, at: usize, hash: u64) {
+        let Self {
+            slots,
+            positions,
+            hasher,
+            ..
+        } = self;
+        let rehash = |at: &u32| slots.get(*at as usize).map_or(0, |slot| slot.hash(hasher));
+        positions.insert_unique(hash, number(at), rehash);
+    }
+
+    fn remove_position(&mut self, at: usize) {
+        if let Some(slot) = self.slots.get(at) {
+            let hash = slot.hash(&self.hasher);
+            if let Ok(position) = self.positions.find_entry(hash, |it| *it == number(at)) {
+                position.remove();
             }
-            Err(_) => 0,
         }
     }
 
@@ -197,19 +227,33 @@ impl Shard {
             over
         });
         self.earliest = earliest;
-        if self.table.len() < self.table.capacity() / 4 {
-            let hasher = &self.hasher;
-            self.table.shrink_to_fit(|slot| slot.hash(hasher));
-        }
         removed
     }
 
     /// Frees the counters that `gone` says. Returns how many.
     pub(super) fn remove_where(&mut self, mut gone: impl FnMut(&Slot) -> bool) -> usize {
-        let before = self.table.len();
-        self.table.retain(|slot| !gone(slot));
-        before - self.table.len()
+        let before = self.slots.len();
+        self.slots.retain(|slot| !gone(slot));
+        let removed = before - self.slots.len();
+        if removed > 0 {
+            if self.slots.len() < self.slots.capacity() / 4 {
+                self.slots.shrink_to_fit();
+                self.positions = HashTable::with_capacity(self.slots.len());
+            }
+            self.positions.clear();
+            for at in 0..self.slots.len() {
+                if let Some(slot) = self.slots.get(at) {
+                    self.add_position(at, slot.hash(&self.hasher));
+                }
+            }
+        }
+        removed
     }
+}
+
+/// A position as it is kept.
+fn number(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 impl Slot {

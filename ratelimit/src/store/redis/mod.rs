@@ -45,7 +45,6 @@ use self::{
     link::{Link, Waiting},
 };
 use super::{Batch, Charge, Meter, Reading, Store, StoreError};
-use crate::limiter::UnixTime;
 
 pub use settings::{Auth, DEFAULT_TIMEOUT, InvalidUrl, KeyFormat, RedisSettings, Topology};
 
@@ -170,9 +169,8 @@ impl Store for RedisStore {
         Self::is_connected(self)
     }
 
-    fn time(&self, local: UnixTime) -> UnixTime {
-        let offset = self.inner.main.context.offset.load(Ordering::Relaxed);
-        UnixTime::from_micros(local.micros().saturating_add_signed(offset))
+    fn ahead(&self) -> i64 {
+        self.inner.main.context.offset.load(Ordering::Relaxed)
     }
 }
 
