@@ -96,7 +96,13 @@ impl Client {
                 Ok(response) => return self.answer(visit, number, response).await,
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) => request = unsent,
-                    None => return Err(chain(&failed.into_error())),
+                    None => {
+                        let error = failed.into_error();
+                        if !is_unseen(&error) {
+                            return Err(chain(&error));
+                        }
+                        request = self.request(visit, tenant)?;
+                    }
                 },
             }
             self.tally.moved();
@@ -206,6 +212,18 @@ impl Client {
             Ok(Sender::Http1(Arc::new(Mutex::new(sender))))
         }
     }
+}
+
+/// Whether the proxy closed the connection without having seen the request, which crossed its
+/// GOAWAY: every client may send such a one again (RFC 9113 §6.8). That it was not seen shows where
+/// a tenant's requests are counted.
+fn is_unseen(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error);
+    cause
+        .and_then(|cause| cause.downcast_ref::<h2::Error>())
+        .is_some_and(|error| {
+            error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+        })
 }
 
 /// An error of hyper with its causes.
