@@ -1,12 +1,10 @@
 //! The call when an exchange is over (`apply_on_stream_done`): its answer changes nothing.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -18,7 +16,7 @@ use attache_filter::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, Response, request, response};
-use http_body::{Frame, SizeHint};
+use http_body::Frame;
 use tokio::runtime::Handle;
 
 use super::{
@@ -64,9 +62,9 @@ impl Ending {
 
     /// Counts the bytes of the request's body.
     pub(super) fn count(&self, body: Body) -> Body {
-        Body::new(Counted {
-            body,
-            bytes: self.received.clone(),
+        let bytes = self.received.clone();
+        body.watched(move |frame, _| {
+            bytes.fetch_add(length(frame), Ordering::Relaxed);
         })
     }
 
@@ -74,7 +72,13 @@ impl Ending {
     pub(super) fn with_response(mut self, response: Response<Body>) -> Response<Body> {
         let (parts, body) = response.into_parts();
         self.response = Some(parts.clone());
-        Response::from_parts(parts, Body::new(Ended { body, ending: self }))
+        let mut ending = self;
+        let body = body.watched(move |frame, _| {
+            // All of it, as the exchange ends when it is dropped with the body.
+            let ending = &mut ending;
+            ending.sent = ending.sent.saturating_add(length(frame));
+        });
+        Response::from_parts(parts, body)
     }
 
     fn ask(&self) {
@@ -148,65 +152,10 @@ impl Drop for Ending {
     }
 }
 
-/// The body of a request, with its bytes counted.
-struct Counted {
-    body: Body,
-    bytes: Arc<AtomicU64>,
-}
-
-/// The body of a response, with which the exchange ends.
-struct Ended {
-    body: Body,
-    ending: Ending,
-}
-
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.bytes.fetch_add(length(&polled), Ordering::Relaxed);
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl http_body::Body for Ended {
-    type Data = Bytes;
-    type Error = BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        self.ending.sent = self.ending.sent.saturating_add(length(&polled));
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-fn length(polled: &Poll<Option<Result<Frame<Bytes>, BoxError>>>) -> u64 {
-    match polled {
-        Poll::Ready(Some(Ok(frame))) => frame.data_ref().map_or(0, |data| data.len() as u64),
+/// Bytes of data in what came of a body.
+fn length(came: Option<&Result<Frame<Bytes>, BoxError>>) -> u64 {
+    match came {
+        Some(Ok(frame)) => frame.data_ref().map_or(0, |data| data.len() as u64),
         _ => 0,
     }
 }
