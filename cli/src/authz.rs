@@ -19,7 +19,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 use crate::{
     Failure,
-    args::{ExplainArgs, LogArgs},
+    args::{LogArgs, services::ExplainArgs},
     output,
     run::{runtime, start_logging},
 };

@@ -63,6 +63,7 @@ pub(crate) fn run(log: &LogArgs) -> Result<(), Failure> {
                 )),
                 other => other,
             })?;
+        proxy.take_over();
         welcome(&files, proxy.admin_address().as_deref().unwrap_or_default())?;
         proxy.serve(source, None, shutdown).await
     })

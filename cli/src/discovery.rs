@@ -71,8 +71,13 @@ impl Discovery {
         self.tell();
     }
 
+    /// Whether the first answers have come, or are done without.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.control.as_ref().is_none_or(ControlPlane::is_ready)
+    }
+
     fn tell(&self) {
-        let ready = self.control.as_ref().is_none_or(ControlPlane::is_ready);
+        let ready = self.is_ready();
         if let Some(condition) = self.condition.as_ref().filter(|_| ready) {
             condition.hold();
         }

@@ -11,18 +11,22 @@ use attache_proxy::{
 use attache_service::{
     Address,
     channel::EmbeddedConnector,
-    config::{Errors, json, json_schema},
+    config::{Document, Errors, json, json_schema},
 };
 
 use crate::{
     Failure,
     args::{ExportArgs, ExportTarget, SchemaArgs, SchemaKind},
-    output,
+    findings, output,
 };
 
 /// Prints a configuration in another proxy's language.
 pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
-    let ExportTarget::Envoy { file, embedded } = &args.target;
+    let ExportTarget::Envoy {
+        file,
+        embedded,
+        all,
+    } = &args.target;
     let addresses = embedded
         .iter()
         .map(|text| {
@@ -35,10 +39,14 @@ pub(crate) fn run(args: &ExportArgs) -> Result<(), Failure> {
             Ok((cluster.to_owned(), address))
         })
         .collect::<Result<BTreeMap<_, _>, Failure>>()?;
-    let (config, _) = Config::load(file, &Unconnected)?;
+    let document = Document::load(file)?;
+    let (config, _) = Config::read(&document, &Unconnected)?;
     let bootstrap =
         export::envoy(&config, &addresses).map_err(|error| Failure::Usage(error.to_string()))?;
-    print(&bootstrap)
+    let left_out = export::left_out(&document);
+    findings::list(&left_out, *all);
+    print(&bootstrap)?;
+    findings::judge(&left_out)
 }
 
 /// Prints a JSON Schema.

@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use attache_proxy::import::{self, Effect, Imported};
+use attache_proxy::import::{self, Effect, Imported, Unprotected};
 
 use crate::{
     Failure,
     args::{ImportArgs, ImportSource},
-    output,
+    findings, output,
 };
 
 /// Prints another proxy's configuration in ours, and lists what was left out.
@@ -16,27 +16,21 @@ pub(crate) fn run(args: &ImportArgs) -> Result<(), Failure> {
         file,
         output: target,
         all,
+        unprotected,
     } = &args.source;
-    let imported = import::bootstrap(&import::load(file)?)?;
-    let listed: Vec<_> = imported
-        .dropped
-        .iter()
-        .filter(|dropped| *all || dropped.effect != Effect::Nothing)
-        .collect();
-    for dropped in &listed {
-        eprintln!("{dropped}");
-    }
+    let unprotected = match unprotected {
+        true => Unprotected::Kept,
+        false => Unprotected::LeftOut,
+    };
+    let imported = import::bootstrap(&import::load(file)?, unprotected)?;
+    findings::list(&imported.dropped, *all);
     let text = document(&imported, &file.display().to_string());
     match target {
         Some(path) => std::fs::write(path, text)
             .map_err(|error| Failure::run(format!("cannot write {}: {error}", path.display())))?,
         None => output(&text)?,
     }
-    let effect = imported.dropped.iter().map(|dropped| dropped.effect).max();
-    match effect {
-        None | Some(Effect::Nothing) => Ok(()),
-        Some(Effect::Behaviour | Effect::Protection) => Err(Failure::Found),
-    }
+    findings::judge(&imported.dropped)
 }
 
 /// The configuration, with what it does not say at its head.

@@ -7,6 +7,7 @@ mod demo;
 mod discovery;
 mod embedded;
 mod export;
+mod findings;
 mod import;
 mod origin;
 mod probe;
@@ -24,7 +25,10 @@ use std::{
     process::ExitCode,
 };
 
-use args::{Args, Command, ProbeTarget, RecordTarget};
+use args::{
+    Args, Command,
+    probe::{ProbeTarget, RecordTarget},
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -17,7 +17,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
     Failure,
-    args::{ClientTlsArgs, LogArgs, ProbeExtProcArgs, ProbedService, ReportFormat},
+    args::{
+        LogArgs,
+        probe::{ClientTlsArgs, ProbeExtProcArgs, ProbedService, ReportFormat},
+    },
     output,
     run::{runtime, start_logging},
 };

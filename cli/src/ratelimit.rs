@@ -18,7 +18,10 @@ mod target;
 
 use crate::{
     Failure,
-    args::{LogArgs, RatelimitArgs, ratelimit::RatelimitCommand},
+    args::{
+        LogArgs,
+        ratelimit::{RatelimitArgs, RatelimitCommand},
+    },
 };
 
 pub(crate) use service::{REFERENCE, called_as_the_reference};

@@ -12,7 +12,10 @@ use serde_json::{Value, json};
 
 use crate::{
     Failure,
-    args::{LogArgs, RecordExtProcArgs, ReplayArgs, ReportFormat},
+    args::{
+        LogArgs,
+        probe::{RecordExtProcArgs, ReplayArgs, ReportFormat},
+    },
     output, probe,
     run::{runtime, start_logging},
 };

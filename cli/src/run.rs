@@ -73,6 +73,10 @@ pub(crate) fn run(args: &RunArgs, log: &LogArgs) -> Result<(), Failure> {
         };
         let inherited = predecessor.as_ref().map_or(&[][..], Predecessor::sockets);
         let mut proxy = start(config, plan, &document, metrics, readiness, inherited).await?;
+        if predecessor.is_some() && !proxy.learn(&shutdown).await? {
+            return Ok(());
+        }
+        proxy.take_over();
         if let Some(path) = &args.handover {
             proxy.handover = Some(Handover::listen(path).map_err(Failure::run)?);
         }
@@ -116,7 +120,12 @@ pub(crate) struct Source {
     changes: Changes,
 }
 
+/// How long a control plane may take to tell everything when there is a predecessor, which waits
+/// two minutes for us.
+const LEARNING: Duration = Duration::from_secs(60);
+
 /// Starts the workers and binds the admin page, on the sockets of a predecessor where they fit.
+/// Connections are accepted from [`RunningProxy::take_over`] on.
 pub(crate) async fn start(
     config: Config,
     plan: Plan,
@@ -167,6 +176,35 @@ impl RunningProxy {
     /// Where the admin page is.
     pub(crate) fn admin_address(&self) -> Option<String> {
         self.admin.as_ref().map(|admin| admin.address().to_string())
+    }
+
+    /// Accepts connections, with a predecessor from then on.
+    pub(crate) fn take_over(&self) {
+        let admin = self.admin.as_ref().map(BoundAdmin::address);
+        let unclaimed = self.running.take_over().into_iter();
+        for address in unclaimed.filter(|address| Some(address) != admin) {
+            tracing::warn!(%address, "nobody listens there once the process before us has ended");
+        }
+    }
+
+    /// Waits until the control plane has told what there is to serve, or is done without: until
+    /// then a predecessor goes on alone. False on `shutdown`, when nothing is to be taken over.
+    async fn learn(&mut self, shutdown: &Shutdown) -> Result<bool, Failure> {
+        let told = async {
+            while !self.discovery.is_ready() {
+                let event = self.discovery.next().await;
+                self.discovery.take(event, &self.running).await;
+            }
+        };
+        tokio::select! {
+            () = shutdown.recv() => Ok(false),
+            told = tokio::time::timeout(LEARNING, told) => match told {
+                Ok(()) => Ok(true),
+                Err(_) => Err(Failure::Run(format!(
+                    "the control plane has not told everything within {LEARNING:?}: the process before us goes on"
+                ))),
+            },
+        }
     }
 
     /// Serves until `shutdown`, or until a successor has taken over; then drains.

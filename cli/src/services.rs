@@ -4,7 +4,10 @@ use std::{future::Future, num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use crate::{
     Failure,
-    args::{ExtAuthzArgs, ExtAuthzCommand, LogArgs, ServiceArgs},
+    args::{
+        LogArgs,
+        services::{ExtAuthzArgs, ExtAuthzCommand, ServiceArgs},
+    },
     authz,
     reload::{Changes, Task, abort_on_drop},
     run::{runtime, start_logging},

@@ -5,18 +5,16 @@ mod support;
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{TcpListener, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixDatagram},
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
 };
 
-use support::{PATIENCE, Process, attache, free_port};
+use support::{
+    PATIENCE, Process, attache, free_port,
+    load::{Client, Load},
+};
 
 /// A proxy that answers by itself, and its admin page.
 fn config(folder: &Path, address: &str, admin: u16, answer: &str) -> PathBuf {
@@ -30,95 +28,6 @@ admin: 127.0.0.1:{admin}
     );
     std::fs::write(&file, text).unwrap();
     file
-}
-
-/// One HTTP/1.1 connection.
-struct Client(TcpStream);
-
-impl Client {
-    fn connect(to: SocketAddr) -> std::io::Result<Self> {
-        let stream = TcpStream::connect(to)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self(stream))
-    }
-
-    /// Asks, and reads the whole response; whether the connection may be used again.
-    fn ask(&mut self) -> std::io::Result<(String, bool)> {
-        self.0.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")?;
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            let mut byte = [0];
-            self.0.read_exact(&mut byte)?;
-            head.push(byte[0]);
-        }
-        let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
-        let length = head
-            .lines()
-            .find_map(|line| line.strip_prefix("content-length: "))
-            .map_or(0, |length| length.parse().unwrap());
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        let kept = !head.contains("connection: close");
-        Ok((String::from_utf8(body).unwrap(), kept))
-    }
-}
-
-/// Clients that ask all the time, some on kept connections; anything but an answer is a failure.
-struct Load {
-    done: Arc<AtomicBool>,
-    answered: Arc<AtomicUsize>,
-    clients: Vec<std::thread::JoinHandle<Vec<String>>>,
-}
-
-impl Load {
-    fn start(to: SocketAddr) -> Self {
-        let done = Arc::new(AtomicBool::new(false));
-        let answered = Arc::new(AtomicUsize::new(0));
-        let clients = (0..6)
-            .map(|nth| {
-                let (done, answered) = (done.clone(), answered.clone());
-                let keeps = nth % 2 == 0;
-                std::thread::spawn(move || {
-                    let mut failures = Vec::new();
-                    let mut kept: Option<Client> = None;
-                    while !done.load(Ordering::Relaxed) {
-                        let asked = kept.take().map_or_else(|| Client::connect(to), Ok);
-                        let asked = asked.and_then(|mut client| {
-                            let (_, again) = client.ask()?;
-                            Ok((keeps && again).then_some(client))
-                        });
-                        match asked {
-                            Ok(client) => {
-                                kept = client;
-                                answered.fetch_add(1, Ordering::Relaxed);
-                            }
-                            Err(error) => failures.push(error.to_string()),
-                        }
-                        std::thread::sleep(Duration::from_millis(2));
-                    }
-                    failures
-                })
-            })
-            .collect();
-        Self {
-            done,
-            answered,
-            clients,
-        }
-    }
-
-    fn more(&self, count: usize) {
-        let wanted = self.answered.load(Ordering::Relaxed) + count;
-        support::eventually("answers", || {
-            (self.answered.load(Ordering::Relaxed) >= wanted).then_some(())
-        });
-    }
-
-    fn failures(self) -> Vec<String> {
-        self.done.store(true, Ordering::Relaxed);
-        let clients = self.clients.into_iter();
-        clients.flat_map(|client| client.join().unwrap()).collect()
-    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod filter_configs;
 mod flag;
+mod times;
 
 use std::{
     borrow::Cow,
@@ -21,8 +22,12 @@ use http::{HeaderMap, Response, StatusCode, request};
 
 pub use filter_configs::FilterConfigs;
 pub use flag::ResponseFlag;
+pub use times::{Handshake, Times, UpstreamConnection, UpstreamTimes};
 
-use attache_service::trace::{RequestTrace, SpanId};
+use attache_service::{
+    tls::Certificate,
+    trace::{RequestTrace, SpanId},
+};
 
 use crate::{
     Body,
@@ -41,6 +46,8 @@ pub struct ConnectionInfo {
     pub local: Option<SocketAddr>,
     /// TLS facts, when the connection is encrypted.
     pub tls: Option<TlsInfo>,
+    /// When it was accepted, if anybody wants to know.
+    pub accepted: Option<Instant>,
 }
 
 /// What TLS told us of a downstream connection.
@@ -50,12 +57,20 @@ pub struct TlsInfo {
     pub sni: Option<String>,
     /// Negotiated application protocol.
     pub alpn: Option<String>,
+    /// Version of TLS, as OpenSSL calls it: `TLSv1.3`.
+    pub version: Option<&'static str>,
     /// The client's leaf certificate, DER.
     pub peer_certificate: Option<Arc<[u8]>>,
+    /// What that certificate says.
+    pub peer: Option<Arc<Certificate>>,
     /// Who the client is: first URI SAN, else first DNS SAN, else the subject.
     pub peer_principal: Option<String>,
     /// Who we are on this connection, by the same rule.
     pub local_principal: Option<String>,
+    /// When it was agreed on, if anybody wants to know.
+    pub handshake: Option<Handshake>,
+    /// What our certificate says.
+    pub local: Option<Arc<Certificate>>,
 }
 
 /// The route picked for a request, as far as the layers may know it.
@@ -132,19 +147,8 @@ pub struct UpstreamAttempt {
     /// How long it waited for a connection, or in vain; 0 where one was there. Nothing where
     /// that is not known, as it was broken off.
     pub waited: Option<Duration>,
-    /// The connection that it was answered on.
-    pub connection: Option<UpstreamConnection>,
-}
-
-/// When a connection to an upstream was made. Others may have used it before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct UpstreamConnection {
-    /// Connecting began.
-    pub begun: Instant,
-    /// The transport below TLS stood.
-    pub connected: Instant,
-    /// TLS stood, where there is TLS.
-    pub secured: Option<Instant>,
+    /// Why no connection could be made, if that was so.
+    pub failure: Option<String>,
 }
 
 /// What is known of one request. Shared by all its layers, request and response side.
@@ -156,7 +160,7 @@ pub struct RequestContext {
     pub connection: Arc<ConnectionInfo>,
     /// The client's address after trusted hops are taken into account.
     pub client_ip: Option<IpAddr>,
-    /// Protocol of the downstream request.
+    /// Protocol of the downstream request; HTTP/0.9 of a connection that is passed on as it is.
     pub protocol: http::Version,
     /// When the request head had arrived, for durations.
     pub started: Instant,
@@ -164,6 +168,8 @@ pub struct RequestContext {
     pub recording: Recording,
     /// Keep the head of the request as it went on, for who looks at it later.
     pub keeps_head: bool,
+    /// Keep points in its time, for who looks at them later.
+    pub keeps_times: bool,
     /// Keeps the beginnings of the bodies, where somebody looks at the request in full.
     pub tap: Option<Arc<Tap>>,
     /// Where the request stands in a trace; nothing where there are no traces.
@@ -200,6 +206,7 @@ struct State {
     flags: Vec<ResponseFlag>,
     calls: Vec<PolicyCall>,
     attempts: Vec<UpstreamAttempt>,
+    times: Option<Box<Times>>,
     head: Option<Arc<request::Parts>>,
     upstream_head: Option<Box<(StatusCode, HeaderMap)>>,
 }
@@ -221,6 +228,7 @@ impl RequestContext {
             started: Instant::now(),
             recording: Recording::default(),
             keeps_head: false,
+            keeps_times: false,
             tap: None,
             trace: None,
             start_time: OnceLock::new(),
@@ -535,6 +543,18 @@ impl RequestContext {
     /// The times that the request was sent to an upstream.
     pub fn attempts(&self) -> Vec<UpstreamAttempt> {
         self.state().attempts.clone()
+    }
+
+    /// Notes points in time, if anybody wants to know.
+    pub fn note_times(&self, note: impl FnOnce(&mut Times)) {
+        if self.keeps_times {
+            note(self.state().times.get_or_insert_default());
+        }
+    }
+
+    /// The points in time that were noted.
+    pub fn times(&self) -> Times {
+        self.state().times.as_deref().copied().unwrap_or_default()
     }
 
     /// Keeps the head of the request as it is, if anybody wants to know.

@@ -192,6 +192,12 @@ impl Format {
         })
     }
 
+    /// Whether it needs points in time that the context keeps on demand.
+    pub fn reads_times(&self) -> bool {
+        let mut parts = self.0.iter();
+        parts.any(|part| matches!(part, Part::Log(log) if log.reads_times()))
+    }
+
     /// Writes a line of the access log, or a part of one: what is absent is `-`, or nothing where
     /// empty values are to be left out.
     pub fn write_line(&self, exchange: &Exchange<'_>, omit_empty: bool, to: &mut Vec<u8>) {
@@ -383,8 +389,7 @@ impl Part {
         };
         match self {
             Self::Text(literal) => text(Some(literal)),
-            // A connection that is passed on has none.
-            Self::Protocol => text(facts.request.map(|_| protocol(context.protocol))),
+            Self::Protocol => text(protocol(context.protocol)),
             Self::Address { of, port } => {
                 let address = match of {
                     Peer::Client => facts.source(),
@@ -429,7 +434,8 @@ impl Part {
                 text(Some(&status.to_string()))
             }
             Self::Details => {
-                let finished = exchange.finished.is_some() && facts.request.is_some();
+                let of_http = protocol(context.protocol).is_some();
+                let finished = exchange.finished.is_some() && of_http;
                 let known = facts.response.is_some() || finished;
                 let details = context.details().filter(|_| known);
                 text(details.as_deref())

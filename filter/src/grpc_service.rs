@@ -130,6 +130,7 @@ pub async fn call_unary(
     };
     let bound = retry.of_attempt(timeout);
     let attempts = retry.run(
+        channel.breakers(),
         || channel.unary_framed(method, message.clone(), metadata.clone(), bound),
         |answer| answer.as_ref().err().map(Failure::of_status),
     );

@@ -8,6 +8,7 @@ use std::time::Duration;
 use attache_service::{
     HttpError,
     channel::TransportFailure,
+    cluster::breakers::Breakers,
     config::{Errors, Located},
     config_struct,
 };
@@ -243,8 +244,12 @@ impl Retry {
 
     /// Makes a call until it succeeds, fails in a way that is not to be tried again, or the
     /// attempts are used up; gives the last answer. `failure` says how an answer failed.
+    ///
+    /// `breakers` are those of the service's cluster, which bound how many calls are made again at
+    /// the same time.
     pub async fn run<T, F>(
         &self,
+        breakers: Option<&Breakers>,
         mut attempt: impl FnMut() -> F,
         failure: impl Fn(&T) -> Option<Failure>,
     ) -> T
@@ -252,9 +257,17 @@ impl Retry {
         F: Future<Output = T>,
     {
         let mut pauses = Pauses::new(self.first_pause, self.longest_pause);
+        let _counted = breakers.map(Breakers::count);
+        let mut room = None;
         for _ in 0..self.retries {
             let answer = attempt().await;
+            // A retry takes up room until it is answered.
+            drop(room.take());
             if !failure(&answer).is_some_and(|failure| self.covers(failure)) {
+                return answer;
+            }
+            room = breakers.map(Breakers::retry);
+            if matches!(room, Some(None)) {
                 return answer;
             }
             drop(answer);
@@ -274,7 +287,7 @@ fn condition(name: &str) -> Option<Condition> {
 mod tests {
     use std::cell::Cell;
 
-    use attache_service::config::Document;
+    use attache_service::{Metrics, cluster::breakers::BreakersPlan, config::Document};
     use http::HeaderValue;
 
     use super::*;
@@ -389,6 +402,37 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn no_more_calls_are_made_again_at_a_time_than_their_cluster_allows() {
+        let retry = planned("{ retry_on: unavailable, num_retries: 3 }");
+        let retry = retry.unwrap().unwrap();
+        for (thresholds, attempts) in [
+            ("max_retries: 0", 1),
+            ("max_retries: 1", 4),
+            ("retry_budget: { min_retry_concurrency: 0 }", 1),
+            ("retry_budget: { min_retry_concurrency: 1 }", 4),
+        ] {
+            let text = format!("{{ thresholds: [{{ {thresholds} }}] }}");
+            let document = Document::parse("breakers.yaml", &text).unwrap();
+            let (raw, mut errors) = document.decode_partly();
+            let plan = BreakersPlan::plan(&raw.unwrap(), &mut errors);
+            let breakers = Breakers::new(plan, "c", &Metrics::default());
+            let made = Cell::new(0);
+            let attempt = || {
+                made.set(made.get() + 1);
+                async { Code::Unavailable }
+            };
+            let failure = |code: &Code| Some(Failure::Grpc(*code));
+            let answer = retry.run(Some(&breakers), attempt, failure).await;
+            assert_eq!(
+                (answer, made.get()),
+                (Code::Unavailable, attempts),
+                "{text}"
+            );
+            assert_eq!(breakers.snapshot().max_retries.used, 0, "{text}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn attempts_end_with_success_with_another_failure_or_at_their_number() {
         let retry = planned("{ retry_on: unavailable, num_retries: 3 }")
             .unwrap()
@@ -402,6 +446,7 @@ mod tests {
             let made = Cell::new(0);
             let answer = retry
                 .run(
+                    None,
                     || {
                         let code = answers[made.get()];
                         made.set(made.get() + 1);

@@ -21,6 +21,16 @@ pub(crate) struct Activity {
     pub(crate) moves: AtomicU32,
     /// A request head has begun and not ended.
     pub(crate) in_head: AtomicBool,
+    /// Whole heads of HTTP/2 requests that have come, ever.
+    pub(crate) heads: AtomicU32,
+    /// Requests that the codec passed on, ever.
+    passed_on: AtomicU32,
+    /// HTTP/2 requests that the codec did not pass on, ever.
+    refused: AtomicU32,
+    /// So many of those that were last answered by the codec, with 431.
+    pub(crate) too_large: AtomicU32,
+    /// So many of those were too many at a time.
+    pub(crate) crowded: AtomicU32,
     /// A header block of HTTP/2 has begun and not ended: nothing else can come meanwhile.
     pub(crate) in_block: AtomicBool,
     /// What the client sends is followed no more: no request may come behind it.
@@ -39,11 +49,50 @@ pub(crate) struct Activity {
     before: AtomicU32,
     /// The watchdog found that there was no request since it had looked before.
     unused: AtomicBool,
-    /// A tunnel goes through the connection: its bytes are no requests.
-    pub(crate) tunnelled: AtomicBool,
+}
+
+/// HTTP/2 requests that the codec did not pass on.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// Reset.
+    pub(crate) malformed: u32,
+    /// Answered with 431.
+    pub(crate) too_large: u32,
 }
 
 impl Activity {
+    /// The codec passes a request on. Only the connection itself says so.
+    pub(crate) fn passes_on(&self) {
+        let before = self.passed_on.load(Ordering::Relaxed);
+        self.passed_on
+            .store(before.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// HTTP/2 requests whose heads have come, and of which nobody knows.
+    pub(crate) fn unserved(&self) -> u32 {
+        let passed_on = self.passed_on.load(Ordering::Relaxed);
+        let known = passed_on.wrapping_add(self.refused.load(Ordering::Relaxed));
+        let unserved = self.heads.load(Ordering::Relaxed).wrapping_sub(known);
+        match unserved <= u32::MAX / 2 {
+            true => unserved,
+            false => 0,
+        }
+    }
+
+    /// Settles that nobody will know of them. Those that the client may send again at once, as
+    /// there were too many at a time, do not count.
+    pub(crate) fn settle(&self) -> Refused {
+        let unserved = self.unserved();
+        self.refused.fetch_add(unserved, Ordering::Relaxed);
+        let crowded = self.crowded.swap(0, Ordering::Relaxed);
+        let too_large = self.too_large.swap(0, Ordering::Relaxed);
+        let refused = unserved.saturating_sub(crowded);
+        Refused {
+            malformed: refused.saturating_sub(too_large),
+            too_large: too_large.min(refused),
+        }
+    }
+
     /// Whether the client gives up too many of its requests.
     pub(crate) fn is_resetting(&self, limits: &Limits) -> bool {
         let resets = self.resets.load(Ordering::Relaxed);
@@ -70,7 +119,7 @@ impl Activity {
             return false;
         }
         self.unused.store(false, Ordering::Relaxed);
-        let busy = [&self.in_head, &self.opaque, &self.blocked, &self.tunnelled];
+        let busy = [&self.in_head, &self.opaque, &self.blocked];
         self.requests.load(Ordering::Relaxed) == 0
             && !busy.iter().any(|flag| flag.load(Ordering::Relaxed))
     }
@@ -166,9 +215,7 @@ pub(crate) async fn watch(activity: &Activity, limits: &Limits, stage: Stage) ->
             return Verdict::SlowHead;
         }
         // Bytes that are no request, such as an HTTP/2 client's PING, are no use of it.
-        let used = requests > 0
-            || !same_head
-            || activity.tunnelled.load(Ordering::Relaxed) && (stage == Stage::Closing || moved);
+        let used = requests > 0 || !same_head;
         unused = if used { 0 } else { unused.saturating_add(1) };
         if unused > idle {
             return Verdict::Idle;
@@ -208,6 +255,24 @@ mod tests {
             idle_timeout: Duration::from_secs(60),
             ..Limits::default()
         }
+    }
+
+    #[test]
+    fn requests_of_which_nobody_knows_are_settled_once() {
+        let activity = Activity::default();
+        activity.heads.store(6, Ordering::Relaxed);
+        activity.passed_on.store(2, Ordering::Relaxed);
+        activity.too_large.store(1, Ordering::Relaxed);
+        activity.crowded.store(1, Ordering::Relaxed);
+        assert_eq!(activity.unserved(), 4);
+        let refused = activity.settle();
+        assert_eq!((refused.malformed, refused.too_large), (2, 1));
+        assert_eq!(activity.unserved(), 0);
+        assert_eq!(activity.settle(), Refused::default());
+
+        // Of HTTP/1 heads are not counted so.
+        activity.passed_on.store(9, Ordering::Relaxed);
+        assert_eq!(activity.unserved(), 0);
     }
 
     #[tokio::test(start_paused = true)]

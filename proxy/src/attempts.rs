@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
     retry::Retry,
-    router::{EXPECTED_TIMEOUT, millis, note_attempt, propagate, say_empty},
+    router::{EXPECTED_TIMEOUT, millis, note_attempt, propagate, say_empty, timed},
     upstream::{
         Cluster, Ended, Endpoint, Limits, Replay, Upload, UploadBody, Waited, Wanted, exchange,
         within,
@@ -36,7 +36,7 @@ pub(crate) struct Attempts<'c> {
     pub(crate) retry: Option<&'c Retry>,
     /// Bytes of the body that may be kept; a request with more is not sent again.
     pub(crate) buffer_limit: usize,
-    pub(crate) context: &'c RequestContext,
+    pub(crate) context: &'c Arc<RequestContext>,
 }
 
 impl<'c> Attempts<'c> {
@@ -61,7 +61,7 @@ impl<'c> Attempts<'c> {
         let _counted = retry.map(|_| self.cluster.guards.breakers.count());
         let mut attempt = 0u32;
         loop {
-            let (body, upload) = UploadBody::after(replay.attempt(), complete);
+            let (body, upload) = UploadBody::after(replay.attempt(), complete, timed(self.context));
             let mut head = head(&parts, limits, upload.as_deref());
             let span = propagate(self.context, &mut head);
             let begun = Instant::now();
@@ -122,19 +122,16 @@ impl<'c> Attempts<'c> {
         if !retry.covers(failure) || !replay.is_whole() {
             return None;
         }
-        let stats = &self.cluster.stats;
         if left == 0 {
-            stats.retries_exhausted.inc();
+            self.cluster.stats.retries_exhausted.inc();
             self.context
                 .add_flag(ResponseFlag::UpstreamRetryLimitExceeded);
             return None;
         }
         let Some(room) = self.cluster.guards.breakers.retry() else {
-            stats.retries_overflowed.inc();
             self.context.add_flag(ResponseFlag::UpstreamOverflow);
             return None;
         };
-        stats.retried.inc();
         tracing::debug!(?failure, left, "the request is sent again");
         Some(room)
     }

@@ -13,7 +13,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::{
     access_log::{Incoming, Record},
-    activity::Activity,
+    edge::Downstream,
     overload::Place,
     upstream::UpstreamBody,
 };
@@ -53,9 +53,9 @@ impl HttpBody for ReplyBody {
     }
 }
 
-/// Counts a request as active until dropped.
+/// Counts a request as active until dropped, and its connection as open.
 pub(crate) struct Active {
-    activity: Arc<Activity>,
+    downstream: Arc<Downstream>,
     /// Where the listener bounds them: a place among the requests in flight.
     place: Option<Place>,
     http2: bool,
@@ -66,11 +66,12 @@ pub(crate) struct Active {
 }
 
 impl Active {
-    pub(crate) fn new(activity: &Arc<Activity>, http2: bool) -> Self {
+    pub(crate) fn new(downstream: &Arc<Downstream>, http2: bool) -> Self {
+        let activity = &downstream.activity;
         activity.served.fetch_add(1, Ordering::Relaxed);
         activity.requests.fetch_add(1, Ordering::Relaxed);
         Self {
-            activity: activity.clone(),
+            downstream: downstream.clone(),
             place: None,
             http2,
             answered: false,
@@ -83,11 +84,17 @@ impl Active {
         self.place = place;
     }
 
+    /// What follows is a tunnel: whenever the client leaves it, it had its answer.
+    pub(crate) fn opens_tunnel(&mut self) {
+        self.answered = true;
+    }
+
     /// The connection asks for the next piece: it got rid of the last.
     fn asked(&mut self) {
         if std::mem::take(&mut self.untaken) {
-            self.activity.untaken.fetch_sub(1, Ordering::Relaxed);
-            self.activity.taken.fetch_add(1, Ordering::Relaxed);
+            let activity = &self.downstream.activity;
+            activity.untaken.fetch_sub(1, Ordering::Relaxed);
+            activity.taken.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -95,7 +102,10 @@ impl Active {
     fn gave(&mut self) {
         if self.http2 && !self.untaken {
             self.untaken = true;
-            self.activity.untaken.fetch_add(1, Ordering::Relaxed);
+            self.downstream
+                .activity
+                .untaken
+                .fetch_add(1, Ordering::Relaxed);
         }
     }
 }
@@ -103,10 +113,11 @@ impl Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.asked();
+        let activity = &self.downstream.activity;
         if self.http2 && !self.answered {
-            self.activity.resets.fetch_add(1, Ordering::Relaxed);
+            activity.resets.fetch_add(1, Ordering::Relaxed);
         }
-        self.activity.requests.fetch_sub(1, Ordering::Relaxed);
+        activity.requests.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -120,7 +131,7 @@ pub(crate) struct ClientBody {
 
 impl ClientBody {
     pub(crate) fn new(body: ReplyBody, record: Option<Box<Record>>, mut active: Active) -> Self {
-        active.answered = body.is_end_stream();
+        active.answered |= body.is_end_stream();
         let record = record.map(|mut record| {
             if body.is_end_stream() {
                 record.completes();

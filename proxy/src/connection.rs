@@ -9,14 +9,14 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use attache_filter::ConnectionInfo;
 use attache_service::{listen, metrics::Gauge};
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Version};
 use hyper::{
     body::Incoming,
     server::conn::{http1, http2},
@@ -24,6 +24,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::{
     activity::{self, Activity, Stage, Verdict},
@@ -36,6 +37,7 @@ use crate::{
     plan::Limits,
     proxy_protocol,
     socket::Socket,
+    unserved::{self, Cause},
 };
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -57,14 +59,16 @@ pub(crate) struct Listening {
 }
 
 /// A connection that counts; dropped at its end. It outlives configurations, so it holds none.
-struct Counted {
-    listening: Arc<Listening>,
+pub(crate) struct Counted {
+    pub(crate) listening: Arc<Listening>,
     everywhere: Arc<Everywhere>,
     open: Gauge,
+    /// What a drain waits for.
+    _open: TaskTrackerToken,
 }
 
 impl Counted {
-    fn new(listening: Arc<Listening>, edge: &Edge) -> Option<Self> {
+    fn new(listening: Arc<Listening>, edge: &Edge, token: TaskTrackerToken) -> Option<Self> {
         let limit = edge.plan.limits.max_connections;
         if listening.connections.fetch_add(1, Ordering::Relaxed) >= limit {
             listening.connections.fetch_sub(1, Ordering::Relaxed);
@@ -81,6 +85,7 @@ impl Counted {
             listening,
             everywhere: edge.everywhere.clone(),
             open: edge.stats.connections.clone(),
+            _open: token,
         })
     }
 }
@@ -118,24 +123,34 @@ pub(crate) enum Broken {
 /// they shall not carry what the others or their own beginning need.
 pub(crate) type Serving = Pin<Box<dyn Future<Output = Result<(), Broken>> + Send>>;
 
-/// Serves one accepted connection until its end.
-pub(crate) async fn serve(listening: Arc<Listening>, socket: listen::Socket) {
+/// Serves one accepted connection until its end. A drain waits for those that have a `token`.
+pub(crate) async fn serve(
+    listening: Arc<Listening>,
+    socket: listen::Socket,
+    token: TaskTrackerToken,
+) {
     let edge = listening.edge.load_full();
-    let Some(counted) = Counted::new(listening, &edge) else {
+    let Some(counted) = Counted::new(listening, &edge, token) else {
         return;
     };
-    let listening = counted.listening.clone();
+    let counted = Arc::new(counted);
+    let accepted = edge.notes.times.then(Instant::now);
     let opened = match socket {
         listen::Socket::Tcp(io) => {
             let info = ConnectionInfo {
                 peer: io.peer_addr().ok(),
                 local: io.local_addr().ok(),
                 tls: None,
+                accepted,
             };
-            opening::open(listening, edge, io, info).await
+            opening::open(counted.clone(), edge, io, info).await
         }
         listen::Socket::Unix(io) => {
-            opening::open(listening, edge, io, ConnectionInfo::default()).await
+            let info = ConnectionInfo {
+                accepted,
+                ..ConnectionInfo::default()
+            };
+            opening::open(counted.clone(), edge, io, info).await
         }
     };
     let ended = match opened {
@@ -153,7 +168,7 @@ pub(crate) async fn serve(listening: Arc<Listening>, socket: listen::Socket) {
 /// so that clusters and channels of a configuration that was replaced do not live as long as some
 /// connection does.
 pub(crate) fn http<IO>(
-    listening: Arc<Listening>,
+    counted: Arc<Counted>,
     edge: &Edge,
     io: IO,
     info: ConnectionInfo,
@@ -169,23 +184,27 @@ where
         peer: Peer::new(info.peer.map(|peer| peer.ip()), info.tls.is_some()),
         info: Arc::new(info),
         activity: activity.clone(),
+        counted: counted.clone(),
     });
-    let handle = listening.clone();
+    let client = downstream.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        handle.edge.load_full().serve(downstream.clone(), request)
+        client.activity.passes_on();
+        let edge = client.counted.listening.edge.load_full();
+        edge.serve(client.clone(), request)
     });
+    let listening = counted.listening.clone();
     if http2 {
-        let io = TokioIo::new(Socket::http2(io, ahead, activity.clone()));
+        let io = TokioIo::new(Socket::http2(io, ahead, activity));
         let mut builder = http2_builder(&limits);
         if allow_connect {
             builder.enable_connect_protocol();
         }
         let connection = builder.serve_connection(io, service);
-        Box::pin(drive(connection, activity, limits, listening))
+        Box::pin(drive(connection, downstream, limits, listening))
     } else {
-        let io = Socket::http1(io, ahead, activity.clone());
+        let io = Socket::http1(io, ahead, activity);
         let connection = Http1::new(http1_builder(&limits), io, service);
-        Box::pin(drive(connection, activity, limits, listening))
+        Box::pin(drive(connection, downstream, limits, listening))
     }
 }
 
@@ -219,11 +238,21 @@ trait Connection: Future<Output = Result<(), hyper::Error>> + Unpin {
     /// Clients learn from a response that they shall come by another connection. To close one
     /// without that could lose a request that is on its way.
     const TOLD_IN_RESPONSES: bool;
+    /// Of requests of which nothing else is known.
+    const VERSION: Version;
 
     fn close_politely(&mut self);
 
     /// Gives back what it does not need while it is not used.
     fn rest(&mut self) {}
+
+    /// Tells the client that its request is late; whether it learned of it.
+    fn answer_late(&mut self, _: &mut Context<'_>) -> bool {
+        false
+    }
+
+    /// Why it ended with `error` before a request that had come could be served, if one had.
+    fn unserved(&mut self, error: &hyper::Error, limits: &Limits) -> Option<Cause>;
 }
 
 impl<IO, S> Connection for Http1<IO, S>
@@ -235,6 +264,7 @@ where
     <S::ResBody as http_body::Body>::Error: Into<attache_filter::BoxError>,
 {
     const TOLD_IN_RESPONSES: bool = true;
+    const VERSION: Version = Version::HTTP_11;
 
     fn close_politely(&mut self) {
         self.close();
@@ -242,6 +272,14 @@ where
 
     fn rest(&mut self) {
         self.rest();
+    }
+
+    fn answer_late(&mut self, cx: &mut Context<'_>) -> bool {
+        self.answer_late(cx)
+    }
+
+    fn unserved(&mut self, error: &hyper::Error, limits: &Limits) -> Option<Cause> {
+        self.unserved(error, limits)
     }
 }
 
@@ -256,9 +294,22 @@ where
     E: hyper::rt::bounds::Http2ServerConnExec<S::Future, S::ResBody>,
 {
     const TOLD_IN_RESPONSES: bool = false;
+    const VERSION: Version = Version::HTTP_2;
 
     fn close_politely(&mut self) {
         Pin::new(self).graceful_shutdown();
+    }
+
+    fn unserved(&mut self, error: &hyper::Error, _: &Limits) -> Option<Cause> {
+        let source = std::error::Error::source(error)?;
+        let error = source.downcast_ref::<h2::Error>()?;
+        if !error.is_library() || !error.is_go_away() {
+            return None;
+        }
+        Some(match error.reason() {
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => Cause::HeadersTooLarge { answered: false },
+            _ => Cause::BrokenConnection,
+        })
     }
 }
 
@@ -271,19 +322,28 @@ where
 )]
 fn drive<C: Connection>(
     mut connection: C,
-    activity: Arc<Activity>,
+    downstream: Arc<Downstream>,
     limits: Limits,
     listening: Arc<Listening>,
 ) -> impl Future<Output = Result<(), Broken>> {
     async move {
-        let mut drained = pin!(leave(&listening.drain, &activity, C::TOLD_IN_RESPONSES));
-        let mut watchdog = pin!(activity::watch(&activity, &limits, Stage::Open));
+        let activity = &*downstream.activity;
+        let mut drained = pin!(leave(&listening.drain, activity, C::TOLD_IN_RESPONSES));
+        let mut watchdog = pin!(activity::watch(activity, &limits, Stage::Open));
         let bell = Bell::rung();
         let waker = Waker::from(bell.clone());
         let mut closing = false;
         let verdict = std::future::poll_fn(|cx: &mut Context<'_>| {
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(Ok(ended));
+            }
+            // A codec that waits for its client to read may have more to look at.
+            if C::VERSION == Version::HTTP_2
+                && activity.unserved() > 0
+                && !closing
+                && !activity.blocked.load(Ordering::Relaxed)
+            {
+                Unserved::of::<C>(&listening, &downstream).settle(Cause::MalformedStream);
             }
             if activity.is_resetting(&limits) {
                 return Poll::Ready(Err(Verdict::Resets));
@@ -296,7 +356,15 @@ fn drive<C: Connection>(
             match watchdog.as_mut().poll(apart) {
                 Poll::Ready(Verdict::Idle) if closing => return Poll::Ready(Ok(Ok(()))),
                 Poll::Ready(Verdict::Idle | Verdict::Old) => {}
-                Poll::Ready(verdict) => return Poll::Ready(Err(verdict)),
+                Poll::Ready(verdict) => {
+                    if verdict == Verdict::SlowHead && activity.in_head.load(Ordering::Relaxed) {
+                        let blocked = activity.blocked.load(Ordering::Relaxed);
+                        let answered = !blocked && connection.answer_late(cx);
+                        Unserved::of::<C>(&listening, &downstream)
+                            .note(Cause::Late { answered }, limits.header_timeout);
+                    }
+                    return Poll::Ready(Err(verdict));
+                }
                 Poll::Pending if closing => return Poll::Pending,
                 Poll::Pending if used_up => {}
                 Poll::Pending if drained.as_mut().poll(apart).is_ready() => {}
@@ -307,7 +375,7 @@ fn drive<C: Connection>(
                 Poll::Pending => return Poll::Pending,
             }
             closing = true;
-            watchdog.set(activity::watch(&activity, &limits, Stage::Closing));
+            watchdog.set(activity::watch(activity, &limits, Stage::Closing));
             connection.close_politely();
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(Ok(ended));
@@ -317,9 +385,66 @@ fn drive<C: Connection>(
             Poll::Pending
         })
         .await;
-        match verdict {
-            Ok(ended) => Ok(ended?),
-            Err(verdict) => Err(Broken::Watchdog(verdict)),
+        let ended = verdict.map_err(Broken::Watchdog)?;
+        let refused = ended
+            .as_ref()
+            .err()
+            .and_then(|error| connection.unserved(error, &limits));
+        if !closing || ended.is_err() {
+            Unserved::of::<C>(&listening, &downstream).end(refused, ended.is_err());
+        }
+        Ok(ended?)
+    }
+}
+
+/// Notes the requests of one connection that nobody served.
+struct Unserved<'c> {
+    listening: &'c Listening,
+    downstream: &'c Downstream,
+    version: Version,
+}
+
+impl<'c> Unserved<'c> {
+    fn of<C: Connection>(listening: &'c Listening, downstream: &'c Downstream) -> Self {
+        let version = C::VERSION;
+        Self {
+            listening,
+            downstream,
+            version,
+        }
+    }
+
+    fn note(&self, cause: Cause, since: Duration) {
+        let edge = self.listening.edge.load();
+        unserved::note(&edge, self.downstream, self.version, cause, since);
+    }
+
+    /// The codec of HTTP/2 has done with what has come, for `cause` where it took offence.
+    fn settle(&self, cause: Cause) {
+        let refused = self.downstream.activity.settle();
+        for _ in 0..refused.malformed {
+            self.note(cause, Duration::ZERO);
+        }
+        for _ in 0..refused.too_large {
+            self.note(Cause::HeadersTooLarge { answered: true }, Duration::ZERO);
+        }
+    }
+
+    /// The connection has ended, for `refused` where the codec could not go on.
+    fn end(&self, refused: Option<Cause>, failed: bool) {
+        let activity = &self.downstream.activity;
+        let begun = activity.in_head.load(Ordering::Relaxed);
+        if self.version == Version::HTTP_2 {
+            self.settle(refused.unwrap_or(Cause::MalformedStream));
+            if begun {
+                self.note(refused.unwrap_or(Cause::Left), Duration::ZERO);
+            }
+            return;
+        }
+        // A head behind a request that is not over would not be read yet.
+        let begun = begun && failed && activity.requests.load(Ordering::Relaxed) == 0;
+        if let Some(cause) = refused.or(begun.then_some(Cause::Left)) {
+            self.note(cause, Duration::ZERO);
         }
     }
 }
@@ -382,7 +507,7 @@ mod tests {
 
     #[test]
     fn a_connection_holds_no_more_than_it_needs_while_it_rests() {
-        let task = given(|listening, socket, (), ()| serve(listening, socket));
+        let task = given(|listening, socket, token, ()| serve(listening, socket, token));
         assert!(task <= 256, "the task: {task}");
         let plain = held_with::<TcpStream>();
         assert!(plain <= 1280, "over TCP: {plain}");

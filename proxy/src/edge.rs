@@ -13,17 +13,17 @@ use attache_filter::{
     head::Scheme, reply::ReplyForm, tap::tapped,
 };
 use http::{
-    HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request,
-    uri::PathAndQuery,
+    HeaderValue, Request, Response, StatusCode, Uri, Version, header, request, uri::PathAndQuery,
 };
 use http_body::Body as _;
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::{
     access_log::{AccessLogPlan, AccessLogs, Record},
     activity::Activity,
     body::{Active, ClientBody, ReplyBody, counted},
+    connection::Counted,
     extended_connect,
     filters::Stack,
     hygiene::{self, Admitted, Peer, Tunnels},
@@ -37,8 +37,7 @@ use crate::{
     stats::ListenerStats,
     tcp::TcpStats,
     trace::Tracing,
-    tunnel::{self, Side},
-    unread,
+    tunnel, unread,
 };
 
 /// What a listener does with requests, in one worker, under one plan.
@@ -47,8 +46,6 @@ pub(crate) struct Edge {
     pub(crate) router: Arc<Router>,
     /// The policies around the router; nothing when the listener has none.
     pub(crate) stack: Option<Stack>,
-    /// Some policy may look at what goes through tunnels.
-    pub(crate) tunnels_in_body: bool,
     pub(crate) log: Option<AccessLogs>,
     /// What is noted of the requests.
     pub(crate) notes: Notes,
@@ -97,6 +94,8 @@ pub(crate) struct Notes {
     pub(crate) recording: Recording,
     /// Their heads as they went on.
     pub(crate) heads: bool,
+    /// Points in their time.
+    pub(crate) times: bool,
 }
 
 impl Notes {
@@ -109,15 +108,18 @@ impl Notes {
                 false => Recording::Calls,
             },
             heads: logs.iter().any(AccessLogPlan::reads_request),
+            times: logs.iter().any(AccessLogPlan::reads_times),
         }
     }
 }
 
-/// The downstream connection that a request came in on.
+/// The downstream connection that a request came in on. It counts until the last of its requests
+/// is over, also where that is a tunnel, which outlives HTTP on the connection.
 pub(crate) struct Downstream {
     pub(crate) info: Arc<ConnectionInfo>,
     pub(crate) peer: Peer,
     pub(crate) activity: Arc<Activity>,
+    pub(crate) counted: Arc<Counted>,
 }
 
 impl Downstream {
@@ -139,12 +141,13 @@ impl Edge {
         let (mut parts, body) = request.into_parts();
         let version = parts.version;
         let mut watched = self.live.begin(&parts);
-        let mut active = Active::new(&downstream.activity, version >= Version::HTTP_2);
+        let mut active = Active::new(&downstream, version >= Version::HTTP_2);
         let form = extended_connect::Form::of(&mut parts);
         let version = parts.version;
         let mut context = RequestContext::new(downstream.info.clone(), parts.version);
         context.recording = self.notes.recording;
         context.keeps_head = self.notes.heads;
+        context.keeps_times = self.notes.times;
         if let Some(tracing) = &self.tracing {
             let trace = tracing.place(&parts.headers);
             if trace.sampled {
@@ -155,7 +158,7 @@ impl Edge {
         let admitted = match self.gate.enter() {
             Ok(place) => {
                 active.keep(place);
-                self.admit(&mut parts, &downstream.peer)
+                self.admit(&mut parts, &downstream)
             }
             Err(overload::Refused) => Err(Refusal::Overloaded),
         };
@@ -174,10 +177,10 @@ impl Edge {
         let mut record = (self.log.is_some() || traced || watched.is_some())
             .then(|| Record::new(self.log.as_ref(), tracing, watched, &context, &parts));
         let mut body = Body::from(body);
-        let mut tunnel = None;
-        if self.tunnels_in_body && admitted.is_ok() {
-            tunnel = self.tunnel_in_body(&mut parts, &mut body, &context);
-        }
+        let tunnel = match &admitted {
+            Ok(_) => tunnel::Wanted::of(&mut parts, &mut body, &context),
+            Err(_) => None,
+        };
         if let Some(record) = &record {
             let incoming = record.incoming.clone();
             let since = context.started;
@@ -187,13 +190,15 @@ impl Edge {
                 if let Some(tap) = &context.tap {
                     body = tapped(body, tap, |tap| &tap.received);
                 }
-                body = counted(body, incoming, since);
+                body = counted(body, incoming.clone(), since);
+            }
+            if tunnel.is_some() {
+                let watch = |sent| counted(sent, incoming, since);
+                tunnel::watch_behind(&parts.extensions, watch);
             }
         }
-        let asks_tunnel = tunnel::is_wanted(&parts.method, &parts.headers)
-            .then_some(parts.method == Method::CONNECT);
         let mut lender = None;
-        if tunnel.is_none() && parts.version < Version::HTTP_2 && !body.is_end_stream() {
+        if !context.tunnels_in_body() && parts.version < Version::HTTP_2 && !body.is_end_stream() {
             let (lent, by) = unread::lend(body);
             body = lent;
             // To read on would ask the client for a body that nobody wants.
@@ -221,15 +226,16 @@ impl Edge {
         if let Some((replies, parts, context)) = asked {
             response = replies.shape(response, &parts, &context);
         }
+        let opens = (tunnel.as_ref()).is_some_and(|tunnel| tunnel.opens(response.status()));
         if let Some((lender, held_back)) = lender
-            && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            && !opens
             && !lender.finish(!held_back).await
         {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
-        if asks_tunnel.is_some_and(|connect| tunnel::opens(connect, response.status())) {
-            downstream.activity.tunnelled.store(true, Ordering::Relaxed);
+        if opens {
+            active.opens_tunnel();
         } else if downstream.activity.opaque.load(Ordering::Relaxed) {
             // What the client sent behind its request may not be HTTP.
             let close = HeaderValue::from_static("close");
@@ -237,10 +243,7 @@ impl Edge {
         }
         let leaves = downstream.activity.closing.load(Ordering::Relaxed)
             || downstream.activity.is_used_up(&self.plan.limits);
-        if leaves
-            && version < Version::HTTP_2
-            && response.status() != StatusCode::SWITCHING_PROTOCOLS
-        {
+        if leaves && version < Version::HTTP_2 && !opens {
             let close = HeaderValue::from_static("close");
             response.headers_mut().insert(header::CONNECTION, close);
         }
@@ -258,30 +261,11 @@ impl Edge {
         }))
     }
 
-    /// Makes the bytes of the tunnel that a request asks for its body.
-    fn tunnel_in_body(
+    fn admit(
         &self,
         parts: &mut request::Parts,
-        body: &mut Body,
-        context: &RequestContext,
-    ) -> Option<Tunnel> {
-        // With a body of its own, a request has no room for another.
-        if !tunnel::is_wanted(&parts.method, &parts.headers) || !body.is_end_stream() {
-            return None;
-        }
-        let side = Side::Switching(parts.extensions.remove::<OnUpgrade>()?);
-        let (tunnelled, feed) = tunnel::body();
-        *body = Body::new(tunnelled);
-        context.tunnel_in_body();
-        let connect = parts.method == Method::CONNECT;
-        Some(Tunnel {
-            side,
-            feed,
-            connect,
-        })
-    }
-
-    fn admit(&self, parts: &mut request::Parts, peer: &Peer) -> Result<Admitted, Refusal> {
+        downstream: &Downstream,
+    ) -> Result<Admitted, Refusal> {
         let plan = &self.plan;
         // hyper sees to it in HTTP/1.1 only.
         if parts.headers.len() > plan.limits.max_headers {
@@ -302,8 +286,9 @@ impl Edge {
             by_routes: routes.upgrades(),
             connect: routes.connects(),
         };
+        let (peer, tls) = (&downstream.peer, downstream.info.tls.as_ref());
         let admitted =
-            hygiene::admit(parts, peer, &plan.forward, tunnels).map_err(Refusal::Refused)?;
+            hygiene::admit(parts, peer, tls, &plan.forward, tunnels).map_err(Refusal::Refused)?;
         self.normalize(parts)?;
         Ok(admitted)
     }
@@ -448,25 +433,6 @@ impl Edge {
             late.change(&mut response, &context);
         }
         response.map(ReplyBody::Local)
-    }
-}
-
-/// The client's side of a tunnel that passes the policies as bodies.
-struct Tunnel {
-    side: Side,
-    feed: tunnel::Feed,
-    connect: bool,
-}
-
-impl Tunnel {
-    /// Opens the tunnel if `response` says so: what would be its body goes there.
-    fn begin(self, response: Response<ClientBody>) -> Response<ClientBody> {
-        if !tunnel::opens(self.connect, response.status()) {
-            return response;
-        }
-        let (parts, body) = response.into_parts();
-        tokio::spawn(tunnel::serve(self.side, self.feed, body, None));
-        Response::from_parts(parts, ClientBody::empty())
     }
 }
 

@@ -2,14 +2,15 @@
 //!
 //! The bootstrap behaves under Envoy 1.40 as the configuration does here: the same filters in the
 //! same order, the same routes, timeouts, normalisation and limits. What Envoy turns off by
-//! default and we turn on (or the other way round) is written out. Envoy has no live page: its
-//! settings are left out.
+//! default and we turn on (or the other way round) is written out. What Envoy has no word for is
+//! listed by [`left_out`].
 
 mod access_log;
 mod cluster;
 mod connection_manager;
 mod discovery;
 mod guards;
+mod left_out;
 mod listener;
 mod route;
 mod tls;
@@ -26,6 +27,8 @@ use attache_service::{
     config::{ConfigValue, Located, envoy::type_url, format_duration, json},
 };
 use json::{Value, json};
+
+pub use left_out::left_out;
 
 use crate::config::{BodyFormat, Cluster, Config, Source, SubstitutionFormat, Target};
 

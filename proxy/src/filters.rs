@@ -9,7 +9,7 @@ use attache_service::Metrics;
 use http::{Request, Response};
 use tower::Service;
 
-use crate::{plan::Limits, route::RouteTable};
+use crate::plan::Limits;
 
 /// What a policy's service returns.
 pub type PolicyFuture =
@@ -21,11 +21,6 @@ pub trait Policy: fmt::Debug + Send + Sync {
     fn layer(&self, inner: Stack, site: &Site<'_>) -> Stack;
     /// The clusters it calls.
     fn clusters(&self) -> Vec<String>;
-    /// Whether it may look at the bytes that go through a tunnel, on any of `routes`. They pass
-    /// it as bodies then, which costs more.
-    fn sees_tunnels(&self, _routes: &RouteTable) -> bool {
-        false
-    }
 }
 
 /// Where a policy's layer stands: in one worker's stack of one listener.
@@ -55,12 +50,6 @@ impl FilterPlans {
     /// The policy `name`.
     pub fn get(&self, name: &str) -> Option<&Arc<dyn Policy>> {
         self.0.get(name)
-    }
-
-    /// Whether one of the policies `names` may look at the bytes of tunnels.
-    pub(crate) fn see_tunnels(&self, names: &[Arc<str>], routes: &RouteTable) -> bool {
-        let mut policies = names.iter().filter_map(|name| self.get(name));
-        policies.any(|policy| policy.sees_tunnels(routes))
     }
 
     /// Every cluster that some policy calls.
@@ -115,10 +104,6 @@ impl Policy for OnRoutes {
 
     fn clusters(&self) -> Vec<String> {
         self.policy.clusters()
-    }
-
-    fn sees_tunnels(&self, routes: &RouteTable) -> bool {
-        self.policy.sees_tunnels(routes)
     }
 }
 

@@ -20,11 +20,14 @@ pub(crate) enum Fault {
     BareLineFeed,
     /// So does the line with the size of a chunk, or the end of a chunk.
     BareLineFeedInChunks,
-    /// Both `content-length` and `transfer-encoding` are present, or one of them twice.
-    ConflictingLength,
+    /// Both `content-length` and `transfer-encoding` are present.
+    BothLengths,
+    /// `content-length` is there twice.
+    RepeatedLength,
     /// `content-length` is not a number.
     UnreadableLength,
-    /// `transfer-encoding` is anything but `chunked`: no other coding would be undone or told on.
+    /// `transfer-encoding` is anything but `chunked`, once: no other coding would be undone or
+    /// told on.
     UnknownCoding,
     /// The request target has a `#`, which would be cut off unseen (RFC 9112 §3.2).
     Fragment,
@@ -48,6 +51,8 @@ enum State {
     Trailers,
     /// No HTTP messages any more (tunnel), or nothing we understand: hyper decides alone.
     Opaque,
+    /// The head of a request had a fault: hyper refuses it, and reads no further.
+    Refused(Fault),
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -86,12 +91,20 @@ impl Framing {
         self.state == State::Opaque
     }
 
+    /// What was wrong with the head of the last request.
+    pub(crate) fn refused(&self) -> Option<Fault> {
+        match self.state {
+            State::Refused(fault) => Some(fault),
+            _ => None,
+        }
+    }
+
     /// Takes the bytes read next. On a fault, also gives the offset of the byte that shows it.
     pub(crate) fn feed(&mut self, bytes: &[u8]) -> Result<(), (Fault, usize)> {
         let mut at = 0;
         while let Some(rest) = bytes.get(at..).filter(|rest| !rest.is_empty()) {
             match self.state {
-                State::Opaque => return Ok(()),
+                State::Opaque | State::Refused(_) => return Ok(()),
                 State::Fixed(left) | State::ChunkData(left) => {
                     let taken = left.min(rest.len() as u64);
                     // `taken` is at most `rest.len()`, so it fits.
@@ -122,7 +135,10 @@ impl Framing {
                             result
                         };
                         if let Err(fault) = result {
-                            self.state = State::Opaque;
+                            self.state = match self.state {
+                                State::Head => State::Refused(fault),
+                                _ => State::Opaque,
+                            };
                             return Err((fault, at + end));
                         }
                         at += end + 1;
@@ -180,17 +196,15 @@ impl Framing {
                 if let Some(value) = value_of(line, b"content-length") {
                     let length = decimal(value).ok_or(Fault::UnreadableLength)?;
                     if head.length.replace(length).is_some() {
-                        return Err(Fault::ConflictingLength);
+                        return Err(Fault::RepeatedLength);
                     }
                 }
             }
             Some(b't') => {
                 if let Some(value) = value_of(line, b"transfer-encoding") {
-                    if !value.eq_ignore_ascii_case(b"chunked") {
+                    let again = std::mem::replace(&mut head.chunked, true);
+                    if again || !value.eq_ignore_ascii_case(b"chunked") {
                         return Err(Fault::UnknownCoding);
-                    }
-                    if std::mem::replace(&mut head.chunked, true) {
-                        return Err(Fault::ConflictingLength);
                     }
                 }
             }
@@ -215,7 +229,7 @@ impl Framing {
                 chunked: true,
                 length: Some(_),
                 ..
-            } => return Err(Fault::ConflictingLength),
+            } => return Err(Fault::BothLengths),
             Head { tunnel: true, .. } => State::Opaque,
             Head { chunked: true, .. } => State::ChunkSize,
             Head {
@@ -295,7 +309,7 @@ mod tests {
             "POST / HTTP/1.1\r\ncontent-length: 1\r\n\r\naPOST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n",
             "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\nPOST / HTTP/1.1\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n",
         ] {
-            assert_eq!(feed_whole(text), Err(Fault::ConflictingLength), "{text:?}");
+            assert_eq!(feed_whole(text), Err(Fault::BothLengths), "{text:?}");
         }
     }
 
@@ -304,11 +318,11 @@ mod tests {
         for (lines, fault) in [
             (
                 "content-length: 3\r\ncontent-length: 3",
-                Fault::ConflictingLength,
+                Fault::RepeatedLength,
             ),
             (
                 "transfer-encoding: chunked\r\nTransfer-Encoding: chunked",
-                Fault::ConflictingLength,
+                Fault::UnknownCoding,
             ),
             ("content-length: +3", Fault::UnreadableLength),
             ("content-length: 3, 3", Fault::UnreadableLength),
@@ -327,7 +341,7 @@ mod tests {
         let text = "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n\
                     0000000000000000000003;x=y\r\na\nb\r\n0\r\n\r\n\
                     POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n";
-        assert_eq!(feed_whole(text), Err(Fault::ConflictingLength));
+        assert_eq!(feed_whole(text), Err(Fault::BothLengths));
     }
 
     #[test]
@@ -356,6 +370,26 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\r\n\n",
         ] {
             assert_eq!(feed_whole(text), Err(Fault::BareLineFeed), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_fault_of_a_head_refuses_a_request() {
+        for (text, refused) in [
+            ("GET / HTTP/1.1\n", Some(Fault::BareLineFeed)),
+            (
+                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\n",
+                None,
+            ),
+            (
+                "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: y\n",
+                None,
+            ),
+        ] {
+            let mut framing = Framing::default();
+            framing.feed(text.as_bytes()).unwrap_err();
+            assert_eq!(framing.refused(), refused, "{text:?}");
+            assert_eq!(framing.is_opaque(), refused.is_none(), "{text:?}");
         }
     }
 

@@ -8,8 +8,10 @@ const PREFACE: u32 = 24;
 const FRAME_HEAD: usize = 9;
 
 const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
+const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
 
 /// Follows frames by their heads alone.
 #[derive(Debug)]
@@ -20,6 +22,24 @@ pub(crate) struct HeaderBlocks {
     head: [u8; FRAME_HEAD],
     known: usize,
     block: Block,
+    /// The block begins a request.
+    begins: bool,
+    /// The request that began last, and the one before it.
+    last: u32,
+    before: u32,
+    /// How many have begun with a whole block.
+    heads: u32,
+    /// The request that had begun last when each that had was served.
+    settled: u32,
+}
+
+/// What a codec says of requests that it does not pass on.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Answers {
+    /// It answered so many itself, with 431.
+    pub(crate) too_large: u32,
+    /// It took no note of so many, as there were too many others.
+    pub(crate) crowded: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +58,11 @@ impl Default for HeaderBlocks {
             head: [0; FRAME_HEAD],
             known: 0,
             block: Block::None,
+            begins: false,
+            last: 0,
+            before: 0,
+            heads: 0,
+            settled: 0,
         }
     }
 }
@@ -46,6 +71,48 @@ impl HeaderBlocks {
     /// Whether one has begun and not ended.
     pub(crate) fn is_inside(&self) -> bool {
         self.block != Block::None
+    }
+
+    /// Whether that one begins a request.
+    pub(crate) fn is_inside_head(&self) -> bool {
+        self.begins
+    }
+
+    /// How many requests have begun with a whole block.
+    pub(crate) fn heads(&self) -> u32 {
+        self.heads
+    }
+
+    /// Each request that has begun with a whole block was served or refused.
+    pub(crate) fn settle(&mut self) {
+        self.settled = match self.begins {
+            true => self.before,
+            false => self.last,
+        };
+    }
+
+    /// Looks at what the codec writes while requests have begun of which nobody knows. A write
+    /// begins with a frame, save where the client takes nothing.
+    pub(crate) fn answers(&self, mut bytes: &[u8]) -> Answers {
+        let mut answers = Answers::default();
+        while let Some((head, rest)) = bytes.split_first_chunk::<FRAME_HEAD>() {
+            let [a, b, c, kind, _, d, e, f, g] = *head;
+            let length = u32::from_be_bytes([0, a, b, c]);
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            let stream = u32::from_be_bytes([d, e, f, g]);
+            let Some((payload, rest)) = rest.split_at_checked(length) else {
+                break;
+            };
+            match kind {
+                HEADERS if stream > self.settled => answers.too_large += 1,
+                RST_STREAM if stream > self.settled && payload == REFUSED_STREAM => {
+                    answers.crowded += 1;
+                }
+                _ => {}
+            }
+            bytes = rest;
+        }
+        answers
     }
 
     /// What has come next.
@@ -63,6 +130,8 @@ impl HeaderBlocks {
             }
             if self.block == Block::Last && self.known == 0 {
                 self.block = Block::None;
+                self.heads = self.heads.wrapping_add(self.begins.into());
+                self.begins = false;
             }
             let Some(missing) = self.head.get_mut(self.known..) else {
                 return;
@@ -78,8 +147,15 @@ impl HeaderBlocks {
                 return;
             }
             self.known = 0;
-            let [a, b, c, kind, flags, ..] = self.head;
+            let [a, b, c, kind, flags, d, e, f, g] = self.head;
             self.left = u32::from_be_bytes([0, a, b, c]);
+            let stream = u32::from_be_bytes([d, e, f, g]);
+            // Clients begin with odd numbers, each larger than the one before.
+            if kind == HEADERS && stream > self.last && stream % 2 == 1 {
+                self.before = self.last;
+                self.last = stream;
+                self.begins = true;
+            }
             if matches!(kind, HEADERS | CONTINUATION) {
                 self.block = match flags & END_HEADERS {
                     0 => Block::Open,
@@ -135,7 +211,64 @@ mod tests {
         }
     }
 
+    /// A frame of another stream than the first.
+    fn on(stream: u8, mut frame: Vec<u8>) -> Vec<u8> {
+        frame[8] = stream;
+        frame
+    }
+
+    #[test]
+    fn requests_are_counted_once_their_first_block_is_whole() {
+        let whole = || frame(HEADERS, END_HEADERS, 3);
+        let begun = || frame(HEADERS, 0, 3);
+        for (frames, heads, begins) in [
+            (vec![whole()], 1, false),
+            (vec![whole(), whole()], 1, false),
+            (vec![whole(), on(3, whole())], 2, false),
+            (vec![on(3, whole()), whole()], 1, false),
+            (vec![on(2, whole())], 0, false),
+            (vec![begun()], 0, true),
+            (vec![begun(), frame(CONTINUATION, END_HEADERS, 3)], 1, false),
+            (vec![whole(), begun()], 1, false),
+            (vec![whole(), frame(DATA, 0, 9)], 1, false),
+        ] {
+            let mut blocks = HeaderBlocks::default();
+            blocks.feed(&[0; PREFACE as usize]);
+            frames.iter().for_each(|frame| blocks.feed(frame));
+            let found = (blocks.heads(), blocks.is_inside_head());
+            assert_eq!(found, (heads, begins), "{frames:?}");
+        }
+    }
+
+    #[test]
+    fn answers_of_the_codec_are_those_to_requests_that_nobody_knows() {
+        let mut blocks = HeaderBlocks::default();
+        blocks.feed(&[0; PREFACE as usize]);
+        blocks.feed(&frame(HEADERS, END_HEADERS, 3));
+        let head = on(3, frame(HEADERS, END_HEADERS, 3));
+        blocks.feed(&head[..10]);
+        blocks.settle();
+        blocks.feed(&head[10..]);
+
+        let reset = |code: u8| {
+            let mut reset = frame(RST_STREAM, 0, 4);
+            reset[FRAME_HEAD..].copy_from_slice(&[0, 0, 0, code]);
+            reset
+        };
+        let of_served = [frame(HEADERS, END_HEADERS, 5), reset(7)].concat();
+        assert_eq!(blocks.answers(&of_served), Answers::default());
+        let too_large = [of_served, on(3, frame(HEADERS, END_HEADERS, 4)), reset(1)].concat();
+        let (too_large, crowded) = (blocks.answers(&too_large), blocks.answers(&on(3, reset(7))));
+        assert_eq!((too_large.too_large, too_large.crowded), (1, 0));
+        assert_eq!((crowded.too_large, crowded.crowded), (0, 1));
+    }
+
     proptest! {
+        #[test]
+        fn whatever_is_written_is_looked_at(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = HeaderBlocks::default().answers(&bytes);
+        }
+
         #[test]
         fn it_does_not_matter_how_bytes_are_cut(
             frames in prop::collection::vec((0u8..10, any::<u8>(), 0usize..40), 0..12),

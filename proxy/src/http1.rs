@@ -3,6 +3,9 @@
 //! hyper keeps its buffers and room for the state of a request as long as a connection stands.
 //! One without requests is put to rest: hyper's part is dropped and only the socket is kept. The
 //! next bytes begin anew with it.
+//!
+//! hyper answers a head that it refuses and ends the connection with an error;
+//! [`Http1::unserved`] says what was wrong.
 
 use std::{
     mem,
@@ -16,10 +19,13 @@ use hyper::{body::Incoming, server::conn::http1, service::HttpService};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::socket::Socket;
+use crate::{plan::Limits, socket::Socket, unserved::Cause};
 
 /// Most bytes that wake a connection at rest.
 const FIRST: usize = 1024;
+
+const LATE: &[u8] =
+    b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
 
 /// A connection, at work or at rest.
 pub(crate) struct Http1<IO, S: HttpService<Incoming>> {
@@ -89,6 +95,46 @@ where
         };
     }
 
+    /// Why the last head was refused with `error`, where it was.
+    pub(crate) fn unserved(&mut self, error: &hyper::Error, limits: &Limits) -> Option<Cause> {
+        if !error.is_parse() {
+            return None;
+        }
+        if error.is_parse_version_h2() {
+            return Some(Cause::OtherVersion);
+        }
+        let connection = match mem::replace(&mut self.state, State::Ended) {
+            State::Working(connection) => connection.into_parts(),
+            _ => None,
+        };
+        let Some(parts) = connection else {
+            return Some(Cause::Malformed);
+        };
+        if error.is_parse_too_large() {
+            return Some(too_large(&parts.read_buf, limits));
+        }
+        let fault = parts.io.inner().refused();
+        Some(fault.map_or(Cause::Malformed, Cause::from))
+    }
+
+    /// Answers a head that did not end in time, as far as the client takes that at once, and ends.
+    /// Whether it took it.
+    pub(crate) fn answer_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let State::Working(connection) = mem::replace(&mut self.state, State::Ended) else {
+            return false;
+        };
+        let Some(parts) = connection.into_parts() else {
+            return false;
+        };
+        let mut io = parts.io.into_inner();
+        let mut io = Pin::new(&mut io);
+        let wrote = io.as_mut().poll_write(cx, LATE);
+        let whole = matches!(wrote, Poll::Ready(Ok(count)) if count == LATE.len())
+            && matches!(io.as_mut().poll_flush(cx), Poll::Ready(Ok(())));
+        let _ = io.poll_shutdown(cx);
+        whole
+    }
+
     /// Waits for bytes; what becomes of the connection with them.
     fn wake(
         builder: &http1::Builder,
@@ -112,6 +158,18 @@ where
             // Nothing was on its way that could have been lost.
             Poll::Ready(Err(_)) => State::Ended,
         }
+    }
+}
+
+/// What of a head was too large: hyper says it of all.
+fn too_large(read: &[u8], limits: &Limits) -> Cause {
+    let end = read.windows(4).position(|bytes| bytes == b"\r\n\r\n");
+    let head = end.and_then(|end| read.get(..end + 2)).unwrap_or(read);
+    let headers = head.iter().filter(|byte| **byte == b'\n').skip(1).count();
+    match end {
+        _ if headers > limits.max_headers => Cause::TooManyHeaders,
+        Some(end) if end + 4 <= limits.max_header_bytes => Cause::TargetTooLong,
+        _ => Cause::HeadTooLarge,
     }
 }
 
@@ -162,12 +220,24 @@ mod tests {
             impl HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible> + Unpin,
         >,
     ) {
+        connection_with(http1::Builder::new())
+    }
+
+    fn connection_with(
+        builder: http1::Builder,
+    ) -> (
+        DuplexStream,
+        Http1<
+            DuplexStream,
+            impl HttpService<Incoming, ResBody = Full<Bytes>, Error = Infallible> + Unpin,
+        >,
+    ) {
         let (client, server) = duplex(4096);
         let service = service_fn(|_: Request<Incoming>| {
             std::future::ready(Ok(Response::new(Full::from("hello"))))
         });
         let io = Socket::http1(server, Bytes::new(), Arc::default());
-        (client, Http1::new(http1::Builder::new(), io, service))
+        (client, Http1::new(builder, io, service))
     }
 
     async fn ask<C>(client: &mut DuplexStream, connection: &mut C)
@@ -196,6 +266,81 @@ mod tests {
             connection.rest();
             assert!(matches!(connection.state, State::Resting { .. }));
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_has_a_cause() {
+        let limits = Limits {
+            max_header_bytes: 100_000,
+            max_headers: 3,
+            ..Limits::default()
+        };
+        let head = |more: String| format!("GET / HTTP/1.1\r\nhost: a\r\n{more}\r\n\r\n");
+        for (text, cause) in [
+            ("\x16\x03\x01\r\n\r\n".to_owned(), Cause::Malformed),
+            ("GET / HTTP/3.0\r\n\r\n".to_owned(), Cause::Malformed),
+            (
+                "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned(),
+                Cause::OtherVersion,
+            ),
+            (head("a b: c".to_owned()), Cause::Malformed),
+            ("GET / HTTP/1.1\n".to_owned(), Cause::Malformed),
+            (
+                head("content-length: 1\r\ncontent-length: 1".to_owned()),
+                Cause::Malformed,
+            ),
+            (
+                head("content-length: 1\r\ntransfer-encoding: chunked".to_owned()),
+                Cause::BothLengths,
+            ),
+            (
+                head("transfer-encoding: gzip".to_owned()),
+                Cause::UnknownCoding,
+            ),
+            ("GET /#a HTTP/1.1\r\n\r\n".to_owned(), Cause::Fragment),
+            (
+                head("a: b\r\nc: d\r\ne: f".to_owned()),
+                Cause::TooManyHeaders,
+            ),
+            (
+                head(format!("a: {}", "b".repeat(110_000))),
+                Cause::HeadTooLarge,
+            ),
+            (
+                format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(70_000)),
+                Cause::TargetTooLong,
+            ),
+        ] {
+            let mut builder = http1::Builder::new();
+            builder
+                .max_header_size(limits.max_header_bytes)
+                .max_headers(limits.max_headers);
+            let (mut client, mut connection) = connection_with(builder);
+            let send = async {
+                let _ = client.write_all(text.as_bytes()).await;
+                std::future::pending::<Infallible>().await
+            };
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                never = send => match never {},
+            };
+            let error = ended.expect_err(&text);
+            assert_eq!(connection.unserved(&error, &limits), Some(cause), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_late_head_is_answered_once() {
+        let (mut client, mut connection) = connection();
+        client.write_all(b"GET / HT").await.unwrap();
+        let told = std::future::poll_fn(|cx| {
+            assert!(Pin::new(&mut connection).poll(cx).is_pending());
+            Poll::Ready((connection.answer_late(cx), connection.answer_late(cx)))
+        });
+        assert_eq!(told.await, (true, false));
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, LATE);
     }
 
     #[tokio::test]

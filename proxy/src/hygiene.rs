@@ -4,10 +4,13 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
+use attache_filter::context::TlsInfo;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header, request,
     uri::Scheme,
 };
+
+use crate::client_cert::ForwardClientCert;
 
 pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -53,6 +56,8 @@ pub struct ForwardOptions {
     pub generate_request_id: bool,
     /// `preserve_external_request_id`: keep an id that a client sent. Default false.
     pub preserve_external_request_id: bool,
+    /// What upstreams are told of a client's certificate. Default: nothing.
+    pub client_cert: ForwardClientCert,
 }
 
 impl Default for ForwardOptions {
@@ -62,6 +67,7 @@ impl Default for ForwardOptions {
             xff_num_trusted_hops: 0,
             generate_request_id: true,
             preserve_external_request_id: false,
+            client_cert: ForwardClientCert::Sanitize,
         }
     }
 }
@@ -170,11 +176,11 @@ pub(crate) struct Admitted {
 ///   `te: trailers` stays, and `upgrade` of an allowed kind.
 /// - `x-forwarded-for`, `x-forwarded-proto`, `x-request-id` as Envoy sets them; `x-envoy-*` of
 ///   untrusted clients are removed.
-/// - `x-forwarded-client-cert` is removed, as Envoy does by default (`SANITIZE`): anybody can
-///   claim a certificate there.
+/// - `x-forwarded-client-cert` as [`ForwardClientCert`] says, by default removed.
 pub(crate) fn admit(
     parts: &mut request::Parts,
     peer: &Peer,
+    tls: Option<&TlsInfo>,
     options: &ForwardOptions,
     tunnels: Tunnels<'_>,
 ) -> Result<Admitted, Refused> {
@@ -214,8 +220,8 @@ pub(crate) fn admit(
     if found.proxy_connection {
         headers.remove(PROXY_CONNECTION);
     }
-    if found.forwarded_certificate {
-        headers.remove(X_FORWARDED_CLIENT_CERT);
+    if found.forwarded_certificate || options.client_cert.writes() {
+        options.client_cert.apply(headers, tls);
     }
     if admitted.upgrade.is_some() {
         headers.insert(header::CONNECTION, UPGRADE_TOKEN);
@@ -472,7 +478,7 @@ fn remove_envoy(headers: &mut HeaderMap) {
     }
 }
 
-fn append_list(headers: &mut HeaderMap, name: &HeaderName, item: &HeaderValue) {
+pub(crate) fn append_list(headers: &mut HeaderMap, name: &HeaderName, item: &HeaderValue) {
     let mut list = Vec::new();
     for value in headers.get_all(name) {
         list.extend_from_slice(value.as_bytes());
@@ -611,6 +617,7 @@ mod tests {
         admit(
             parts,
             &peer(),
+            None,
             &ForwardOptions::default(),
             Tunnels {
                 upgrades: &["websocket".to_owned()],
@@ -798,7 +805,7 @@ mod tests {
                 xff_num_trusted_hops: hops,
                 ..ForwardOptions::default()
             };
-            let admitted = admit(&mut parts, &peer(), &options, Tunnels::default()).unwrap();
+            let admitted = admit(&mut parts, &peer(), None, &options, Tunnels::default()).unwrap();
             assert_eq!(
                 admitted.client_ip,
                 Some(wanted.parse().unwrap()),

@@ -169,7 +169,7 @@ struct Sending {
 
 impl Sending {
     async fn run(mut self, mut parts: request::Parts, body: Body) {
-        let (body, upload) = UploadBody::new(body);
+        let (body, upload) = UploadBody::new(body, None);
         if upload.is_none() {
             say_empty(&mut parts);
         }

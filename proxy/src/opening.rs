@@ -1,10 +1,10 @@
 //! How a downstream connection begins: PROXY protocol, TLS, and what it speaks.
 
-use std::{future::ready, pin::Pin, sync::Arc};
+use std::{future::ready, pin::Pin, sync::Arc, time::Instant};
 
 use attache_filter::{
     ConnectionInfo, RequestContext,
-    context::{Route, TlsInfo},
+    context::{Handshake, Route, TlsInfo},
 };
 use attache_service::tls;
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::{
     ahead::Ahead,
     client_hello,
-    connection::{self, Broken, Listening, Serving},
+    connection::{self, Broken, Counted, Serving},
     edge::Edge,
     plan::Codec,
     proxy_protocol::{self, Header},
@@ -29,7 +29,7 @@ type Opening = Pin<Box<dyn Future<Output = Result<Serving, Broken>> + Send>>;
 ///
 /// Looks first at what comes before everything else, where a listener has that.
 pub(crate) fn open<IO>(
-    listening: Arc<Listening>,
+    counted: Arc<Counted>,
     edge: Arc<Edge>,
     io: IO,
     mut info: ConnectionInfo,
@@ -38,7 +38,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     if edge.plan.proxy_protocol.is_none() && edge.plan.tls_passthrough.is_none() {
-        return Box::pin(start(listening, edge, io, info));
+        return Box::pin(start(counted, edge, io, info));
     }
     // Of one type from here, as the program need not have its code twice.
     let io: Box<dyn Io> = Box::new(io);
@@ -48,7 +48,7 @@ where
         let (io, passed_on) = looked.map_err(|_| Broken::SlowStart)??;
         match passed_on {
             Some(plan) => Ok(Box::pin(pass_on(edge, plan, io, info)) as Serving),
-            None => start(listening, edge, io, info).await,
+            None => start(counted, edge, io, info).await,
         }
     })
 }
@@ -116,7 +116,8 @@ where
     };
     let logged = edge.log.as_ref().map(|log| {
         let client_ip = info.peer.map(|peer| peer.ip());
-        let mut context = RequestContext::new(Arc::new(info), http::Version::default());
+        // No version: it need not be HTTP.
+        let mut context = RequestContext::new(Arc::new(info), http::Version::HTTP_09);
         context.client_ip = client_ip;
         let cluster = edge.router.clusters.get(plan.cluster);
         context.set_route(Some(Arc::new(Route {
@@ -137,7 +138,7 @@ where
 
 /// Begins with TLS or HTTP.
 async fn start<IO>(
-    listening: Arc<Listening>,
+    counted: Arc<Counted>,
     edge: Arc<Edge>,
     mut io: IO,
     mut info: ConnectionInfo,
@@ -154,7 +155,7 @@ where
         let detected = tokio::select! {
             detected = tokio::time::timeout(limit, detect(&mut io)) => detected,
             // Nothing has begun that could be finished.
-            () = listening.drain.ending() => return Ok(Box::pin(ready(Ok(())))),
+            () = counted.listening.drain.ending() => return Ok(Box::pin(ready(Ok(())))),
         };
         let (http2, ahead) = detected.map_err(|_| Broken::SlowStart)??;
         let http2 = match edge.plan.codec {
@@ -163,26 +164,34 @@ where
             Codec::Http2 if http2 => true,
             Codec::Http2 => return Err(Broken::OtherVersion),
         };
-        return Ok(connection::http(listening, &edge, io, info, http2, ahead));
+        return Ok(connection::http(counted, &edge, io, info, http2, ahead));
     };
+    let begun = edge.notes.times.then(Instant::now);
     let accepted = tokio::time::timeout(limit, tls.accept(io)).await;
     let io = accepted.map_err(|_| Broken::SlowStart)??;
     let peer = tls::Peer::of(io.get_ref().1);
-    let local = tls.local_principal(peer.sni.as_deref());
+    let local = tls.local_identity(peer.sni.as_deref());
     let http2 = match edge.plan.codec {
         Codec::Auto => peer.alpn.as_deref() == Some("h2"),
         Codec::Http1 => false,
         Codec::Http2 => true,
     };
     info.tls = Some(TlsInfo {
+        peer_principal: peer.principal().map(str::to_owned),
         sni: peer.sni,
         alpn: peer.alpn,
+        version: peer.version,
         peer_certificate: peer.certificate,
-        peer_principal: peer.principal,
-        local_principal: local.map(|name| name.to_string()),
+        peer: peer.identity,
+        local_principal: local.as_deref().map(|ours| ours.principal().to_owned()),
+        local,
+        handshake: begun.map(|begun| Handshake {
+            begun,
+            ended: Instant::now(),
+        }),
     });
     Ok(match tcp {
         Some(plan) => Box::pin(pass_on(edge, plan, io, info)),
-        None => connection::http(listening, &edge, io, info, http2, Bytes::new()),
+        None => connection::http(counted, &edge, io, info, http2, Bytes::new()),
     })
 }

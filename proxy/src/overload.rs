@@ -74,6 +74,11 @@ impl Overload {
         }
     }
 
+    /// Whether it has these settings.
+    pub(crate) fn is(&self, plan: &OverloadPlan) -> bool {
+        self.plan == *plan
+    }
+
     /// Looks at the memory of this process for ever.
     pub(crate) async fn watch(&self) {
         loop {

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use attache_ext_authz::client::{
     self as ext_authz, ExtAuthzLayer, ExtAuthzPerRoute, apply::HeaderLimits,
 };
-use attache_ext_proc::client::{
-    self as ext_proc, BodyMode, ExtProcLayer, Modes, config::ExtProcPerRoute,
-};
+use attache_ext_proc::client::{self as ext_proc, ExtProcLayer, config::ExtProcPerRoute};
 use attache_filter::FilterConfigs;
 use attache_ratelimit::client::{
     self as ratelimit, RateLimitLayer, RateLimitPerRoute, RouteLimits,
@@ -19,7 +17,6 @@ use crate::{
     config::Policy as Raw,
     filters::{Policy, Site, Stack},
     grpc_web::GrpcWeb,
-    route::{RouteEntry, RouteTable, VirtualHost},
 };
 
 /// A policy's settings, checked and compiled.
@@ -212,27 +209,6 @@ impl Policy for Planned {
             .map(Located::into_inner)
             .collect()
     }
-
-    fn sees_tunnels(&self, routes: &RouteTable) -> bool {
-        let Self::ExtProc(filter) = self else {
-            return false;
-        };
-        let per_route = |entry: &Arc<RouteEntry>| {
-            let configs = &entry.route.filters;
-            let modes = configs
-                .get::<ext_proc::PerRoute>(&filter.name)
-                .and_then(|route| route.modes);
-            modes.is_some_and(streams)
-        };
-        let mut entries = routes.hosts().iter().flat_map(VirtualHost::entries);
-        filter.allow_mode_override || streams(filter.modes) || entries.any(per_route)
-    }
-}
-
-/// Whether a body is shown piece by piece, as one without end can be.
-fn streams(modes: Modes) -> bool {
-    let piecewise = |mode| matches!(mode, BodyMode::Streamed | BodyMode::FullDuplexStreamed);
-    piecewise(modes.request_body) || piecewise(modes.response_body)
 }
 
 /// A route's settings for a filter of the kind of `policy`, in Envoy's JSON with `@type`.

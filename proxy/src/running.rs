@@ -17,10 +17,10 @@ use attache_service::{
     metrics::Counter,
     trace::{Exporter, TraceError},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    access_log::{AccessLogs, Reopen, Sink},
+    access_log::{AccessLogs, Files, Sink},
     drain::Queue,
     edge::Everywhere,
     live::Live,
@@ -87,11 +87,15 @@ impl Proxy {
     /// # Errors
     /// See [`StartError`]; nothing runs then.
     pub async fn start(plan: Plan, metrics: Metrics) -> Result<Running, StartError> {
-        Self::start_on(plan, metrics, &[]).await
+        let running = Self::start_on(plan, metrics, &[]).await?;
+        running.take_over();
+        Ok(running)
     }
 
     /// Starts the workers of `plan` on sockets of a predecessor, where those are at the addresses
-    /// of the listeners; see [`handover`].
+    /// of the listeners; see [`handover`]. The predecessor goes on alone until
+    /// [`Running::take_over`], so that listeners, routes and endpoints of a control plane can come
+    /// before.
     ///
     /// # Errors
     /// See [`StartError`]; nothing runs then.
@@ -103,7 +107,7 @@ impl Proxy {
         let plan = Arc::new(plan);
         plan.guard(&metrics);
         let shutdown = Shutdown::new();
-        let reopen = Reopen::default();
+        let files = Files::default();
         let live = Live::new(&metrics);
         live.mask(plan.masks.clone());
         let workers = match plan.workers {
@@ -113,10 +117,11 @@ impl Proxy {
         let everywhere = Arc::<Everywhere>::default();
         let shares = Shares {
             before: &[],
+            overload: None,
             inherited,
             workers,
             everywhere: &everywhere,
-            reopen: &reopen,
+            files: &files,
             live: &live,
         };
         let mut assignment = assign(plan.clone(), &shares, &metrics).await?;
@@ -137,14 +142,17 @@ impl Proxy {
             plan: Arc::new(ArcSwap::new(plan)),
             exporter: Mutex::new(exporter),
             listeners: Mutex::new(assignment.listeners.clone()),
+            overload: Mutex::new(assignment.overload.clone()),
             everywhere: everywhere.clone(),
             queue: Arc::default(),
             metrics,
-            reopen,
+            files,
             live,
             shutdown,
             workers: Vec::new(),
             reloading: tokio::sync::Mutex::new(()),
+            inherited: Mutex::new(inherited.to_vec()),
+            accepting: watch::Sender::new(false),
         };
         let mut answers = Vec::new();
         for index in 0..workers {
@@ -158,6 +166,7 @@ impl Proxy {
                 metrics: running.metrics.clone(),
                 shutdown: running.shutdown.clone(),
                 queue: running.queue.clone(),
+                accepting: running.accepting.subscribe(),
                 commands: receiver,
                 started,
                 ended,
@@ -170,6 +179,9 @@ impl Proxy {
         Ok(running)
     }
 }
+
+/// How long lines of access logs that wait may take to be written when the workers have ended.
+const LAST_LINES: Duration = Duration::from_secs(5);
 
 /// How long spans that wait may take to be sent when their exporter ends.
 const LAST_SPANS: Duration = Duration::from_secs(5);
@@ -193,7 +205,14 @@ impl Export {
         if let Some(before) = before.filter(|before| before.written == traces.written) {
             return Ok(Some(before));
         }
-        let (exporter, tracer) = Exporter::start(traces.settings.clone(), metrics)?;
+        let mut settings = traces.settings.clone();
+        if let Some(name) = &traces.cluster {
+            let mut clusters = plan.clusters.iter();
+            if let Some(cluster) = clusters.find(|cluster| cluster.name == *name) {
+                settings = settings.with_collector(cluster.channel(metrics));
+            }
+        }
+        let (exporter, tracer) = Exporter::start(settings, metrics)?;
         Ok(Some(Self {
             exporter: Arc::new(exporter),
             tracing: Tracing {
@@ -229,19 +248,41 @@ pub struct Running {
     /// Sends the spans of the plan.
     exporter: Mutex<Option<Export>>,
     listeners: Mutex<Vec<SharedListener>>,
+    /// Looks at the memory, kept over reloads that leave its settings as they are.
+    overload: Mutex<Option<Arc<Overload>>>,
     everywhere: Arc<Everywhere>,
     queue: Arc<OnceLock<Queue>>,
     metrics: Metrics,
-    reopen: Reopen,
+    files: Files,
     live: Live,
     shutdown: Shutdown,
     workers: Vec<Handle>,
     reloading: tokio::sync::Mutex<()>,
+    /// Sockets of a predecessor, for listeners that may still come.
+    inherited: Mutex<Vec<Bound>>,
+    /// Whether connections are accepted.
+    accepting: watch::Sender<bool>,
     reloads: Counter,
     failed_reloads: Counter,
 }
 
 impl Running {
+    /// Accepts connections, and lets go of sockets of a predecessor that no listener has: gives
+    /// where those are.
+    pub fn take_over(&self) -> Vec<Address> {
+        let mut inherited = std::mem::take(&mut *self.inherited());
+        let ours = self.listeners();
+        let is_ours = |socket: &Bound| {
+            let mut sockets = ours.iter().flat_map(|listener| &listener.sockets);
+            sockets.any(|own| own.address() == socket.address())
+        };
+        inherited.retain(|socket| !is_ours(socket));
+        inherited.dedup_by(|one, other| one.address() == other.address());
+        self.accepting.send_replace(true);
+        let unclaimed = inherited.iter().map(|socket| socket.address().clone());
+        unclaimed.collect()
+    }
+
     /// Where the listeners listen, in the plan's order, with the ports that the system chose.
     pub fn addresses(&self) -> Vec<Address> {
         self.listeners()
@@ -291,12 +332,15 @@ impl Running {
             .into_iter()
             .zip(self.listeners().iter().cloned())
             .collect();
+        let inherited = self.inherited().clone();
+        let overload = self.overload().clone();
         let shares = Shares {
             before: &before,
-            inherited: &[],
+            overload: overload.as_ref(),
+            inherited: &inherited,
             workers: self.workers.len(),
             everywhere: &self.everywhere,
-            reopen: &self.reopen,
+            files: &self.files,
             live: &self.live,
         };
         let mut assignment = assign(plan.clone(), &shares, &self.metrics).await?;
@@ -337,6 +381,7 @@ impl Running {
             .listeners
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = assignment.listeners;
+        *self.overload() = assignment.overload;
         self.live.mask(plan.masks.clone());
         self.plan.store(plan);
         let before = std::mem::replace(&mut *self.exporter(), exporter);
@@ -347,12 +392,12 @@ impl Running {
         Ok(())
     }
 
-    /// Whether a listener of `plan`, which does not run yet, could have its address, as far as
-    /// that can be told ahead.
+    /// Whether a listener of `plan`, which does not run yet, could have its address and its access
+    /// logs, as far as that can be told ahead.
     ///
     /// # Errors
     /// Why not.
-    pub(crate) async fn could_listen(&self, plan: &Plan, name: &str) -> Result<(), StartError> {
+    pub(crate) async fn could_run(&self, plan: &Plan, name: &str) -> Result<(), StartError> {
         let mut listeners = plan.listeners.iter();
         let Some(index) = listeners.position(|listener| &*listener.name == name) else {
             return Ok(());
@@ -366,6 +411,8 @@ impl Running {
         let Some(listener) = plan.listeners.get(index) else {
             return Ok(());
         };
+        AccessLogs::could_start(&listener.access_logs, &self.files)
+            .map_err(|(sink, source)| no_log(listener, sink, source))?;
         let ListenAddress::At(address @ Address::Tcp { .. }) = &listener.address else {
             return Ok(());
         };
@@ -374,7 +421,11 @@ impl Running {
         let is_ours = ours
             .into_iter()
             .any(|(planned, bound)| planned.address == listener.address || bound == *address);
-        if is_ours || is_any_port(&listener.address) {
+        let inherited = self.inherited().clone();
+        if is_ours
+            || is_any_port(&listener.address)
+            || !handover::at(&inherited, address).await.is_empty()
+        {
             return Ok(());
         }
         match Bound::bind(address).await {
@@ -388,7 +439,7 @@ impl Running {
 
     /// Has the files of access logs opened anew, each before its next line: they were moved away.
     pub fn reopen_logs(&self) {
-        self.reopen.now();
+        self.files.reopen();
     }
 
     /// The handle that stops the workers: trigger it to drain, or to drop what runs.
@@ -423,10 +474,12 @@ impl Running {
         let _ = self.queue.set(queue);
         // The workers have their own; a socket closes with its last.
         self.listeners().clear();
+        self.inherited().clear();
         self.shutdown.trigger();
         for worker in self.workers.drain(..) {
             let _ = worker.end.await;
         }
+        self.files.finish(LAST_LINES).await;
         let export = self.exporter().take();
         if let Some(exporter) = export.and_then(Export::last) {
             exporter.finish(LAST_SPANS).await;
@@ -439,6 +492,16 @@ impl Running {
 
     fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<SharedListener>> {
         self.listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn overload(&self) -> std::sync::MutexGuard<'_, Option<Arc<Overload>>> {
+        self.overload.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inherited(&self) -> std::sync::MutexGuard<'_, Vec<Bound>> {
+        self.inherited
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -523,11 +586,14 @@ fn located(plan: &Plan, error: Failed) -> StartError {
 struct Shares<'s> {
     /// The listeners that run now, each as it was planned.
     before: &'s [(Arc<ListenerPlan>, SharedListener)],
+    /// What looks at the memory now.
+    overload: Option<&'s Arc<Overload>>,
     /// Sockets of a predecessor.
     inherited: &'s [Bound],
     workers: usize,
     everywhere: &'s Arc<Everywhere>,
-    reopen: &'s Reopen,
+    /// Files of access logs that are open.
+    files: &'s Files,
     live: &'s Live,
 }
 
@@ -542,7 +608,7 @@ async fn assign(
         if let Some(error) = clash(&plan.listeners, index) {
             return Err(error);
         }
-        let log = access_log(listener, metrics, shares.reopen)?;
+        let log = access_log(listener, metrics, shares.files)?;
         let known = shares.before.iter().find(|(planned, old)| {
             let same = planned.address == listener.address;
             match is_any_port(&listener.address) {
@@ -569,9 +635,12 @@ async fn assign(
             }
         });
     }
-    let overload = plan
-        .overload
-        .map(|overload| Arc::new(Overload::new(overload, metrics)));
+    let overload = plan.overload.map(|overload| {
+        let known = shares.overload.filter(|known| known.is(&overload));
+        known
+            .cloned()
+            .unwrap_or_else(|| Arc::new(Overload::new(overload, metrics)))
+    });
     Ok(Assignment {
         plan,
         listeners,
@@ -628,7 +697,7 @@ async fn open(listener: &ListenerPlan, shares: &Shares<'_>) -> Result<Vec<Bound>
 fn access_log(
     listener: &ListenerPlan,
     metrics: &Metrics,
-    reopen: &Reopen,
+    files: &Files,
 ) -> Result<Option<AccessLogs>, StartError> {
     if listener.access_logs.is_empty() {
         return Ok(None);
@@ -638,11 +707,15 @@ fn access_log(
         "Access log lines lost because the writer was behind.",
         &[("listener", &listener.name)],
     );
-    AccessLogs::start(&listener.access_logs, &dropped, reopen)
+    AccessLogs::start(&listener.access_logs, &dropped, files)
         .map(Some)
-        .map_err(|(sink, source)| StartError::AccessLog {
-            listener: listener.name.to_string(),
-            sink,
-            source,
-        })
+        .map_err(|(sink, source)| no_log(listener, sink, source))
+}
+
+fn no_log(listener: &ListenerPlan, sink: Sink, source: io::Error) -> StartError {
+    StartError::AccessLog {
+        listener: listener.name.to_string(),
+        sink,
+        source,
+    }
 }

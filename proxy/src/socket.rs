@@ -76,6 +76,14 @@ impl<IO> Socket<IO> {
         !self.ahead.is_empty()
     }
 
+    /// What was wrong with the head of the last request.
+    pub(crate) fn refused(&self) -> Option<Fault> {
+        match &self.followed {
+            Followed::Http1(framing) => framing.refused(),
+            Followed::Http2(_) => None,
+        }
+    }
+
     /// Gives back what only the middle of a message needs.
     pub(crate) fn rest(&mut self) {
         if let Followed::Http1(framing) = &mut self.followed {
@@ -93,9 +101,18 @@ impl<IO> Socket<IO> {
         let framing = match &mut self.followed {
             Followed::Http1(framing) => framing,
             Followed::Http2(blocks) => {
+                if self.activity.unserved() == 0 {
+                    blocks.settle();
+                }
                 blocks.feed(bytes);
-                let inside = blocks.is_inside();
-                self.activity.in_block.store(inside, Ordering::Relaxed);
+                let activity = &self.activity;
+                activity.heads.store(blocks.heads(), Ordering::Relaxed);
+                activity
+                    .in_block
+                    .store(blocks.is_inside(), Ordering::Relaxed);
+                activity
+                    .in_head
+                    .store(blocks.is_inside_head(), Ordering::Relaxed);
                 return;
             }
         };
@@ -161,10 +178,26 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Socket<IO> {
 }
 
 impl<IO: AsyncWrite + Unpin> Socket<IO> {
-    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// Looks for answers of the codec to requests that nobody else knows of.
+    fn answers(&self, bytes: &[u8]) {
+        if let Followed::Http2(blocks) = &self.followed
+            && self.activity.unserved() > 0
+        {
+            let answers = blocks.answers(bytes);
+            let Activity {
+                too_large, crowded, ..
+            } = &*self.activity;
+            too_large.fetch_add(answers.too_large, Ordering::Relaxed);
+            crowded.fetch_add(answers.crowded, Ordering::Relaxed);
+        }
+    }
+
+    fn wrote(&self, bytes: &[u8], polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &polled {
             Poll::Pending => self.activity.blocked.store(true, Ordering::Relaxed),
-            Poll::Ready(_) => {
+            Poll::Ready(written) => {
+                let written = written.as_ref().map_or(0, |written| *written);
+                self.answers(bytes.get(..written).unwrap_or(bytes));
                 self.activity.moves.fetch_add(1, Ordering::Relaxed);
                 self.activity.blocked.store(false, Ordering::Relaxed);
             }
@@ -180,7 +213,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.wrote(polled)
+        self.wrote(buf, polled)
     }
 
     fn poll_write_vectored(
@@ -189,7 +222,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.wrote(polled)
+        // The codec's own frames come first, then what others have given it.
+        let first = bufs.first().map_or(&[][..], |first| first);
+        self.wrote(first, polled)
     }
 
     fn is_write_vectored(&self) -> bool {

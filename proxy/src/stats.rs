@@ -24,6 +24,11 @@ impl ByClass {
         let [other, ..] = &self.0;
         self.0.get(class).unwrap_or(other).inc();
     }
+
+    fn unanswered(&self) {
+        let [other, ..] = &self.0;
+        other.inc();
+    }
 }
 
 /// What is counted of one listener.
@@ -51,7 +56,8 @@ impl ListenerStats {
             requests: ByClass::new(
                 metrics,
                 "attache_downstream_requests",
-                "Requests answered, by listener and class of status code.",
+                "Requests answered or refused, by listener and class of status code; `other` \
+                    where the stream or the connection ended without one.",
                 label,
             ),
             duration: metrics.latency(
@@ -86,6 +92,14 @@ impl ListenerStats {
     pub(crate) fn count(&self, status: StatusCode) {
         self.requests.count(status);
     }
+
+    /// Counts a request that nobody served, and the status of its answer if it had one.
+    pub(crate) fn count_unserved(&self, status: Option<StatusCode>) {
+        match status {
+            Some(status) => self.requests.count(status),
+            None => self.requests.unanswered(),
+        }
+    }
 }
 
 /// What is counted of one cluster.
@@ -96,12 +110,8 @@ pub(crate) struct ClusterStats {
     pub(crate) duration: Latency,
     /// Requests that got no response.
     pub(crate) failed: Counter,
-    /// Requests sent again.
-    pub(crate) retried: Counter,
     /// Requests not sent again, as they had been as often as their route allows.
     pub(crate) retries_exhausted: Counter,
-    /// Requests not sent again, as too many others were.
-    pub(crate) retries_overflowed: Counter,
     /// Redirects of upstreams that were followed here.
     pub(crate) redirects_followed: Counter,
     /// Redirects of upstreams that should have been and could not.
@@ -134,19 +144,9 @@ impl ClusterStats {
                 "Requests that an upstream did not answer: no connection, reset, timeout.",
                 &[label],
             ),
-            retried: metrics.counter(
-                "attache_upstream_retries",
-                "Requests sent to an upstream again, as their route's `retry_policy` says.",
-                &[label],
-            ),
             retries_exhausted: metrics.counter(
                 "attache_upstream_retries_exhausted",
                 "Requests not sent again, as they had been `num_retries` times.",
-                &[label],
-            ),
-            retries_overflowed: metrics.counter(
-                "attache_upstream_retries_overflowed",
-                "Requests not sent again, as too many others were at that time.",
                 &[label],
             ),
             redirects_followed: metrics.counter(

@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::{
     router::Router,
     tunnel::Io,
-    upstream::{Endpoint, Wanted},
+    upstream::{Endpoint, UpstreamError, Wanted},
 };
 
 /// Bytes on their way, each way.
@@ -207,7 +207,8 @@ async fn connect(
         let begun = context.map(|context| context.started.elapsed());
         let made = endpoint.own.connect_plain().await;
         if let (Some(context), Some(begun)) = (context, begun) {
-            note(context, &endpoint.endpoint, begun);
+            let failure = made.as_ref().err().and_then(UpstreamError::connect_failure);
+            note(context, &endpoint.endpoint, begun, failure);
         }
         match made {
             Ok(io) => {
@@ -235,7 +236,12 @@ async fn connect(
     None
 }
 
-fn note(context: &RequestContext, endpoint: &cluster::Endpoint, begun: Duration) {
+fn note(
+    context: &RequestContext,
+    endpoint: &cluster::Endpoint,
+    begun: Duration,
+    failure: Option<String>,
+) {
     if let Some(address) = endpoint.address() {
         context.set_upstream(address);
     }
@@ -247,7 +253,7 @@ fn note(context: &RequestContext, endpoint: &cluster::Endpoint, begun: Duration)
         status: None,
         span: None,
         waited: None,
-        connection: None,
+        failure,
     });
 }
 

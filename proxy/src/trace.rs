@@ -27,6 +27,8 @@ const CLIENT_TRACE_ID: &str = "x-client-trace-id";
 pub struct TracePlan {
     /// The collector, and how spans are sent there.
     pub settings: TraceSettings,
+    /// The cluster of the collector, in the place of the one in `settings`.
+    pub cluster: Option<Arc<str>>,
     /// Which requests are traced.
     pub sampling: Sampling,
     /// The configuration as text: where two are the same, the sending goes on over a reload.

@@ -1,24 +1,25 @@
 //! Bytes both ways after `101 Switching Protocols` or the 200 of a `CONNECT`.
 //!
-//! Where nobody looks at them, they are copied from side to side ([`run`]). Where a policy may
-//! see them, each side gives what it reads as a body, and writes the body that comes from the
-//! other side ([`FromTunnel`], [`serve`], [`open`]).
+//! Each side gives what it reads as a body, and writes the body that comes from the other side. So
+//! a tunnel is an exchange as any other: it passes the policies, and the body of its response,
+//! with which it is counted and logged, lives as long as the tunnel does.
 
 use std::{
     io,
+    mem::MaybeUninit,
     pin::{Pin, pin},
     sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use attache_filter::{Body, BoxError};
+use attache_filter::{Body, BoxError, RequestContext, context::ResponseFlag};
 use attache_service::cluster::breakers::Permit;
-use bytes::{Bytes, BytesMut};
-use http::{Method, StatusCode};
+use bytes::Bytes;
+use http::{Extensions, HeaderMap, Method, Response, StatusCode, header, request};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt as _;
 use hyper::upgrade::OnUpgrade;
@@ -26,17 +27,21 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf},
     sync::oneshot,
-    time::Instant,
 };
-use tokio_util::io::poll_read_buf;
 
-use crate::upstream::Lifetime;
+use crate::{
+    body::ClientBody,
+    upstream::{Endpoint, Lease, Lifetime},
+};
 
 /// Both sides must have switched within this time.
 const SWITCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes read at once for a body.
+/// Bytes read at once.
 const PIECE: usize = 16 << 10;
+
+/// Silence is looked for this many times per idle timeout.
+const LOOKS: u32 = 4;
 
 /// One side of an open tunnel.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -63,93 +68,194 @@ impl Side {
     }
 }
 
-/// Whether a response with this status opens the tunnel that the request asked for.
-pub(crate) fn opens(connect: bool, status: StatusCode) -> bool {
-    match connect {
-        true => status.is_success(),
-        false => status == StatusCode::SWITCHING_PROTOCOLS,
-    }
-}
-
 /// Whether a request that was let in asks for a tunnel.
-pub(crate) fn is_wanted(method: &Method, headers: &http::HeaderMap) -> bool {
-    *method == Method::CONNECT || headers.contains_key(http::header::UPGRADE)
+fn is_wanted(method: &Method, headers: &HeaderMap) -> bool {
+    *method == Method::CONNECT || headers.contains_key(header::UPGRADE)
 }
 
-/// What a tunnel holds while it is open, and when it ends whatever it does.
-#[derive(Debug)]
-pub(crate) struct Held {
-    until: Option<Instant>,
-    permit: Option<Permit>,
+/// The client's side of a tunnel that its request asks for.
+pub(crate) struct Wanted {
+    side: Side,
+    feed: Feed,
+    connect: bool,
 }
 
-impl Held {
-    pub(crate) fn new(lifetime: Option<Lifetime>, permit: Option<Permit>) -> Self {
-        Self {
-            until: lifetime.map(|lifetime| lifetime.until),
-            permit,
+impl Wanted {
+    /// The tunnel that a request asks for, if it does. What the client sends through it becomes
+    /// the request's body.
+    pub(crate) fn of(
+        parts: &mut request::Parts,
+        body: &mut Body,
+        context: &RequestContext,
+    ) -> Option<Self> {
+        if !is_wanted(&parts.method, &parts.headers) {
+            return None;
+        }
+        let side = Side::Switching(parts.extensions.remove::<OnUpgrade>()?);
+        let (sent, feed) = pieces();
+        if body.is_end_stream() {
+            *body = Body::new(sent);
+            context.tunnel_in_body();
+        } else {
+            // The request has a body of its own, which comes before.
+            parts.extensions.insert(Behind::new(sent));
+        }
+        Some(Self {
+            side,
+            feed,
+            connect: parts.method == Method::CONNECT,
+        })
+    }
+
+    /// Whether a response with this status opens it.
+    pub(crate) fn opens(&self, status: StatusCode) -> bool {
+        match self.connect {
+            true => status.is_success(),
+            false => status == StatusCode::SWITCHING_PROTOCOLS,
         }
     }
 
-    /// Runs a tunnel.
-    pub(crate) async fn hold(self, tunnel: impl Future<Output = ()>) {
-        match self.until {
-            None => tunnel.await,
-            Some(until) => {
-                if tokio::time::timeout_at(until, tunnel).await.is_err() {
-                    tracing::debug!("the tunnel has lasted as long as it may");
+    /// Opens the tunnel if `response` says so: what would be its body goes there, and all that
+    /// the body holds is held until the tunnel has ended.
+    pub(crate) fn begin(self, response: Response<ClientBody>) -> Response<ClientBody> {
+        if !self.opens(response.status()) {
+            return response;
+        }
+        let (parts, body) = response.into_parts();
+        tokio::spawn(async move {
+            if let Err(ended) = serve(self.side, self.feed, body).await {
+                tracing::debug!(%ended, "tunnel ended");
+            }
+        });
+        Response::from_parts(parts, ClientBody::empty())
+    }
+}
+
+/// What a client sends behind the body of a request that asks for a tunnel; an extension of the
+/// request.
+#[derive(Clone)]
+struct Behind(Arc<Mutex<Option<Body>>>);
+
+impl Behind {
+    fn new(sent: FromSide) -> Self {
+        Self(Arc::new(Mutex::new(Some(Body::new(sent)))))
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<Body>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Looks at what a client sends behind the body of a request that asks for a tunnel.
+pub(crate) fn watch_behind(extensions: &Extensions, watch: impl FnOnce(Body) -> Body) {
+    if let Some(behind) = extensions.get::<Behind>() {
+        let mut place = behind.place();
+        *place = place.take().map(watch);
+    }
+}
+
+/// What the client sends through the tunnel that its request asks for. `None` where there cannot
+/// be one.
+pub(crate) fn sent(
+    extensions: &mut Extensions,
+    body: &mut Body,
+    context: &RequestContext,
+) -> Option<Body> {
+    match context.tunnels_in_body() {
+        true => Some(std::mem::take(body)),
+        false => extensions.remove::<Behind>()?.place().take(),
+    }
+}
+
+/// The upstream's side of a tunnel, with all that counts it there.
+pub(crate) struct Upstream {
+    pub(crate) side: Side,
+    /// Longest silence.
+    pub(crate) idle: Option<Duration>,
+    pub(crate) lifetime: Option<Lifetime>,
+    pub(crate) endpoint: Endpoint,
+    /// The connection, where it was one for requests.
+    pub(crate) lease: Option<Lease>,
+    pub(crate) permit: Option<Permit>,
+    pub(crate) context: Arc<RequestContext>,
+}
+
+impl Upstream {
+    /// Opens it: gives what it reads, and writes `outgoing` to it. Ends when both are done, when
+    /// one fails, or when time is up.
+    pub(crate) fn open(self, outgoing: Body) -> Body {
+        let (body, feed) = pieces();
+        let context = self.context.clone();
+        tokio::spawn(self.run(feed, outgoing));
+        Body::new(body).watched(move |frame, _| {
+            if let Some(Err(error)) = frame
+                && !error.is::<TornDown>()
+            {
+                broke_off(&context);
+            }
+        })
+    }
+
+    async fn run(self, feed: Feed, outgoing: Body) {
+        let context = &self.context;
+        let shared = feed.shared.clone();
+        let serve = async {
+            let ended = serve(self.side, feed, outgoing).await;
+            if let Err(ended) = ended {
+                tracing::debug!(%ended, "the upstream's side of a tunnel ended");
+                if matches!(ended, Ended::NotOpened(_) | Ended::Write(_)) {
+                    broke_off(context);
                 }
             }
-        }
-        drop(self.permit);
-    }
-}
-
-/// Copies until one side ends, fails, or nothing moves for `idle`.
-pub(crate) async fn run(downstream: Side, upstream: Side, idle: Option<Duration>) {
-    let (downstream, upstream) = match tokio::try_join!(downstream.open(), upstream.open()) {
-        Ok(both) => both,
-        Err(error) => return tracing::debug!(%error, "the tunnel did not open"),
-    };
-    let moved = Arc::<AtomicU32>::default();
-    let mut downstream = Watched {
-        io: downstream,
-        moved: moved.clone(),
-    };
-    let mut upstream = Watched {
-        io: upstream,
-        moved: moved.clone(),
-    };
-    tokio::select! {
-        copied = tokio::io::copy_bidirectional(&mut downstream, &mut upstream) => {
-            if let Err(error) = copied {
-                tracing::debug!(%error, "tunnel ended");
+        };
+        let silent = async {
+            silence(&shared.pieces, self.idle).await;
+            context.add_flag(ResponseFlag::StreamIdleTimeout);
+            context.set_details("stream_idle_timeout");
+        };
+        let lasted = async {
+            let Some(Lifetime { until, of }) = self.lifetime else {
+                return std::future::pending().await;
+            };
+            tokio::time::sleep_until(until).await;
+            if let Some(flag) = of.flag() {
+                context.add_flag(flag);
             }
+            context.set_details(of.details());
+        };
+        // What ends it notes that before the client's side can see the end.
+        tokio::select! {
+            () = serve => {}
+            () = silent => {}
+            () = lasted => {}
         }
-        () = silence(&moved, idle) => tracing::debug!("tunnel silent for too long"),
+        drop((self.endpoint, self.lease, self.permit));
     }
 }
 
-async fn silence(moved: &AtomicU32, idle: Option<Duration>) {
+/// Notes that the upstream broke a tunnel off.
+fn broke_off(context: &RequestContext) {
+    context.add_flag(ResponseFlag::UpstreamConnectionTermination);
+    context.set_details("upstream_reset_after_response_started{connection_termination}");
+}
+
+async fn silence(pieces: &AtomicU32, idle: Option<Duration>) {
     let Some(idle) = idle else {
         return std::future::pending().await;
     };
-    let mut last = moved.load(Ordering::Relaxed);
-    loop {
-        tokio::time::sleep(idle).await;
-        let now = moved.load(Ordering::Relaxed);
-        if now == last {
-            return;
-        }
+    let (mut last, mut quiet) = (pieces.load(Ordering::Relaxed), 0);
+    while quiet < LOOKS {
+        tokio::time::sleep(idle / LOOKS).await;
+        let now = pieces.load(Ordering::Relaxed);
+        quiet = if now == last { quiet + 1 } else { 0 };
         last = now;
     }
 }
 
 /// What one side of a tunnel reads, as a body that ends with it. Waits until the tunnel is open.
-pub(crate) struct FromTunnel {
+struct FromSide {
     reading: Reading,
-    buffer: BytesMut,
-    moved: Arc<AtomicU32>,
+    shared: Arc<Shared>,
     /// Its sender goes when the tunnel is torn down.
     torn_down: oneshot::Receiver<()>,
 }
@@ -160,12 +266,27 @@ enum Reading {
     Ended,
 }
 
-/// The tunnel's end of a [`FromTunnel`].
-pub(crate) struct Feed {
+/// The tunnel's end of a [`FromSide`].
+struct Feed {
     opened: oneshot::Sender<ReadHalf<Box<dyn Io>>>,
     /// Dropping it ends the body with an error.
     alive: oneshot::Sender<()>,
-    moved: Arc<AtomicU32>,
+    shared: Arc<Shared>,
+}
+
+/// What a side's body and its tunnel know together.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Counts the pieces that were read or written.
+    pieces: AtomicU32,
+    /// The side cannot be read any more.
+    failed: AtomicBool,
+}
+
+impl Shared {
+    fn moved(&self) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// The tunnel was torn down before it ended.
@@ -174,25 +295,64 @@ pub(crate) struct Feed {
 struct TornDown;
 
 /// A body, and the side of a tunnel to be that it is read from.
-pub(crate) fn body() -> (FromTunnel, Feed) {
+fn pieces() -> (FromSide, Feed) {
     let (opened, later) = oneshot::channel();
     let (alive, torn_down) = oneshot::channel();
-    let moved = Arc::<AtomicU32>::default();
-    let body = FromTunnel {
+    let shared = Arc::<Shared>::default();
+    let body = FromSide {
         reading: Reading::Later(later),
-        buffer: BytesMut::new(),
-        moved: moved.clone(),
+        shared: shared.clone(),
         torn_down,
     };
     let feed = Feed {
         opened,
         alive,
-        moved,
+        shared,
     };
     (body, feed)
 }
 
-impl HttpBody for FromTunnel {
+impl FromSide {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BoxError>>> {
+        loop {
+            match &mut self.reading {
+                Reading::Ended => return Poll::Ready(None),
+                Reading::Later(later) => {
+                    self.reading = match ready!(Pin::new(later).poll(cx)) {
+                        Ok(io) => Reading::Now(io),
+                        // There will be no tunnel.
+                        Err(_) => Reading::Ended,
+                    };
+                }
+                Reading::Now(io) => {
+                    // Tunnels are silent most of the time: none keeps memory to read into.
+                    let mut room = [MaybeUninit::uninit(); PIECE];
+                    let mut room = ReadBuf::uninit(&mut room);
+                    match Pin::new(io).poll_read(cx, &mut room) {
+                        Poll::Ready(Ok(())) if room.filled().is_empty() => {
+                            return Poll::Ready(None);
+                        }
+                        Poll::Ready(Ok(())) => {
+                            self.shared.moved();
+                            let piece = Bytes::copy_from_slice(room.filled());
+                            return Poll::Ready(Some(Ok(piece)));
+                        }
+                        Poll::Ready(Err(error)) => {
+                            self.shared.failed.store(true, Ordering::Relaxed);
+                            return Poll::Ready(Some(Err(error.into())));
+                        }
+                        Poll::Pending => {
+                            let _ = ready!(Pin::new(&mut self.torn_down).poll(cx));
+                            return Poll::Ready(Some(Err(TornDown.into())));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl HttpBody for FromSide {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -200,135 +360,72 @@ impl HttpBody for FromTunnel {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        let this = &mut *self;
-        loop {
-            match &mut this.reading {
-                Reading::Ended => return Poll::Ready(None),
-                Reading::Later(later) => {
-                    this.reading = match ready!(Pin::new(later).poll(cx)) {
-                        Ok(io) => Reading::Now(io),
-                        // There will be no tunnel.
-                        Err(_) => Reading::Ended,
-                    };
-                }
-                Reading::Now(io) => {
-                    this.buffer.reserve(PIECE);
-                    let read = poll_read_buf(Pin::new(io), cx, &mut this.buffer);
-                    let result = match read {
-                        Poll::Ready(Ok(0)) => None,
-                        Poll::Ready(Ok(_)) => {
-                            this.moved.fetch_add(1, Ordering::Relaxed);
-                            let piece = this.buffer.split().freeze();
-                            return Poll::Ready(Some(Ok(Frame::data(piece))));
-                        }
-                        Poll::Ready(Err(error)) => Some(Err(error.into())),
-                        Poll::Pending => {
-                            let _ = ready!(Pin::new(&mut this.torn_down).poll(cx));
-                            Some(Err(TornDown.into()))
-                        }
-                    };
-                    this.reading = Reading::Ended;
-                    return Poll::Ready(result);
-                }
-            }
+        let piece = ready!(self.poll_piece(cx));
+        if !matches!(piece, Some(Ok(_))) {
+            self.reading = Reading::Ended;
         }
+        Poll::Ready(piece.map(|piece| piece.map(Frame::data)))
     }
 }
 
+/// Why one side of a tunnel ended early.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error("it did not open: {0}")]
+    NotOpened(io::Error),
+    #[error("it cannot be written: {0}")]
+    Write(io::Error),
+    #[error("it cannot be read")]
+    Read,
+    #[error("the other side broke off: {0}")]
+    OtherSide(BoxError),
+}
+
 /// Opens one side of a tunnel: what it reads goes to the body of `feed`, and `outgoing` is
-/// written to it. Ends when both are done, when one fails, or when nothing moves for `idle`.
-pub(crate) async fn serve<B>(side: Side, feed: Feed, outgoing: B, idle: Option<Duration>)
+/// written to it. Ends when both are done, or when one fails.
+async fn serve<B>(side: Side, feed: Feed, outgoing: B) -> Result<(), Ended>
 where
     B: HttpBody<Data = Bytes, Error = BoxError>,
 {
     let Feed {
         opened,
         mut alive,
-        moved,
+        shared,
     } = feed;
-    let io = match side.open().await {
-        Ok(io) => io,
-        Err(error) => return tracing::debug!(%error, "the tunnel did not open"),
-    };
+    let io = side.open().await.map_err(Ended::NotOpened)?;
     let (read, write) = tokio::io::split(io);
     if opened.send(read).is_err() {
-        return;
+        return Ok(());
     }
-    let both = async {
-        write_out(write, outgoing, &moved).await?;
-        alive.closed().await;
-        Ok::<_, BoxError>(())
-    };
+    let mut writing = pin!(write_out(write, outgoing, &shared));
     tokio::select! {
-        ended = both => if let Err(error) = ended {
-            tracing::debug!(%error, "tunnel ended");
+        biased;
+        () = alive.closed() => match shared.failed.load(Ordering::Relaxed) {
+            true => return Err(Ended::Read),
+            false => return writing.await,
         },
-        () = silence(&moved, idle) => tracing::debug!("tunnel silent for too long"),
+        written = &mut writing => written?,
     }
+    alive.closed().await;
+    Ok(())
 }
 
 /// Writes a body, and ends the side when the body ends.
 async fn write_out<B>(
     mut write: WriteHalf<Box<dyn Io>>,
     outgoing: B,
-    moved: &AtomicU32,
-) -> Result<(), BoxError>
+    shared: &Shared,
+) -> Result<(), Ended>
 where
     B: HttpBody<Data = Bytes, Error = BoxError>,
 {
     let mut outgoing = pin!(outgoing);
     while let Some(frame) = outgoing.frame().await {
-        if let Ok(piece) = frame?.into_data() {
-            write.write_all(&piece).await?;
-            write.flush().await?;
-            moved.fetch_add(1, Ordering::Relaxed);
+        if let Ok(piece) = frame.map_err(Ended::OtherSide)?.into_data() {
+            write.write_all(&piece).await.map_err(Ended::Write)?;
+            write.flush().await.map_err(Ended::Write)?;
+            shared.moved();
         }
     }
-    write.shutdown().await?;
-    Ok(())
-}
-
-/// Opens the upstream's side: gives what it reads, and writes `outgoing` to it.
-pub(crate) fn open(side: Side, outgoing: Body, idle: Option<Duration>, held: Held) -> Body {
-    let (body, feed) = body();
-    tokio::spawn(held.hold(serve(side, feed, outgoing, idle)));
-    Body::new(body)
-}
-
-/// One side, with its reads counted.
-struct Watched {
-    io: Box<dyn Io>,
-    moved: Arc<AtomicU32>,
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        if polled.is_ready() {
-            self.moved.fetch_add(1, Ordering::Relaxed);
-        }
-        polled
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
+    write.shutdown().await.map_err(Ended::Write)
 }

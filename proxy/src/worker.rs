@@ -11,10 +11,14 @@ use std::{
 use arc_swap::ArcSwap;
 use attache_filter::Channels;
 use attache_service::{
-    Address, Channel, ChannelSettings, HttpClient, Metrics, Shutdown,
+    Address, Channel, HttpClient, Metrics, Shutdown,
     listen::{Bound, ListenError, Listener},
 };
-use tokio::{runtime::Builder, sync::mpsc, task::AbortHandle};
+use tokio::{
+    runtime::Builder,
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -79,9 +83,12 @@ pub(crate) struct Setup {
     pub(crate) shutdown: Shutdown,
     /// What becomes of waiting connections after `shutdown`; by default they are served.
     pub(crate) queue: Arc<OnceLock<Queue>>,
+    /// Whether connections are accepted.
+    pub(crate) accepting: watch::Receiver<bool>,
     pub(crate) commands: mpsc::UnboundedReceiver<Command>,
     pub(crate) started: Sender<Result<(), ListenError>>,
-    pub(crate) ended: tokio::sync::oneshot::Sender<()>,
+    /// Told when nothing of the worker is left: requests that were dropped are logged by then.
+    pub(crate) ended: oneshot::Sender<()>,
 }
 
 /// Starts the thread.
@@ -90,8 +97,9 @@ pub(crate) fn spawn(setup: Setup) -> io::Result<()> {
     std::thread::Builder::new()
         .name(format!("worker-{}", setup.index))
         .spawn(move || {
-            runtime.block_on(run(setup));
+            let ended = runtime.block_on(run(setup));
             runtime.shutdown_background();
+            let _ = ended.send(());
         })?;
     Ok(())
 }
@@ -102,6 +110,7 @@ struct Worker {
     metrics: Metrics,
     shutdown: Shutdown,
     queue: Arc<OnceLock<Queue>>,
+    accepting: watch::Receiver<bool>,
     /// Connections, and what accepts them.
     connections: TaskTracker,
     /// Listeners that accept now, by address.
@@ -110,6 +119,8 @@ struct Worker {
     helpers: Vec<AbortHandle>,
     /// The clients of the current plan's clusters.
     clients: Vec<Clients>,
+    /// Copies of requests, whichever plan they were made by.
+    mirrors: Mirrors,
     prepared: Option<Prepared>,
 }
 
@@ -122,17 +133,20 @@ struct Prepared {
     overload: Option<Arc<Overload>>,
 }
 
-async fn run(setup: Setup) {
+/// What is to be told when all is over.
+async fn run(setup: Setup) -> oneshot::Sender<()> {
     let mut worker = Worker {
         index: setup.index,
         count: setup.count,
         metrics: setup.metrics,
         shutdown: setup.shutdown,
         queue: setup.queue,
+        accepting: setup.accepting,
         connections: TaskTracker::new(),
         listening: HashMap::new(),
         helpers: Vec::new(),
         clients: Vec::new(),
+        mirrors: Mirrors::default(),
         prepared: None,
     };
     let mut commands = setup.commands;
@@ -145,7 +159,7 @@ async fn run(setup: Setup) {
     // The starter waits for this; when it is gone, the shutdown handle tells.
     let _ = setup.started.send(prepared);
     if failed {
-        return;
+        return setup.ended;
     }
     loop {
         let command = tokio::select! {
@@ -169,7 +183,7 @@ async fn run(setup: Setup) {
         }
     }
     worker.drain(&plan).await;
-    let _ = setup.ended.send(());
+    setup.ended
 }
 
 impl Worker {
@@ -188,13 +202,12 @@ impl Worker {
         let overload = assignment.overload;
         let clients = self.clients(&plan);
         let channels = channels(&plan, &clients);
-        let mirrors = Mirrors::default();
         let notes_upstream = plan.listeners.iter().any(|l| !l.access_logs.is_empty());
         let of = |routes: &Arc<RouteTable>| {
             Arc::new(Router {
                 routes: routes.clone(),
                 clusters: clients.iter().map(|c| c.cluster.clone()).collect(),
-                mirrors: mirrors.clone(),
+                mirrors: self.mirrors.clone(),
                 notes_upstream,
             })
         };
@@ -224,7 +237,6 @@ impl Worker {
                 let edge = Edge {
                     plan: listener.clone(),
                     router: router.clone(),
-                    tunnels_in_body: plan.filters.see_tunnels(&listener.filters, &router.routes),
                     stack,
                     log: shared.log.clone(),
                     notes: Notes::of(listener),
@@ -279,8 +291,9 @@ impl Worker {
                 for socket in sockets {
                     let socket = socket.counting(exhausted.clone());
                     let tracker = self.connections.clone();
+                    let accepting = self.accepting.clone();
                     self.connections
-                        .spawn(accept(socket, listening.clone(), tracker));
+                        .spawn(accept(socket, listening.clone(), tracker, accepting));
                 }
             }
         }
@@ -340,7 +353,7 @@ impl Worker {
             () = tokio::time::sleep(limit) => {
                 tracing::warn!(
                     connections = self.connections.len(),
-                    "requests still in flight after {limit:?} are dropped"
+                    "requests and tunnels still in flight after {limit:?} are dropped"
                 );
             }
         }
@@ -371,14 +384,7 @@ struct Clients {
 
 impl Clients {
     fn new(plan: &Arc<ClusterPlan>, metrics: &Metrics) -> Self {
-        let settings = ChannelSettings {
-            balance: plan.balance,
-            tls: plan.tls.clone(),
-            connect_timeout: plan.connect_timeout,
-            max_connection_duration: plan.max_connection_duration,
-            guards: Some(plan.guards(metrics).clone()),
-            ..ChannelSettings::of(plan.endpoints.clone())
-        };
+        let settings = plan.channel(metrics);
         let speaks_http2 = plan.protocol == Protocol::Http2;
         Self {
             cluster: Arc::new(Cluster::new(plan.clone(), metrics)),
@@ -433,9 +439,29 @@ fn helpers(plan: &Plan, clients: &[Clients], first: bool) -> Vec<AbortHandle> {
     helpers
 }
 
-async fn accept(socket: Listener, listening: Arc<Listening>, connections: TaskTracker) {
+/// Waits until connections are to be accepted; false when they never are, and those that wait are
+/// somebody else's.
+async fn begins(mut accepting: watch::Receiver<bool>, drain: &Drain) -> bool {
+    let accepting = async { accepting.wait_for(|yes| *yes).await.is_ok() };
+    tokio::select! {
+        biased;
+        accepting = accepting => accepting,
+        _ = drain.closed() => false,
+    }
+}
+
+async fn accept(
+    socket: Listener,
+    listening: Arc<Listening>,
+    connections: TaskTracker,
+    accepting: watch::Receiver<bool>,
+) {
+    if !begins(accepting, &listening.drain).await {
+        return;
+    }
     let serve = |accepted| {
-        connections.spawn(connection::serve(listening.clone(), accepted));
+        let serving = connection::serve(listening.clone(), accepted, connections.token());
+        tokio::spawn(serving);
     };
     let mut closed = pin!(listening.drain.closed());
     let queue = loop {

@@ -399,6 +399,10 @@ fn what_cannot_be_is_refused_with_the_reason() {
         ),
         ("dns: \"10.0.0.1:80\"", "needs a name"),
         (
+            "dns: \"a.test:80\", respect_dns_ttl: true",
+            "names are looked up every `dns_refresh_rate`",
+        ),
+        (
             "endpoints: [\"10.0.0.1:80\"], peak_ewma_lb_config: {}",
             "lb_policy: PEAK_EWMA",
         ),

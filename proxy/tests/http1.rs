@@ -469,7 +469,7 @@ async fn a_slow_head_is_cut_off() {
         Forward::to(0),
     ))
     .await;
-    assert_eq!(once(proxy.at, "GET / HT").await, "");
+    assert_eq!(status(&once(proxy.at, "GET / HT").await), 408);
     assert_eq!(once(proxy.at, "").await, "");
 }
 

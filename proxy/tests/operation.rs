@@ -352,16 +352,15 @@ async fn a_cleared_route_is_picked_again_behind_the_policies() {
     assert_eq!(Raw::connect(proxy.at).await.get("/").await.1, "second");
 }
 
-#[tokio::test]
-async fn the_access_log_tells_what_happened() {
-    let (origin, _heads) = echo_origin(OK).await;
+/// The line of the access log for a request to `/x?y` that this origin is to answer.
+async fn logged(origin: std::net::SocketAddr) -> serde_json::Value {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("access.log");
     let mut log = AccessLogPlan::new(Sink::File(file.clone()));
     log.selection.sample = Share::of(0.0, By::RequestId);
     log.selection.always_slower = Some(Duration::ZERO);
     let proxy = start(plan_with(
-        origin.at,
+        origin,
         |listener| listener.access_logs = vec![log],
         |_| {},
         Forward::to(0),
@@ -380,7 +379,15 @@ async fn the_access_log_tells_what_happened() {
     })
     .await
     .expect("a line");
-    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    serde_json::from_str(&line).unwrap()
+}
+
+#[tokio::test]
+async fn the_access_log_tells_what_happened() {
+    let (origin, _heads) = echo_origin(OK).await;
+
+    let line = logged(origin.at).await;
+
     assert_eq!(line["method"], "GET");
     assert_eq!(line["path"], "/x?y");
     assert_eq!(line["status"], 200);
@@ -388,7 +395,26 @@ async fn the_access_log_tells_what_happened() {
     assert_eq!(line["flags"], "");
     assert_eq!(line["bytes_out"], 2);
     assert_eq!(line["upstream"], origin.at.to_string());
+    assert_eq!(line["upstream_failure"], serde_json::Value::Null);
     assert_eq!(line["client"], "127.0.0.1");
+}
+
+#[tokio::test]
+async fn the_access_log_tells_why_an_upstream_was_not_reached() {
+    // Bound, so that nobody else gets the port, but nobody listens.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let nobody_at = nobody.local_addr().unwrap();
+
+    let line = logged(nobody_at).await;
+
+    assert_eq!(
+        (&line["status"], &line["flags"]),
+        (&503.into(), &"UF".into())
+    );
+    assert_eq!(line["upstream"], nobody_at.to_string());
+    let failure = line["upstream_failure"].as_str().unwrap_or_default();
+    assert!(failure.contains("refused"), "{line}");
 }
 
 #[tokio::test]

@@ -22,8 +22,8 @@ use attache_proto::{
 use attache_proxy::{Config, Plan, config::NothingEmbedded};
 use attache_service::{Host, Shutdown, config::Document};
 use serde_json::Value;
-use support::{OK, Origin, PATIENCE, Raw, Tested, echo_origin, header, start, status};
-use tokio::sync::mpsc;
+use support::{OK, Origin, PATIENCE, Raw, Tested, echo_origin, header, once, start, status};
+use tokio::{io::AsyncWriteExt, sync::mpsc};
 use tonic::{Request, Response, Status, service::Routes};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -219,6 +219,48 @@ async fn a_log_file_that_was_moved_away_is_opened_anew() {
 }
 
 #[tokio::test]
+async fn a_reload_keeps_the_log_files_that_are_open_and_refuses_what_cannot_be_opened() {
+    let (origin, _heads) = echo_origin(OK).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (logs, moved) = (folder.path().join("logs"), folder.path().join("moved"));
+    std::fs::create_dir(&logs).unwrap();
+    let with = |name: &str| {
+        let file = logs.join(name);
+        let file = file.display();
+        format!("access_log: {{ path: '{file}', text_format: \"%REQ(:path)%\\n\" }}")
+    };
+    let proxy = proxy(&origin, &with("log"), "").await;
+    let reload = async |name: &str| {
+        let plan = plan(&origin, &with(name), "").unwrap();
+        proxy.running.reload(plan).await
+    };
+    Raw::connect(proxy.at).await.get("/one").await;
+    lines(&logs.join("log"), 1).await;
+
+    // From here on nothing can be opened there.
+    std::fs::rename(&logs, &moved).unwrap();
+    reload("log").await.unwrap();
+    Raw::connect(proxy.at).await.get("/two").await;
+    lines(&moved.join("log"), 2).await;
+    let error = reload("other").await.unwrap_err().to_string();
+    Raw::connect(proxy.at).await.get("/three").await;
+
+    assert_eq!(
+        lines(&moved.join("log"), 3).await,
+        ["/new/one", "/new/two", "/new/three"]
+    );
+    assert!(
+        error.contains(&logs.join("other").display().to_string()),
+        "{error}"
+    );
+    // A reload opens a file anew that was moved away.
+    std::fs::create_dir(&logs).unwrap();
+    reload("log").await.unwrap();
+    Raw::connect(proxy.at).await.get("/four").await;
+    assert_eq!(lines(&logs.join("log"), 1).await, ["/new/four"]);
+}
+
+#[tokio::test]
 async fn a_formatter_or_a_flag_that_there_is_not_is_an_error_with_the_nearest_one() {
     let (origin, _heads) = echo_origin(OK).await;
     for (log, expected) in [
@@ -233,7 +275,19 @@ async fn a_formatter_or_a_flag_that_there_is_not_is_an_error_with_the_nearest_on
         ("text_format: '%START_TIME(%Q)%'", "not the form of a time"),
         (
             "text_format: '%COMMON_DURATION(A:B)%'",
-            "goes between `DS_RX_BEG`",
+            "no point in time of `%COMMON_DURATION(from:to:unit)%`; there are `DS_CX_BEG`",
+        ),
+        (
+            "text_format: '%COMMON_DURATION(DS_CX_BEG:DS_CX_END)%'",
+            "`DS_CX_END` is not known",
+        ),
+        (
+            "text_format: '%DOWNSTREAM_HANDSHAKE_DURATION%'",
+            "`%COMMON_DURATION(DS_HS_BEG:DS_HS_END)%` is how long",
+        ),
+        (
+            "text_format: '%UPSTREAM_WIRE_BYTES_SENT%'",
+            "not counted request by request",
         ),
         ("format: json, text_format: a", "exclude each other"),
         ("sample: 2", "between 0 and 1"),
@@ -396,6 +450,71 @@ async fn what_the_caller_does_not_record_is_passed_on_so_and_leaves_no_span() {
 }
 
 #[tokio::test]
+async fn requests_that_nobody_served_are_logged_and_counted_as_others_are() {
+    let (origin, _heads) = echo_origin(OK).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    let listener = format!(
+        "limits: {{ header_timeout: 100ms }}, access_log: [
+  {{ path: '{}' }},
+  {{ path: '{}', text_format: \"%RESPONSE_CODE_DETAILS%\\n\", sample: 0, always: [errors] }},
+  {{ path: '{}', text_format: \"%RESPONSE_CODE_DETAILS%\\n\",
+    filter: {{ status_code_filter: {{ comparison: {{ op: EQ, value: {{ default_value: 400 }} }} }} }} }}]",
+        file("all").display(),
+        file("errors").display(),
+        file("refused").display(),
+    );
+    let proxy = proxy(&origin, &listener, "").await;
+
+    assert_eq!(status(&once(proxy.at, "hello\r\n\r\n").await), 400);
+    assert_eq!(status(&once(proxy.at, "GET / HT").await), 408);
+    let mut gone = Raw::connect(proxy.at).await;
+    gone.send("GET / HT").await;
+    gone.0.shutdown().await.unwrap();
+    assert_eq!(gone.rest().await, "");
+    proxy.running.shutdown().await;
+
+    let all = lines(&file("all"), 3).await;
+    let all: Vec<Value> = all
+        .iter()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let field = |name: &str| -> Vec<&Value> { all.iter().map(|line| &line[name]).collect() };
+    assert_eq!(field("status"), [400, 408, 0]);
+    assert_eq!(field("flags"), ["DPE", "", "DC"]);
+    assert_eq!(
+        field("details"),
+        [
+            "http1.codec_error",
+            "request_header_timeout",
+            "downstream_remote_disconnect"
+        ]
+    );
+    for line in &all {
+        for unknown in ["method", "path", "host", "request_id", "route"] {
+            assert!(line[unknown].is_null(), "{unknown} in {line}");
+        }
+        assert_eq!(line["protocol"], "HTTP/1.1");
+        assert_eq!(line["client"], "127.0.0.1");
+    }
+    assert!(all[1]["duration_ms"].as_f64().unwrap() >= 100.0);
+    assert_eq!(
+        lines(&file("errors"), 1).await,
+        ["downstream_remote_disconnect"]
+    );
+    assert_eq!(lines(&file("refused"), 1).await, ["http1.codec_error"]);
+
+    let metrics = proxy.metrics.render();
+    // Who is gone was not answered.
+    for (class, count) in [("4xx", 2), ("other", 0)] {
+        let line = format!(
+            "attache_downstream_requests_total{{listener=\"test\",code_class=\"{class}\"}} {count}"
+        );
+        assert!(metrics.contains(&line), "no {line} in {metrics}");
+    }
+}
+
+#[tokio::test]
 async fn the_trace_of_a_request_stands_in_its_line() {
     let (origin, _heads) = echo_origin(OK).await;
     let (endpoint, _exports) = collector().await;
@@ -422,6 +541,42 @@ async fn the_trace_of_a_request_stands_in_its_line() {
         lines(&file, 1).await,
         [format!("000000000000000a{:016x}", 1)]
     );
+}
+
+#[tokio::test]
+async fn a_collector_is_called_within_the_limits_of_its_cluster() {
+    let (origin, _heads) = echo_origin(OK).await;
+    let (endpoint, mut exports) = collector().await;
+    for (limits, traced) in [("{}", true), ("{ max_requests: 0, max_retries: 0 }", false)] {
+        let plan = read(&format!(
+            "listeners: [{{ name: test, address: '127.0.0.1:0' }}]
+routes: [{{ match: {{ prefix: / }}, route: {{ cluster: web }} }}]
+clusters:
+- {{ name: web, endpoints: ['{}'] }}
+- {{ name: traces, endpoints: ['{}'], http2: {{}}, circuit_breakers: {{ thresholds: [{limits}] }} }}
+tracing: {{ cluster: traces }}
+workers: 1",
+            origin.at,
+            endpoint.trim_start_matches("http://"),
+        ));
+        let proxy = start(plan.unwrap()).await;
+        Raw::connect(proxy.at).await.get("/").await;
+        proxy.running.shutdown().await;
+
+        assert_eq!(exports.try_recv().is_ok(), traced, "{limits}");
+        let text = proxy.metrics.render();
+        for counted in [
+            "attache_upstream_overflowed_total{cluster=\"traces\",resource=\"requests\"} 1",
+            "attache_upstream_retries_overflowed_total{cluster=\"traces\"} 1",
+            "attache_trace_spans_total{result=\"failed\"} 2",
+        ] {
+            assert_eq!(
+                text.contains(counted),
+                !traced,
+                "{limits} {counted}: {text}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -35,10 +35,6 @@ impl Policy for Loud {
     fn clusters(&self) -> Vec<String> {
         Vec::new()
     }
-
-    fn sees_tunnels(&self, _routes: &RouteTable) -> bool {
-        true
-    }
 }
 
 #[derive(Clone)]

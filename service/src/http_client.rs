@@ -28,8 +28,8 @@ use crate::{
     ChannelSettings,
     channel::notice_vanished_peers,
     cluster::{
-        Balancer, Endpoint, InFlight, Opened,
-        breakers::{Overflow, Permit, Resource},
+        Balancer, Endpoint, InFlight, Opened, Room, Rooms,
+        breakers::{Breakers, Overflow, Permit, Resource},
         jittered,
         outlier::Outcome,
     },
@@ -39,6 +39,9 @@ use crate::{
 const MAX_KEPT: usize = 16;
 /// An HTTP/1.1 connection unused for longer is closed when it is come across.
 const KEPT_FOR: Duration = Duration::from_secs(30);
+/// A request that waits for a connection looks this often: those of other workers become free
+/// unseen.
+const LOOKS_EVERY: Duration = Duration::from_millis(5);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -110,12 +113,15 @@ struct Inner {
 struct Pool {
     kept: Mutex<Vec<(Aging<Http1>, Instant)>>,
     http2: tokio::sync::Mutex<Option<Aging<Http2>>>,
+    open: Rooms,
 }
 
 /// A connection, and when it takes no further requests.
 struct Aging<C> {
     connection: C,
     ends: Option<Instant>,
+    /// Where connections are limited.
+    _room: Option<Room>,
 }
 
 impl<C> Aging<C> {
@@ -140,6 +146,11 @@ impl HttpClient {
     /// The cluster's name.
     pub fn name(&self) -> &Arc<str> {
         &self.inner.settings.name
+    }
+
+    /// What may be in use of the cluster at a time, where somebody bounds it.
+    pub fn breakers(&self) -> Option<&Breakers> {
+        Some(&*self.inner.settings.guards.as_ref()?.breakers)
     }
 
     /// Sends a request and reads its whole answer.
@@ -201,6 +212,12 @@ impl Inner {
                 cluster: self.settings.name.clone(),
                 reason,
             })
+    }
+
+    /// The cluster's breakers, where they limit anything but retries.
+    fn breakers(&self) -> Option<&Breakers> {
+        let guards = self.settings.guards.as_ref()?;
+        Some(&*guards.breakers).filter(|breakers| breakers.limit())
     }
 
     /// Tells who judges endpoints that one has failed.
@@ -287,22 +304,44 @@ impl Inner {
         at: &InFlight<Pool>,
         mut request: Request<Full<Bytes>>,
     ) -> Result<(Response<Incoming>, Aging<Http1>), HttpError> {
-        while let Some(mut sender) = at.own.take_kept() {
-            match sender.connection.try_send_request(request).await {
-                Ok(response) => return Ok((response, sender)),
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(self.broken(error.into_error())),
-                },
+        let mut pending = None;
+        let room = loop {
+            while let Some(mut sender) = at.own.take_kept() {
+                drop(pending.take());
+                match sender.connection.try_send_request(request).await {
+                    Ok(response) => return Ok((response, sender)),
+                    Err(mut error) => match error.take_message() {
+                        Some(unsent) => request = unsent,
+                        None => return Err(self.broken(error.into_error())),
+                    },
+                }
             }
-        }
+            let Some(breakers) = self.breakers() else {
+                break None;
+            };
+            let waits = pending.is_some();
+            if !waits {
+                pending = self.admit(Resource::PendingRequests)?;
+            }
+            if let Some(room) = at.own.open.take(breakers) {
+                break Some(room);
+            }
+            if !waits {
+                breakers.overflow(Resource::Connections);
+            }
+            tokio::time::sleep(LOOKS_EVERY).await;
+        };
         let io = self.connect(&at.endpoint).await?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(io))
             .await
             .map_err(|e| self.broken(e))?;
         tokio::spawn(connection);
+        drop(pending);
         let response = sender.send_request(request).await;
-        Ok((response.map_err(|e| self.broken(e))?, self.aging(sender)))
+        Ok((
+            response.map_err(|e| self.broken(e))?,
+            self.aging(sender, room),
+        ))
     }
 
     async fn http2(&self, at: &InFlight<Pool>) -> Result<Http2, HttpError> {
@@ -311,20 +350,25 @@ impl Inner {
         if let Some(sender) = current.as_ref().filter(usable) {
             return Ok(sender.connection.clone());
         }
+        let breakers = self.breakers();
+        let _pending = self.admit(Resource::PendingRequests)?;
+        // There may always be the one.
+        let room = breakers.map(|breakers| at.own.open.take_anyway(breakers));
         let io = self.connect(&at.endpoint).await?;
         let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io))
             .await
             .map_err(|e| self.broken(e))?;
         tokio::spawn(connection);
-        *current = Some(self.aging(sender.clone()));
+        *current = Some(self.aging(sender.clone(), room));
         Ok(sender)
     }
 
-    fn aging<C>(&self, connection: C) -> Aging<C> {
+    fn aging<C>(&self, connection: C, room: Option<Room>) -> Aging<C> {
         let max_age = self.settings.max_connection_duration;
         Aging {
             connection,
             ends: max_age.and_then(|max_age| Instant::now().checked_add(jittered(max_age))),
+            _room: room,
         }
     }
 
@@ -390,13 +434,19 @@ impl Inner {
 impl Pool {
     fn take_kept(&self) -> Option<Aging<Http1>> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some((sender, since)) = kept.pop() {
-            let usable = sender.connection.is_ready() && !sender.is_over();
-            if usable && since.elapsed() < KEPT_FOR {
-                return Some(sender);
+        let mut not_yet = None;
+        let found = loop {
+            match kept.pop() {
+                None => break None,
+                Some((sender, since)) if sender.is_over() || since.elapsed() >= KEPT_FOR => {}
+                Some((sender, _)) if sender.connection.is_ready() => break Some(sender),
+                Some((sender, _)) if sender.connection.is_closed() || not_yet.is_some() => {}
+                // Its task has not seen the end of the last answer yet.
+                Some(one) => not_yet = Some(one),
             }
-        }
-        None
+        };
+        kept.extend(not_yet);
+        found
     }
 
     fn keep(&self, sender: Aging<Http1>) {
@@ -578,6 +628,71 @@ mod tests {
         }
         let again = client.request(post("/", ""), SECOND, 100).await;
         assert_eq!(again.unwrap().status(), 203);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_needs_a_connection_more_waits_for_one_that_becomes_free() {
+        let (target, connections) = server(false, false).await;
+        let guards = guards("{ thresholds: [{ max_connections: 1 }] }", "{}");
+        let client = guarded(vec![target], guards.clone());
+        let ask = || client.request(post("/", "hello"), SECOND, 100);
+        let answers = tokio::join!(ask(), ask(), ask());
+        for answer in [answers.0, answers.1, answers.2] {
+            assert_eq!(answer.unwrap().status(), 203);
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+        let snapshot = guards.breakers.snapshot();
+        assert_eq!(snapshot.max_connections.unwrap().used, 1);
+        assert_eq!(snapshot.max_pending_requests.unwrap().used, 0);
+    }
+
+    #[tokio::test]
+    async fn no_more_requests_wait_for_a_connection_than_may() {
+        let (target, _) = server(false, false).await;
+        let limits = "{ thresholds: [{ max_connections: 1, max_pending_requests: 1 }] }";
+        let guards = guards(limits, "{}");
+        let client = guarded(vec![target], guards.clone());
+        let pending = || {
+            guards
+                .breakers
+                .snapshot()
+                .max_pending_requests
+                .unwrap()
+                .used
+        };
+        let hanging = client.request(post("/hang", ""), SECOND, 100);
+        let waiting = async {
+            let open = || guards.breakers.snapshot().max_connections.unwrap().used;
+            while open() == 0 || pending() > 0 {
+                tokio::task::yield_now().await;
+            }
+            client.request(post("/", ""), SECOND, 100).await
+        };
+        let refused = async {
+            while guards.breakers.snapshot().max_requests.unwrap().used < 2 || pending() == 0 {
+                tokio::task::yield_now().await;
+            }
+            client.request(post("/", ""), SECOND, 100).await
+        };
+        tokio::select! {
+            _ = hanging => panic!("an answer"),
+            _ = waiting => panic!("a second connection"),
+            refused = refused => {
+                assert!(matches!(refused, Err(HttpError::Overflow { .. })), "{refused:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_endpoint_may_have_a_connection() {
+        let (one, _) = server(false, false).await;
+        let (other, _) = server(false, false).await;
+        let guards = guards("{ thresholds: [{ max_connections: 1 }] }", "{}");
+        let client = guarded(vec![one, other], guards);
+        for _ in 0..4 {
+            let answer = client.request(post("/", ""), SECOND, 100).await;
+            assert_eq!(answer.unwrap().status(), 203);
+        }
     }
 
     #[tokio::test]

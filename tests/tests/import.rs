@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 
 use attache_proxy::{
     export,
-    import::{self, Effect, Imported},
+    import::{self, Effect, Imported, Unprotected},
 };
 use attache_tests::{envoy, ours, run::Sockets, scenario::Scenario};
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ fn every_scenario_survives_the_way_to_envoys_language_and_back() {
 /// Imports a bootstrap and exports the result: it has to be the same, with nothing lost.
 fn back(there: &Value) -> Result<(), String> {
     let document = import::read("envoy.json", there.to_string()).map_err(|e| e.to_string())?;
-    let imported = import::bootstrap(&document).map_err(|e| e.to_string())?;
+    let imported = import::bootstrap(&document, Unprotected::LeftOut).map_err(|e| e.to_string())?;
     if let Some(lost) = imported
         .dropped
         .iter()
@@ -97,7 +97,7 @@ fn envoy_takes(bootstrap: &Value, folder: &Path) {
 
 fn imported(bootstrap: &Value) -> Imported {
     let document = import::read("envoy.json", bootstrap.to_string()).unwrap();
-    import::bootstrap(&document).unwrap()
+    import::bootstrap(&document, Unprotected::LeftOut).unwrap()
 }
 
 /// What was left out that has an effect.
@@ -267,8 +267,12 @@ fn a_bootstrap_with_names_files_traces_and_logs_is_imported_whole() {
 
 #[test]
 fn traces_that_listeners_do_not_share_are_named_as_left_out() {
-    let bootstrap = |listeners: Vec<Value>| {
-        let strict = named("strict", "STRICT_DNS", "web.test");
+    let bootstrap = |mut listeners: Vec<Value>| {
+        let mut strict = named("strict", "STRICT_DNS", "web.test");
+        strict["http2_protocol_options"] = json!({});
+        for (nth, listener) in listeners.iter_mut().enumerate() {
+            listener["name"] = json!(format!("edge-{nth}"));
+        }
         json!({ "static_resources": { "listeners": listeners, "clusters": [strict] } })
     };
     let traced = listener(&json!({ "tracing": traces("strict") }));
@@ -321,15 +325,16 @@ fn a_source_of_resources_that_is_neither_a_file_nor_the_control_plane_is_named()
 
     let lost = lost(&imported(&bootstrap));
 
-    assert_eq!(lost.len(), 2, "{lost:#?}");
-    assert!(
-        lost[1].contains("rds.config_source.path_config_source"),
-        "{lost:#?}"
-    );
-    assert!(
-        lost[0].contains("eds_config.api_config_source"),
-        "{lost:#?}"
-    );
+    for expected in [
+        "rds.config_source.path_config_source",
+        "eds_config.api_config_source",
+        // Without a control plane there is nothing to ask.
+        "the whole listener is left out",
+        "the whole cluster is left out",
+    ] {
+        assert!(lost.iter().any(|one| one.contains(expected)), "{lost:#?}");
+    }
+    assert_eq!(lost.len(), 4, "{lost:#?}");
 }
 
 #[test]

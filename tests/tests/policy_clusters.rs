@@ -1,5 +1,5 @@
 //! Clusters of policy services have the guards of any other: endpoints that fail are left out, and
-//! calls over the limit are not made. Through our proxy and through real Envoy.
+//! calls over the limit are not made, or wait. Through our proxy and through real Envoy.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -14,11 +14,14 @@ use std::{
 
 use attache_proto::{auth::CheckResponse, rpc::Status};
 use attache_service::channel::encode_message;
-use attache_tests::proxies::{Proxies, ask, origin};
+use attache_tests::{
+    h1::{Framing, Reader},
+    proxies::{Proxies, ask, origin},
+};
 use bytes::Bytes;
 use h2::{Reason, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Response};
-use tokio::net::TcpListener;
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 
 /// How long an endpoint may take to be left out.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -203,6 +206,109 @@ async fn an_endpoint_of_a_policy_that_fails_its_calls_is_left_out() {
         for (proxy, address) in &proxies.addresses {
             let seen = is_left_out(*address, &bad, limit).await;
             assert_eq!(seen, left_out, "{proxy}: {filter:.8}, {does:?}");
+        }
+    }
+}
+
+/// An auth service over plain HTTP that allows everything once it was asked so often, and how
+/// many connections it has had.
+async fn http_service(together: usize) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = connections.clone();
+    let (asked, watch) = tokio::sync::watch::channel(0usize);
+    let asked = Arc::new(asked);
+    tokio::spawn(async move {
+        while let Ok((mut io, _)) = listener.accept().await {
+            counted.fetch_add(1, Relaxed);
+            let (asked, mut watch) = (asked.clone(), watch.clone());
+            tokio::spawn(async move {
+                let (from, mut to) = io.split();
+                let mut from = Reader::new(from);
+                while let Some(head) = from.head().await {
+                    let framing = head.framing(Framing::None);
+                    from.body(framing, |_| ()).await.unwrap();
+                    asked.send_modify(|asked| *asked += 1);
+                    watch.wait_for(|asked| *asked >= together).await.unwrap();
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    to.write_all(answer).await.unwrap();
+                }
+            });
+        }
+    });
+    (address, connections)
+}
+
+#[tokio::test]
+async fn checks_over_plain_http_wait_for_a_connection_where_there_may_be_no_more() {
+    // Without a limit the service waits for all three before it answers; with one it would wait
+    // for ever.
+    for (limits, together, wanted) in [
+        ("", 3, 3),
+        (
+            "circuit_breakers: { thresholds: [{ max_connections: 1 }] }",
+            1,
+            1,
+        ),
+    ] {
+        for at in 0..2 {
+            let (service, connections) = http_service(together).await;
+            let config = format!(
+                "
+listeners: [{{ name: edge, address: '127.0.0.1:0', filters: [policy] }}]
+filters:
+  policy:
+    ext_authz:
+      http_service: {{ server_uri: {{ uri: 'http://{service}', cluster: policy, timeout: 10s }} }}
+routes: [{{ match: {{ prefix: / }}, route: {{ cluster: web }} }}]
+clusters:
+- {{ name: web, endpoints: ['{}'], connect_timeout: 5s }}
+- {{ name: policy, endpoints: ['{service}'], connect_timeout: 5s, {limits} }}
+workers: 1
+",
+                origin().await,
+            );
+            let proxies = Proxies::run(&config, |_| ()).await;
+            let Some((proxy, address)) = proxies.addresses.get(at) else {
+                continue;
+            };
+            let ask = || ask(*address, "GET", "/", &[]);
+            let answers = tokio::join!(ask(), ask(), ask());
+            for answer in [answers.0, answers.1, answers.2] {
+                assert_eq!(answer.status, 200, "{proxy}: {limits}");
+            }
+            assert_eq!(connections.load(Relaxed), wanted, "{proxy}: {limits}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn calls_of_a_policy_are_made_again_within_the_limits_of_its_cluster() {
+    const RETRIED: &str = "ext_authz: { transport_api_version: V3, failure_mode_allow: true, \
+        grpc_service: { envoy_grpc: { cluster_name: policy }, timeout: 5s, \
+        retry_policy: { retry_on: unavailable, num_retries: 3, \
+        retry_back_off: { base_interval: 0.001s, max_interval: 1s } } } }";
+    for (limits, calls) in [
+        ("", 4),
+        ("max_retries: 1", 4),
+        ("max_retries: 0", 1),
+        (
+            "retry_budget: { budget_percent: { value: 0 }, min_retry_concurrency: 0 }",
+            1,
+        ),
+        (
+            "retry_budget: { budget_percent: { value: 0 }, min_retry_concurrency: 1 }",
+            4,
+        ),
+    ] {
+        let service = Service::start(Does::Fail("14")).await;
+        let limits = format!("circuit_breakers: {{ thresholds: [{{ {limits} }}] }}");
+        let proxies = proxies(RETRIED, &[&service], &limits).await;
+        for (proxy, address) in &proxies.addresses {
+            let before = service.calls();
+            assert_eq!(ask(*address, "GET", "/", &[]).await.status, 200);
+            assert_eq!(service.calls() - before, calls, "{proxy}: {limits}");
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use attache_proxy::{
     Proxy, export,
-    import::{self, Effect},
+    import::{self, Effect, Unprotected},
 };
 use attache_service::Metrics;
 use attache_tests::{
@@ -94,7 +94,7 @@ fn tables_that_differ_come_back_from_envoys_language() {
     let there = export::envoy(&config, &BTreeMap::new()).unwrap();
 
     let document = import::read("envoy.json", there.to_string()).unwrap();
-    let imported = import::bootstrap(&document).unwrap();
+    let imported = import::bootstrap(&document, Unprotected::LeftOut).unwrap();
 
     let lost = imported.dropped.iter();
     let lost: Vec<_> = lost.filter(|one| one.effect != Effect::Nothing).collect();

@@ -1,11 +1,71 @@
-//! The commands about a rate limit service.
+//! The rate limit service, and the commands around it.
 
-use std::{fmt, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{fmt, num::NonZeroU32, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use attache_service::Address;
-use clap::{Args as ClapArgs, Subcommand, value_parser};
+use clap::{Args as ClapArgs, Subcommand, ValueEnum, value_parser};
 
-use super::{ClientTlsArgs, duration, pair};
+use super::{
+    duration,
+    probe::{ClientTlsArgs, pair},
+    services::ServiceArgs,
+};
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RatelimitArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RatelimitCommand>,
+    /// The folder with the rate limit files, one domain each, or a single file. Read again when
+    /// it changes.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where to listen for gRPC: `host:port` or `unix:/path`. Default: 127.0.0.1:8081; in the
+    /// place of envoyproxy/ratelimit, what its variables say.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<Address>,
+    /// Where the counters live: `memory`, or a store shared by several instances:
+    /// `redis://host:port/db`, `unix:///path`, `redis+sentinel://host,host/master/db`,
+    /// `redis+cluster://host,host` (with `rediss` it speaks TLS) or `memcached://host,host`. A URL with a password is better
+    /// given by the environment, where other users of the machine do not see it. Default:
+    /// `memory`; in the place of envoyproxy/ratelimit, what its variables say.
+    #[arg(
+        long,
+        value_name = "STORE",
+        env = "ATTACHE_STORE",
+        hide_env_values = true
+    )]
+    pub(crate) store: Option<String>,
+    /// How many instances share the store: each has this part of a limit while the store is away,
+    /// for rules that say so, and leases so much less.
+    #[arg(
+        long,
+        value_name = "COUNT",
+        env = "ATTACHE_INSTANCES",
+        default_value = "1"
+    )]
+    pub(crate) instances: NonZeroU32,
+    /// How counters are called in Redis.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT",
+        env = "ATTACHE_REDIS_KEYS",
+        default_value = "reference"
+    )]
+    pub(crate) redis_keys: RedisKeys,
+    #[command(flatten)]
+    pub(crate) service: ServiceArgs,
+}
+
+/// How counters are called in Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RedisKeys {
+    /// As by envoyproxy/ratelimit, which can count on the same Redis. When a rule changes its
+    /// unit, hits of the old unit's window may count in the new one until that ends.
+    Reference,
+    /// With the length of their window: each unit has its own counter.
+    WithLength,
+}
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum RatelimitCommand {

@@ -5,7 +5,10 @@ use attache_ext_authz::probe::{self, CaseReport, Content, Plan};
 use super::{choose, metadata, open, quiet, show, some_left, tell, text};
 use crate::{
     Failure,
-    args::{LogArgs, ProbeExtAuthzArgs, ReportFormat},
+    args::{
+        LogArgs,
+        probe::{ProbeExtAuthzArgs, ReportFormat},
+    },
     output,
     run::{runtime, start_logging},
 };

@@ -36,7 +36,7 @@ use tokio::sync::watch;
 use super::service::{share, store_of, variable};
 use crate::{
     Failure,
-    args::{LogArgs, LogFormat, RatelimitArgs},
+    args::{LogArgs, LogFormat, ratelimit::RatelimitArgs},
     reload::{Changes, Task, abort_on_drop},
     run::runtime,
     services::{cores, tls_by_flags},

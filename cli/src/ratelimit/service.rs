@@ -9,7 +9,10 @@ use attache_service::{Address, Metrics, config::reload::Look};
 use super::drop_in;
 use crate::{
     Failure,
-    args::{LogArgs, RatelimitArgs, RedisKeys},
+    args::{
+        LogArgs,
+        ratelimit::{RatelimitArgs, RedisKeys},
+    },
     run::{runtime, start_logging},
     services::serve,
 };

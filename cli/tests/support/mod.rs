@@ -14,6 +14,7 @@ pub mod drop_in;
 pub mod grpc;
 pub mod http;
 pub mod jwt;
+pub mod load;
 pub mod otlp;
 pub mod peers;
 

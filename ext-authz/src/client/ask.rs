@@ -230,6 +230,7 @@ async fn fetch(
     };
     let bound = retry.of_attempt(http.timeout).unwrap_or(forever);
     let attempts = retry.run(
+        client.breakers(),
         || client.request(request.clone(), bound, MAX_ANSWER),
         |answer| {
             Some(match answer {

@@ -151,7 +151,7 @@ impl Shared {
             .and_then(|route| route.body)
             .unwrap_or(filter.body);
         let (shown, body) = match plan {
-            Some(plan) if body::has_body(&parts, &body) => {
+            Some(plan) if !context.tunnels_in_body() && body::has_body(&parts, &body) => {
                 match body::hold(body, plan, bound).await {
                     Ok(Held::Shown(shown, body)) => (shown, body),
                     Ok(Held::TooLarge) => return too_large(parts, context),

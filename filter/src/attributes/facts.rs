@@ -5,7 +5,9 @@ use std::{borrow::Cow, net::SocketAddr, time::SystemTime};
 use chrono::TimeDelta;
 use http::{HeaderMap, Version, header, request, response};
 
-use super::vocabulary::Attribute;
+use attache_service::tls::{Certificate, fingerprint};
+
+use super::vocabulary::{Attribute, Detail};
 use crate::{MessageHead, RequestContext, context::ResponseFlag, head};
 
 /// What attributes are read from. What is absent makes its attributes absent.
@@ -162,7 +164,7 @@ impl<'a> Facts<'a> {
             A::RequestUserAgent => Value::Text(request.get("user-agent")?),
             A::RequestId => Value::Text(request.get("x-request-id")?),
             A::RequestTime => Value::Time(context.start_time()),
-            A::RequestProtocol => text(protocol(context.protocol)),
+            A::RequestProtocol => text(protocol(context.protocol)?),
             A::RequestSize => Value::Int(self.content_length()),
             A::RequestTotalSize => Value::Int(i64::try_from(request.bytes()).unwrap_or(i64::MAX)),
             A::ResponseCode => Value::Int(self.response?.status.as_u16().into()),
@@ -187,6 +189,19 @@ impl<'a> Facts<'a> {
             A::ConnectionServerName => {
                 let tls = context.connection.tls.as_ref();
                 text(tls.and_then(|tls| tls.sni.as_deref()).unwrap_or_default())
+            }
+            A::ConnectionTlsVersion => text(context.connection.tls.as_ref()?.version?),
+            A::PeerCertificate(detail) => {
+                let tls = context.connection.tls.as_ref()?;
+                text(told(tls.peer.as_deref(), detail)?)
+            }
+            A::LocalCertificate(detail) => {
+                let tls = context.connection.tls.as_ref()?;
+                text(told(tls.local.as_deref(), detail)?)
+            }
+            A::PeerFingerprint => {
+                let tls = context.connection.tls.as_ref()?;
+                Value::Text(fingerprint(tls.peer_certificate.as_deref()?).into())
             }
             A::UpstreamAddress => Value::Text(context.upstream()?.to_string().into()),
             A::UpstreamPort => Value::Int(context.upstream()?.port().into()),
@@ -220,15 +235,24 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// The name of a protocol.
-pub(crate) fn protocol(version: Version) -> &'static str {
-    match version {
-        Version::HTTP_09 => "HTTP/0.9",
+/// What a certificate says. Of none, the subject is empty, as in Envoy.
+fn told(certificate: Option<&Certificate>, detail: Detail) -> Option<&str> {
+    match detail {
+        Detail::Subject => Some(certificate.map_or("", |certificate| &certificate.subject)),
+        Detail::Uri => certificate?.uris().next(),
+        Detail::DnsName => certificate?.dns_names().next(),
+    }
+}
+
+/// The name of a protocol. Nothing speaks HTTP/0.9, which has no word for it: so stands for none.
+pub(crate) fn protocol(version: Version) -> Option<&'static str> {
+    Some(match version {
+        Version::HTTP_09 => return None,
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_2 => "HTTP/2",
         Version::HTTP_3 => "HTTP/3",
         _ => "HTTP/1.1",
-    }
+    })
 }
 
 /// Envoy's numbers of response flags.

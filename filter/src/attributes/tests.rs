@@ -4,18 +4,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use attache_service::tls::{AlternativeName, Certificate};
 use http::{Request, Response, Version};
 use prost::Message as _;
 use prost_types::{Struct, value::Kind};
 
 use super::*;
-use crate::{ConnectionInfo, RequestContext, Route};
+use crate::{ConnectionInfo, RequestContext, Route, context::TlsInfo};
 
 fn context() -> RequestContext {
     let connection = ConnectionInfo {
         peer: Some("10.0.0.1:4000".parse().unwrap()),
         local: Some("10.0.0.2:80".parse().unwrap()),
         tls: None,
+        ..ConnectionInfo::default()
     };
     let context = RequestContext::new(Arc::new(connection), Version::HTTP_11);
     context.set_route(Some(Arc::new(Route {
@@ -114,6 +116,77 @@ fn attributes_and_headers_have_envoys_values() {
     for (expression, expected) in table {
         assert_eq!(shown.get(expression).cloned(), expected, "{expression}");
     }
+}
+
+#[test]
+fn certificates_have_envoys_values() {
+    let certificate = |subject: &str, names: Vec<AlternativeName>| {
+        Arc::new(Certificate {
+            subject: subject.to_owned(),
+            issuer: String::new(),
+            serial: String::new(),
+            not_before: SystemTime::UNIX_EPOCH,
+            not_after: SystemTime::UNIX_EPOCH,
+            alternative_names: names,
+        })
+    };
+    let names = ["a.test", "b.test"].map(|name| AlternativeName::Dns(name.to_owned()));
+    let uri = AlternativeName::Uri("spiffe://a/b".to_owned());
+    let mut tls = TlsInfo {
+        version: Some("TLSv1.3"),
+        peer_certificate: Some(Arc::from(&b"abc"[..])),
+        peer: Some(certificate("CN=them", [&names[..], &[uri]].concat())),
+        local: Some(certificate("CN=us", Vec::new())),
+        ..TlsInfo::default()
+    };
+    let read = |tls: Option<&TlsInfo>| {
+        let connection = ConnectionInfo {
+            tls: tls.cloned(),
+            ..ConnectionInfo::default()
+        };
+        let context = RequestContext::new(Arc::new(connection), Version::HTTP_11);
+        let names = [
+            "connection.tls_version",
+            "connection.subject_peer_certificate",
+            "connection.uri_san_peer_certificate",
+            "connection.dns_san_peer_certificate",
+            "connection.sha256_peer_certificate_digest",
+            "connection.subject_local_certificate",
+            "connection.uri_san_local_certificate",
+            "connection.dns_san_local_certificate",
+        ];
+        let shown = show(&names, &context, None, None);
+        names.map(|name| shown.get(name).cloned())
+    };
+    // printf abc | sha256sum
+    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    assert_eq!(
+        read(Some(&tls)),
+        [
+            text("TLSv1.3"),
+            text("CN=them"),
+            text("spiffe://a/b"),
+            text("a.test"),
+            text(digest),
+            text("CN=us"),
+            None,
+            None,
+        ]
+    );
+    (tls.peer, tls.peer_certificate) = (None, None);
+    let without = [
+        text("TLSv1.3"),
+        text(""),
+        None,
+        None,
+        None,
+        text("CN=us"),
+        None,
+        None,
+    ];
+    assert_eq!(read(Some(&tls)), without);
+    assert_eq!(read(None), [const { None }; 8]);
 }
 
 #[test]

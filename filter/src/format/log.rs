@@ -6,10 +6,13 @@
 //! | `%TRAILER(X?Y):Z%` | trailer `X` of the response, else `Y` |
 //! | `%RESPONSE_FLAGS_LONG%` | the flags by their long names |
 //! | `%REQUEST_DURATION%` | milliseconds until the request had arrived to its end |
+//! | `%REQUEST_TX_DURATION%` | milliseconds until it had gone out to the upstream to its end |
 //! | `%RESPONSE_DURATION%` | milliseconds until the upstream began to answer |
-//! | `%RESPONSE_TX_DURATION%` | milliseconds from there to the end |
+//! | `%RESPONSE_TX_DURATION%` | milliseconds from there until the response was out to its end |
+//! | `%ROUNDTRIP_DURATION%` | milliseconds until the client had acknowledged the response: only HTTP/3 can say |
 //! | `%UPSTREAM_CONNECTION_POOL_READY_DURATION%` | milliseconds that the last attempt waited for a connection |
-//! | `%COMMON_DURATION(from:to:unit)%` | from one point in time to another, see below; `ms`, `us` or `ns` |
+//! | `%COMMON_DURATION(from:to:unit)%` | from one of Envoy's points in time to another; `ms`, `us` or `ns` |
+//! | `%UPSTREAM_TRANSPORT_FAILURE_REASON%` | why the last attempt got no connection; blanks are `_` |
 //! | `%UPSTREAM_REMOTE_ADDRESS%` | the endpoint; `_WITHOUT_PORT` and `_PORT` too |
 //! | `%UPSTREAM_REQUEST_ATTEMPT_COUNT%` | how often the request was sent to an upstream |
 //! | `%DOWNSTREAM_REMOTE_PORT%` | the client's port; `_DIRECT_REMOTE_` and `_LOCAL_` too |
@@ -19,16 +22,10 @@
 //! | `%TRACE_ID%`, `%SPAN_ID%` | where the request stands in a trace |
 //! | `%STREAM_ID%` | the request id |
 //! | `%POLICY_CALLS%` | the calls to policy services as JSON; Envoy has none |
-//!
-//! The points in time of `%COMMON_DURATION%` are Envoy's `DS_RX_BEG`, `DS_RX_END` (the request
-//! from the client), `US_CX_BEG`, `US_CX_END` and `US_HS_END` (the making of the connection that the
-//! last attempt was answered on, and of TLS on it; it may have been there before), `US_TX_BEG` (the
-//! last attempt, with a connection), `US_RX_BEG` (the upstream's answer) and `DS_TX_END` (the end).
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+mod point;
+
+use std::{sync::Arc, time::Duration};
 
 use chrono::{
     DateTime, Utc,
@@ -43,12 +40,15 @@ use crate::{
     context::UpstreamAttempt,
     metadata::struct_to_json,
 };
+use point::Point;
 
 /// What is known of an exchange once it is over.
 #[derive(Debug, Clone, Default)]
 pub struct Finished {
     /// How long it took, all in all.
     pub duration: Duration,
+    /// The response was written to its end.
+    pub complete: bool,
     /// When the request had arrived to its end, since it began; if it did.
     pub received: Option<Duration>,
     /// The trailers of the response.
@@ -62,6 +62,8 @@ pub(super) enum LogPart {
     FlagsLong,
     Between { from: Point, to: Point, unit: Unit },
     Waited,
+    Acknowledged,
+    Failure,
     UpstreamAddress(AddressPart),
     Attempts,
     Port(Peer),
@@ -101,19 +103,6 @@ pub(super) enum GrpcForm {
     Number,
 }
 
-/// A point in the time of an exchange.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Point {
-    Begun,
-    Received,
-    Connecting,
-    Connected,
-    Secured,
-    Sent,
-    Answered,
-    Ended,
-}
-
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Unit {
     Milli,
@@ -124,7 +113,7 @@ pub(super) enum Unit {
 const START_TIME: &str = "%Y-%m-%dT%H:%M:%S%.3fZ";
 
 /// Every formatter of the access log, for suggestions.
-const NAMES: [&str; 43] = [
+const NAMES: [&str; 46] = [
     "REQ",
     "RESP",
     "TRAILER",
@@ -133,8 +122,10 @@ const NAMES: [&str; 43] = [
     "DURATION",
     "COMMON_DURATION",
     "REQUEST_DURATION",
+    "REQUEST_TX_DURATION",
     "RESPONSE_DURATION",
     "RESPONSE_TX_DURATION",
+    "ROUNDTRIP_DURATION",
     "RESPONSE_CODE",
     "RESPONSE_CODE_DETAILS",
     "RESPONSE_FLAGS",
@@ -148,6 +139,7 @@ const NAMES: [&str; 43] = [
     "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
     "UPSTREAM_REMOTE_PORT",
     "UPSTREAM_REQUEST_ATTEMPT_COUNT",
+    "UPSTREAM_TRANSPORT_FAILURE_REASON",
     "DOWNSTREAM_REMOTE_ADDRESS",
     "DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT",
     "DOWNSTREAM_REMOTE_PORT",
@@ -170,11 +162,30 @@ const NAMES: [&str; 43] = [
     "POLICY_CALLS",
 ];
 
+/// What of Envoy's formatters there is not, by a part of their names, and why.
+const ELSEWHERE: [(&str, &str); 5] = [
+    ("WIRE_BYTES", NOT_BY_REQUEST),
+    ("HEADER_BYTES", NOT_BY_REQUEST),
+    ("BYTES_RETRANSMITTED", NOT_BY_REQUEST),
+    ("PACKETS_RETRANSMITTED", NOT_BY_REQUEST),
+    (
+        "DOWNSTREAM_HANDSHAKE_DURATION",
+        "it counts from the request to the handshake before it; \
+         `%COMMON_DURATION(DS_HS_BEG:DS_HS_END)%` is how long that took",
+    ),
+];
+
+const NOT_BY_REQUEST: &str = "what goes over a connection is not counted request by request; \
+    `%BYTES_RECEIVED%` and `%BYTES_SENT%` are the bytes of the bodies";
+
 /// What to say of a command that there is not.
 pub(super) fn suggest(command: &str, fault: String) -> String {
     let name = command.split_once('(').map_or(command, |(name, _)| name);
     if NAMES.contains(&name) {
         return fault;
+    }
+    if let Some((_, reason)) = ELSEWHERE.iter().find(|(of, _)| name.contains(of)) {
+        return format!("`%{command}%` is not supported: {reason}");
     }
     match attache_service::config::nearest(name, &NAMES) {
         Some(near) => format!("`%{command}%` is not known here; did you mean `%{near}%`?"),
@@ -200,9 +211,12 @@ impl LogPart {
             "START_TIME" => Self::StartTime(START_TIME.to_owned()),
             "RESPONSE_FLAGS_LONG" => Self::FlagsLong,
             "UPSTREAM_CONNECTION_POOL_READY_DURATION" => Self::Waited,
-            "REQUEST_DURATION" => between(Point::Begun, Point::Received),
-            "RESPONSE_DURATION" => between(Point::Begun, Point::Answered),
-            "RESPONSE_TX_DURATION" => between(Point::Answered, Point::Ended),
+            "REQUEST_DURATION" => between(Point::RequestBegun, Point::RequestReceived),
+            "REQUEST_TX_DURATION" => between(Point::RequestBegun, Point::Sent),
+            "RESPONSE_DURATION" => between(Point::RequestBegun, Point::Answered),
+            "RESPONSE_TX_DURATION" => between(Point::Answered, Point::Responded),
+            "ROUNDTRIP_DURATION" => Self::Acknowledged,
+            "UPSTREAM_TRANSPORT_FAILURE_REASON" => Self::Failure,
             "UPSTREAM_REMOTE_ADDRESS" => Self::UpstreamAddress(AddressPart::Whole),
             "UPSTREAM_REMOTE_ADDRESS_WITHOUT_PORT" => {
                 Self::UpstreamAddress(AddressPart::WithoutPort)
@@ -244,21 +258,7 @@ impl LogPart {
     }
 
     fn common_duration(argument: &str) -> Result<Self, String> {
-        let point = |name: Option<&str>| match name {
-            Some("DS_RX_BEG") => Ok(Point::Begun),
-            Some("DS_RX_END") => Ok(Point::Received),
-            Some("US_CX_BEG") => Ok(Point::Connecting),
-            Some("US_CX_END") => Ok(Point::Connected),
-            Some("US_HS_END") => Ok(Point::Secured),
-            Some("US_TX_BEG") => Ok(Point::Sent),
-            Some("US_RX_BEG") => Ok(Point::Answered),
-            Some("DS_TX_END") => Ok(Point::Ended),
-            _ => Err(
-                "`%COMMON_DURATION(from:to:unit)%` goes between `DS_RX_BEG`, `DS_RX_END`, \
-                 `US_CX_BEG`, `US_CX_END`, `US_HS_END`, `US_TX_BEG`, `US_RX_BEG` and `DS_TX_END`"
-                    .to_owned(),
-            ),
-        };
+        let point = |name: Option<&str>| Point::parse(name.unwrap_or_default());
         let mut parts = argument.split(':');
         let (from, to) = (point(parts.next())?, point(parts.next())?);
         let unit = match (parts.next(), parts.next()) {
@@ -290,11 +290,17 @@ impl LogPart {
         matches!(self, Self::StreamId)
     }
 
+    /// Whether it needs points in time that are kept on demand.
+    pub(super) fn reads_times(&self) -> bool {
+        matches!(self, Self::Between { from, to, .. } if from.is_kept() || to.is_kept())
+    }
+
     pub(super) fn is_number(&self) -> bool {
         matches!(
             self,
             Self::Between { .. }
                 | Self::Waited
+                | Self::Acknowledged
                 | Self::Attempts
                 | Self::Port(_)
                 | Self::UpstreamAddress(AddressPart::Port)
@@ -352,6 +358,8 @@ impl LogPart {
                 }
                 .to_string()
             }
+            Self::Acknowledged => return None,
+            Self::Failure => last(exchange)?.failure?.replace(' ', "_"),
             Self::Waited => last(exchange)?.waited?.as_millis().to_string(),
             Self::UpstreamAddress(part) => {
                 let address = context.upstream()?;
@@ -396,26 +404,6 @@ impl LogPart {
 /// The last attempt.
 fn last(exchange: &Exchange<'_>) -> Option<UpstreamAttempt> {
     exchange.facts.context.attempts().pop()
-}
-
-impl Point {
-    fn of(self, exchange: &Exchange<'_>) -> Option<Instant> {
-        let connection = || last(exchange)?.connection;
-        let since_begin = match self {
-            Self::Connecting => return Some(connection()?.begun),
-            Self::Connected => return Some(connection()?.connected),
-            Self::Secured => return connection()?.secured,
-            Self::Begun => Duration::ZERO,
-            Self::Received => exchange.finished?.received?,
-            Self::Sent => {
-                let last = last(exchange)?;
-                last.begun.saturating_add(last.waited.unwrap_or_default())
-            }
-            Self::Answered => last(exchange)?.answered?,
-            Self::Ended => exchange.finished?.duration,
-        };
-        exchange.facts.context.started.checked_add(since_begin)
-    }
 }
 
 fn time_form(form: &str) -> Result<String, String> {

@@ -7,7 +7,7 @@ use super::*;
 use crate::{
     ConnectionInfo, RequestContext, Route,
     calls::Recording,
-    context::{UpstreamAttempt, UpstreamConnection},
+    context::{Handshake, Times, TlsInfo, UpstreamAttempt, UpstreamConnection, UpstreamTimes},
 };
 
 fn struct_of(fields: &[(&str, Kind)]) -> Struct {
@@ -165,15 +165,29 @@ proptest! {
 }
 
 #[test]
-fn the_making_of_a_connection_has_its_points_in_time() {
+fn an_exchange_has_its_points_in_time() {
     let ms = Duration::from_millis;
-    let value = |format: &str, begun: i64, tls: bool| {
+    let value = |format: &str, begun: i64, tls: bool, complete: bool| {
         let mut context = RequestContext::new(Arc::default(), Version::HTTP_11);
         context.recording = Recording::Calls;
+        context.keeps_times = true;
+        let start = context.started;
+        let at = |after| Some(start + ms(after));
         let begun = match u64::try_from(begun) {
-            Ok(after) => context.started + ms(after),
-            Err(_) => context.started - ms(begun.unsigned_abs()),
+            Ok(after) => start + ms(after),
+            Err(_) => start.checked_sub(ms(begun.unsigned_abs())).unwrap(),
         };
+        context.connection = Arc::new(ConnectionInfo {
+            accepted: start.checked_sub(ms(20)),
+            tls: tls.then(|| TlsInfo {
+                handshake: Some(Handshake {
+                    begun: start.checked_sub(ms(19)).unwrap(),
+                    ended: start.checked_sub(ms(8)).unwrap(),
+                }),
+                ..TlsInfo::default()
+            }),
+            ..ConnectionInfo::default()
+        });
         context.record_attempt(UpstreamAttempt {
             endpoint: "e".to_owned(),
             begun: ms(10),
@@ -182,12 +196,29 @@ fn the_making_of_a_connection_has_its_points_in_time() {
             status: None,
             span: None,
             waited: Some(ms(7)),
-            connection: Some(UpstreamConnection {
-                begun,
-                connected: begun + ms(3),
-                secured: tls.then(|| begun + ms(5)),
-            }),
+            failure: Some("no way there".to_owned()),
         });
+        context.note_times(|times| {
+            times.upstream = UpstreamTimes {
+                connection: Some(UpstreamConnection {
+                    begun,
+                    connected: begun + ms(3),
+                    secured: tls.then(|| begun + ms(5)),
+                }),
+                sending: at(17),
+                sent: at(29),
+                answered: at(40),
+                body: at(45),
+                received: complete.then(|| at(60)).flatten(),
+            };
+            times.responding = at(42);
+        });
+        let finished = Finished {
+            duration: ms(66),
+            complete,
+            received: Some(ms(25)),
+            trailers: None,
+        };
         let exchange = Exchange {
             facts: Facts {
                 context: &context,
@@ -196,31 +227,70 @@ fn the_making_of_a_connection_has_its_points_in_time() {
             },
             bytes_received: 0,
             bytes_sent: 0,
-            finished: None,
+            finished: Some(&finished),
         };
         let mut line = Vec::new();
-        Format::parse_log(format)
-            .unwrap()
-            .write_line(&exchange, false, &mut line);
+        let format = Format::parse_log(format).unwrap();
+        format.write_line(&exchange, false, &mut line);
         String::from_utf8(line).unwrap()
     };
-    for (format, begun, tls, expected) in [
-        ("%UPSTREAM_CONNECTION_POOL_READY_DURATION%", 10, false, "7"),
-        (
-            "%COMMON_DURATION(US_CX_BEG:US_CX_END:us)%",
-            10,
-            false,
-            "3000",
-        ),
-        ("%COMMON_DURATION(US_CX_BEG:US_HS_END)%", 10, true, "5"),
-        ("%COMMON_DURATION(US_CX_BEG:US_HS_END)%", 10, false, "-"),
-        ("%COMMON_DURATION(DS_RX_BEG:US_CX_BEG)%", 10, false, "10"),
-        ("%COMMON_DURATION(DS_RX_BEG:US_TX_BEG)%", 10, false, "17"),
-        // It was there before the request.
-        ("%COMMON_DURATION(US_CX_BEG:US_CX_END)%", -99, false, "3"),
-        ("%COMMON_DURATION(DS_RX_BEG:US_CX_BEG)%", -99, false, "-"),
-        ("%COMMON_DURATION(US_CX_BEG:DS_RX_BEG)%", -99, false, "99"),
+    for (format, expected) in [
+        ("%UPSTREAM_CONNECTION_POOL_READY_DURATION%", "7"),
+        ("%UPSTREAM_TRANSPORT_FAILURE_REASON%", "no_way_there"),
+        ("%REQUEST_DURATION% %REQUEST_TX_DURATION%", "25 29"),
+        ("%RESPONSE_DURATION% %RESPONSE_TX_DURATION%", "40 26"),
+        ("%ROUNDTRIP_DURATION%", "-"),
+        ("%COMMON_DURATION(DS_CX_BEG:DS_RX_BEG)%", "20"),
+        ("%COMMON_DURATION(DS_HS_BEG:DS_HS_END)%", "-"),
+        ("%COMMON_DURATION(DS_RX_BEG:DS_RX_HDR_END:ns)%", "0"),
+        ("%COMMON_DURATION(DS_RX_BEG:US_CX_BEG)%", "10"),
+        ("%COMMON_DURATION(US_CX_BEG:US_CX_END:us)%", "3000"),
+        ("%COMMON_DURATION(US_CX_BEG:US_HS_END)%", "-"),
+        ("%COMMON_DURATION(DS_RX_BEG:US_TX_BEG)%", "17"),
+        ("%COMMON_DURATION(US_TX_BEG:US_TX_END:us)%", "12000"),
+        ("%COMMON_DURATION(US_TX_END:US_RX_BEG)%", "11"),
+        ("%COMMON_DURATION(US_RX_BEG:DS_TX_BEG)%", "2"),
+        ("%COMMON_DURATION(US_RX_BEG:US_RX_BODY_BEG)%", "5"),
+        ("%COMMON_DURATION(US_RX_BODY_BEG:US_RX_END)%", "15"),
+        ("%COMMON_DURATION(DS_TX_BEG:DS_TX_END)%", "24"),
+        ("%COMMON_DURATION(DS_TX_END:DS_TX_BEG)%", "-"),
     ] {
-        assert_eq!(value(format, begun, tls), expected, "{format} {begun}");
+        assert_eq!(value(format, 10, false, true), expected, "{format}");
     }
+    for (format, expected) in [
+        ("%COMMON_DURATION(DS_HS_BEG:DS_HS_END)%", "11"),
+        ("%COMMON_DURATION(US_CX_BEG:US_HS_END)%", "5"),
+        // It was there before the request.
+        ("%COMMON_DURATION(US_CX_BEG:US_CX_END)%", "3"),
+        ("%COMMON_DURATION(DS_RX_BEG:US_CX_BEG)%", "-"),
+        ("%COMMON_DURATION(US_CX_BEG:DS_RX_BEG)%", "99"),
+        // The answer was cut off.
+        ("%COMMON_DURATION(DS_RX_BEG:US_RX_END)%", "-"),
+        ("%RESPONSE_TX_DURATION%", "-"),
+        ("%COMMON_DURATION(DS_RX_BEG:DS_TX_END)%", "-"),
+    ] {
+        assert_eq!(value(format, -99, true, false), expected, "{format}");
+    }
+}
+
+#[test]
+fn points_in_time_are_kept_for_formats_that_ask_for_them_alone() {
+    let reads_times = |format| Format::parse_log(format).unwrap().reads_times();
+    for format in [
+        "%DURATION% %REQUEST_DURATION% %UPSTREAM_CONNECTION_POOL_READY_DURATION%",
+        "%COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)% %UPSTREAM_TRANSPORT_FAILURE_REASON%",
+    ] {
+        assert!(!reads_times(format), "{format}");
+    }
+    for format in [
+        "%RESPONSE_DURATION%",
+        "%REQUEST_TX_DURATION%",
+        "%COMMON_DURATION(DS_CX_BEG:DS_RX_BEG)%",
+        "a %COMMON_DURATION(DS_RX_BEG:US_RX_END:us)%",
+    ] {
+        assert!(reads_times(format), "{format}");
+    }
+    let context = RequestContext::new(Arc::default(), Version::HTTP_11);
+    context.note_times(|_| panic!("nobody asks"));
+    assert_eq!(context.times(), Times::default());
 }

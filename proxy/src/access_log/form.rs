@@ -5,7 +5,7 @@ use attache_filter::{RequestContext, context::ResponseFlag, metadata::struct_to_
 use attache_service::time::rfc3339;
 use serde_json::{Value, json};
 
-use super::line::Line;
+use super::line::{Line, Subject};
 
 /// Envoy's default line.
 const ENVOY: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% \
@@ -58,12 +58,12 @@ impl Form {
         Ok(Self::Text { format, omit_empty })
     }
 
-    /// Whether lines say something of the head of requests as they went on.
-    pub(crate) fn reads_request(&self) -> bool {
+    /// Whether this is so of one of its formats.
+    pub(super) fn any(&self, holds: fn(&Format) -> bool) -> bool {
         match self {
             Self::Everything => false,
-            Self::Text { format, .. } => format.reads_request(),
-            Self::Json { fields, .. } => fields.reads_request(),
+            Self::Text { format, .. } => holds(format),
+            Self::Json { fields, .. } => fields.any(holds),
         }
     }
 
@@ -87,12 +87,12 @@ impl Form {
 }
 
 impl Field {
-    fn reads_request(&self) -> bool {
+    fn any(&self, holds: fn(&Format) -> bool) -> bool {
         match self {
             Self::Fixed(_) => false,
-            Self::Format(format) => format.reads_request(),
-            Self::Object(fields) => fields.iter().any(|(_, field)| field.reads_request()),
-            Self::List(fields) => fields.iter().any(Self::reads_request),
+            Self::Format(format) => holds(format),
+            Self::Object(fields) => fields.iter().any(|(_, field)| field.any(holds)),
+            Self::List(fields) => fields.iter().any(|field| field.any(holds)),
         }
     }
 
@@ -123,9 +123,10 @@ fn everything(line: &Line) -> Value {
     let context = &line.context;
     let flags = context.flags().into_iter();
     let flags: Vec<&str> = flags.map(ResponseFlag::short).collect();
-    let Some(arrived) = &line.arrived else {
+    if matches!(line.subject, Subject::Connection) {
         return connection(line, &flags);
-    };
+    }
+    let arrived = line.arrived();
     let route = context.route();
     let states = context.filter_state();
     let states = states
@@ -136,9 +137,9 @@ fn everything(line: &Line) -> Value {
     let waited = attempts.last().and_then(|attempt| attempt.waited);
     let mut value = json!({
         "time": begun(context),
-        "method": arrived.method.as_str(),
-        "path": arrived.uri.path_and_query().map_or("", |path| path.as_str()),
-        "host": attache_filter::head::authority(arrived).unwrap_or_default(),
+        "method": arrived.map(|head| head.method.as_str()),
+        "path": arrived.map(|head| head.uri.path_and_query().map_or("", |path| path.as_str())),
+        "host": arrived.map(|head| attache_filter::head::authority(head).unwrap_or_default()),
         "protocol": format!("{:?}", context.protocol),
         "status": line.status_number(),
         "flags": flags.join(","),
@@ -149,13 +150,22 @@ fn everything(line: &Line) -> Value {
         "client": context.client_ip.map(|ip| ip.to_string()),
         "route": route.as_ref().map(|route| route.name.as_str()).filter(|name| !name.is_empty()),
         "cluster": route.as_ref().and_then(|route| route.cluster.as_deref()),
-        "upstream": answered.map(|answered| answered.endpoint.as_str()),
+        "upstream": match answered {
+            Some(answered) => Some(answered.endpoint.as_str()),
+            None => attempts.last().map(|attempt| attempt.endpoint.as_str()),
+        },
         "upstream_ms": answered.map(|answered| answered.after.as_micros() as f64 / 1000.0),
         "connect_ms": waited.map(|waited| waited.as_micros() as f64 / 1000.0),
         "request_id": line.request_id().map(String::from_utf8_lossy),
         "policies": policy_calls(&line.exchange()),
         "filter_state": Value::Object(states.collect()),
     });
+    if let Some(failure) = attempts
+        .last()
+        .and_then(|attempt| attempt.failure.as_deref())
+    {
+        value["upstream_failure"] = failure.into();
+    }
     if let Some(trace) = &context.trace {
         value["trace_id"] = trace.trace.to_string().into();
     }

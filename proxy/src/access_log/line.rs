@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use attache_filter::{
@@ -70,8 +70,7 @@ pub(crate) struct Record {
 #[derive(Clone)]
 pub(crate) struct Line {
     pub(super) context: Arc<RequestContext>,
-    /// The request's head when it came; a connection that is passed on as it is has none.
-    pub(super) arrived: Option<Arc<request::Parts>>,
+    pub(super) subject: Subject,
     /// The same as it went on, where that is of interest.
     went: Option<Arc<request::Parts>>,
     response: Option<Arc<response::Parts>>,
@@ -81,6 +80,17 @@ pub(crate) struct Line {
     /// The response body failed.
     pub(super) cut_off: bool,
     pub(super) finished: Finished,
+}
+
+/// What a line is about.
+#[derive(Clone)]
+pub(super) enum Subject {
+    /// A request, with its head when it came.
+    Request(Arc<request::Parts>),
+    /// One that ended before anybody could serve it: its head is not known.
+    Unserved,
+    /// A connection that is passed on as it is.
+    Connection,
 }
 
 impl Record {
@@ -97,7 +107,7 @@ impl Record {
             watched,
             line: Line {
                 context: context.clone(),
-                arrived: Some(Arc::new(head::copy(parts))),
+                subject: Subject::Request(Arc::new(head::copy(parts))),
                 went: None,
                 response: None,
                 bytes_received: 0,
@@ -117,6 +127,8 @@ impl Record {
         if let Some(watched) = &mut self.watched {
             watched.responds(self.line.context.started.elapsed());
         }
+        let context = &self.line.context;
+        context.note_times(|times| times.responding = Some(Instant::now()));
         let length = head.headers.get(http::header::CONTENT_LENGTH);
         self.length = length.and_then(|length| length.to_str().ok()?.parse().ok());
         self.line.answered = head.extensions.get::<Answered>().cloned();
@@ -157,6 +169,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let line = &mut self.line;
         line.finished.duration = line.context.started.elapsed();
+        line.finished.complete = self.complete && !line.cut_off;
         line.finished.received = self.incoming.ended();
         line.bytes_received = self.incoming.bytes.load(Ordering::Relaxed);
         let mut went = line.context.take_head();
@@ -170,14 +183,14 @@ impl Drop for Record {
             line.context
                 .add_flag(ResponseFlag::DownstreamConnectionTermination);
         }
-        if let (Some(tracing), Some(arrived)) = (&self.tracing, &line.arrived) {
+        if let (Some(tracing), Subject::Request(arrived)) = (&self.tracing, &line.subject) {
             let took = line.finished.duration;
             tracing.report(&line.context, arrived, line.status(), took);
         }
         if let Some(logs) = &self.logs {
             logs.take(line);
         }
-        if let (Some(watched), Some(arrived)) = (watched, &line.arrived) {
+        if let (Some(watched), Subject::Request(arrived)) = (watched, &line.subject) {
             watched.end(&Over {
                 context: &line.context,
                 arrived,
@@ -197,14 +210,35 @@ impl Drop for Record {
 impl Line {
     /// A connection that was passed on as it is.
     pub(super) fn connection(context: Arc<RequestContext>, passed: &Ended) -> Self {
+        Self {
+            bytes_received: passed.received,
+            bytes_sent: passed.sent,
+            ..Self::without_head(context, Subject::Connection)
+        }
+    }
+
+    /// A request that nobody served, and the status that it was answered with.
+    pub(super) fn unserved(context: Arc<RequestContext>, status: Option<StatusCode>) -> Self {
+        let response = status.map(|status| {
+            let (mut head, ()) = http::Response::new(()).into_parts();
+            head.status = status;
+            Arc::new(head)
+        });
+        Self {
+            response,
+            ..Self::without_head(context, Subject::Unserved)
+        }
+    }
+
+    fn without_head(context: Arc<RequestContext>, subject: Subject) -> Self {
         let duration = context.started.elapsed();
         Self {
             context,
-            arrived: None,
+            subject,
             went: None,
             response: None,
-            bytes_received: passed.received,
-            bytes_sent: passed.sent,
+            bytes_received: 0,
+            bytes_sent: 0,
             answered: None,
             cut_off: false,
             finished: Finished {
@@ -216,7 +250,15 @@ impl Line {
 
     /// The request's head, as it went on where that is known.
     pub(super) fn request(&self) -> Option<&request::Parts> {
-        self.went.as_deref().or(self.arrived.as_deref())
+        self.went.as_deref().or(self.arrived())
+    }
+
+    /// The request's head when it came.
+    pub(super) fn arrived(&self) -> Option<&request::Parts> {
+        match &self.subject {
+            Subject::Request(head) => Some(head),
+            Subject::Unserved | Subject::Connection => None,
+        }
     }
 
     pub(super) fn request_id(&self) -> Option<&[u8]> {
@@ -226,9 +268,11 @@ impl Line {
 
     /// Whether it ended badly: with a status of 500 or more, or without a whole response.
     pub(super) fn failed(&self) -> bool {
-        match self.arrived {
-            Some(_) => self.cut_off || self.status().is_none_or(|status| status.is_server_error()),
-            None => !self.context.flags().is_empty(),
+        match self.subject {
+            Subject::Connection => !self.context.flags().is_empty(),
+            Subject::Request(_) | Subject::Unserved => {
+                self.cut_off || self.status().is_none_or(|status| status.is_server_error())
+            }
         }
     }
 

@@ -4,6 +4,7 @@
 //! Workers hand over what they noted through a bounded queue. When the writer falls behind,
 //! lines are dropped and counted; requests never wait for a log.
 
+mod file;
 mod form;
 mod line;
 mod select;
@@ -11,13 +12,14 @@ mod writer;
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
-use attache_filter::RequestContext;
+use attache_filter::{RequestContext, format::Format};
 use attache_service::metrics::Counter;
+use http::StatusCode;
 
+pub(crate) use file::Files;
 pub use form::{Field, Form};
 pub(crate) use line::{Incoming, Record};
 pub use select::{By, Comparison, Filter, Selection, Share};
-pub(crate) use writer::Reopen;
 
 use crate::tcp::Ended;
 use line::Line;
@@ -47,7 +49,12 @@ impl AccessLogPlan {
     /// Whether lines depend on the head of requests as they went on.
     pub(crate) fn reads_request(&self) -> bool {
         let filter = self.selection.filter.as_ref();
-        self.form.reads_request() || filter.is_some_and(Filter::reads_request)
+        self.form.any(Format::reads_request) || filter.is_some_and(Filter::reads_request)
+    }
+
+    /// Whether lines depend on points in time that are kept on demand.
+    pub(crate) fn reads_times(&self) -> bool {
+        self.form.any(Format::reads_times)
     }
 }
 
@@ -87,10 +94,10 @@ impl AccessLogs {
     pub(crate) fn start(
         plans: &[AccessLogPlan],
         dropped: &Counter,
-        reopen: &Reopen,
+        files: &Files,
     ) -> Result<Self, (Sink, io::Error)> {
         let logs = plans.iter().map(|plan| {
-            let writer = Writer::start(plan, reopen).map_err(|error| (plan.sink.clone(), error))?;
+            let writer = Writer::start(plan, files).map_err(|error| (plan.sink.clone(), error))?;
             Ok(Log {
                 selection: plan.selection.clone(),
                 writer,
@@ -101,9 +108,32 @@ impl AccessLogs {
             .map(|logs| Self(logs.into()))
     }
 
+    /// Whether `plans` could be carried out.
+    ///
+    /// # Errors
+    /// See [`AccessLogs::start`].
+    pub(crate) fn could_start(
+        plans: &[AccessLogPlan],
+        files: &Files,
+    ) -> Result<(), (Sink, io::Error)> {
+        let mut sinks = plans.iter().map(|plan| &plan.sink);
+        sinks.try_for_each(|sink| match sink {
+            Sink::File(path) => match files.open(path) {
+                Ok(_) => Ok(()),
+                Err(error) => Err((sink.clone(), error)),
+            },
+            Sink::Stdout | Sink::Stderr => Ok(()),
+        })
+    }
+
     /// A connection that was passed on as it is has ended.
     pub(crate) fn passed(&self, context: Arc<RequestContext>, ended: &Ended) {
         self.take(&Line::connection(context, ended));
+    }
+
+    /// A request has ended that nobody served.
+    pub(crate) fn unserved(&self, context: Arc<RequestContext>, status: Option<StatusCode>) {
+        self.take(&Line::unserved(context, status));
     }
 
     /// Hands a request that is over to those that want it.

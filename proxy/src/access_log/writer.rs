@@ -1,57 +1,43 @@
 //! The thread that writes one log.
 
 use std::{
-    fs::{File, OpenOptions},
     io::{self, Write},
-    path::Path,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
     },
 };
 
-use super::{AccessLogPlan, Line, Sink, form::Form};
+use super::{
+    AccessLogPlan, Line, Sink,
+    file::{Files, LogFile},
+    form::Form,
+};
 
 /// Requests that may wait for the writer.
 const QUEUE: usize = 4096;
 /// Bytes that are written at once.
 const CHUNK: usize = 64 << 10;
 
-/// Tells the writers of all files to open them anew, once they were moved away.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Reopen(Arc<AtomicU64>);
-
-impl Reopen {
-    pub(crate) fn now(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn times(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// The way to the thread.
 pub(super) struct Writer(SyncSender<Arc<Line>>);
 
 impl Writer {
-    pub(super) fn start(plan: &AccessLogPlan, reopen: &Reopen) -> io::Result<Self> {
+    pub(super) fn start(plan: &AccessLogPlan, files: &Files) -> io::Result<Self> {
         let output = match &plan.sink {
             Sink::Stdout => Output::Stream(Box::new(io::stdout())),
             Sink::Stderr => Output::Stream(Box::new(io::stderr())),
-            Sink::File(path) => Output::File {
-                file: open(path)?,
-                path: path.clone(),
-                reopen: reopen.clone(),
-                reopened: reopen.times(),
-            },
+            Sink::File(path) => Output::File(files.open(path)?),
         };
         let (queue, lines) = sync_channel(QUEUE);
         let form = plan.form.clone();
+        let writer = files.writer();
         std::thread::Builder::new()
             .name("access-log".to_owned())
-            .spawn(move || write_all(&lines, &form, output))?;
+            .spawn(move || {
+                write_all(&lines, &form, output);
+                drop(writer);
+            })?;
         Ok(Self(queue))
     }
 
@@ -61,18 +47,9 @@ impl Writer {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
-}
-
 enum Output {
     Stream(Box<dyn Write + Send>),
-    File {
-        file: File,
-        path: std::path::PathBuf,
-        reopen: Reopen,
-        reopened: u64,
-    },
+    File(Arc<LogFile>),
 }
 
 impl Output {
@@ -82,25 +59,7 @@ impl Output {
                 stream.write_all(text)?;
                 stream.flush()
             }
-            Self::File {
-                file,
-                path,
-                reopen,
-                reopened,
-            } => {
-                let times = reopen.times();
-                if *reopened != times {
-                    *reopened = times;
-                    match open(path) {
-                        Ok(new) => *file = new,
-                        Err(error) => {
-                            tracing::warn!(path = %path.display(), %error, "the access log \
-                                cannot be opened again: it goes on where it was");
-                        }
-                    }
-                }
-                file.write_all(text)
-            }
+            Self::File(file) => file.write(text),
         }
     }
 }

@@ -71,7 +71,7 @@ config_struct! {
         "http2_protocol_options" => "write `http2: {}`",
         "respect_dns_ttl" => "names are looked up every `dns_refresh_rate`",
         "dns_failure_refresh_rate" => "a lookup that failed is repeated after `dns_refresh_rate`",
-        "dns_jitter" => "not supported",
+        "dns_jitter" => "names are looked up every `dns_refresh_rate`",
         "dns_resolvers" => "the system is asked",
         "least_request_lb_config" => "two endpoints are drawn; requests count by weight",
         "ring_hash_lb_config" => "rendezvous hashing has no ring",
@@ -186,11 +186,11 @@ config_struct! {
     elsewhere {
         "zone_aware_lb_config" => "there are no zones",
         "locality_weighted_lb_config" => "there are no zones",
-        "update_merge_window" => "not supported",
-        "ignore_new_hosts_until_first_hc" => "not supported",
+        "update_merge_window" => "each change of the endpoints counts at once",
+        "ignore_new_hosts_until_first_hc" => "there is no such choice",
         "close_connections_on_host_set_change" => "connections to endpoints that are gone end with their requests",
-        "consistent_hashing_lb_config" => "not supported",
-        "override_host_status" => "not supported",
+        "consistent_hashing_lb_config" => "endpoints are hashed by their addresses",
+        "override_host_status" => "there is no such choice",
     }
 }
 

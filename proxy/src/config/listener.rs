@@ -9,7 +9,10 @@ use attache_service::{
     tls::ListenerTls,
 };
 
-use super::{AccessLogs, CommonHttpProtocolOptions, LocalReplyConfig, RouteSpecifier};
+use super::{
+    AccessLogs, CommonHttpProtocolOptions, ForwardClientCertDetails, LocalReplyConfig,
+    RouteSpecifier, SetCurrentClientCertDetails,
+};
 
 config_struct! {
     /// Where requests come in.
@@ -52,6 +55,10 @@ config_struct! {
         pub generate_request_id: Option<bool>,
         /// Keep an `x-request-id` that a client sent. Default false.
         pub preserve_external_request_id: Option<bool>,
+        /// What becomes of `x-forwarded-client-cert`. Default `SANITIZE`.
+        pub forward_client_cert_details: Option<ForwardClientCertDetails>,
+        /// What that tells of a client's certificate, where it is written here.
+        pub set_current_client_cert_details: Option<SetCurrentClientCertDetails>,
         /// Resolve `.`, `..` and escapes in paths before anybody sees them. Default true
         /// (Envoy: false).
         pub normalize_path: Option<bool>,

@@ -56,14 +56,14 @@ config_oneof! {
         OrFilter(ReplyFilters) = "or_filter",
     }
     elsewhere {
-        "duration_filter" => "not supported for answers",
+        "duration_filter" => "what the proxy answers itself is told apart by status, headers and flags",
         "runtime_filter" => "there is no runtime layer",
-        "traceable_filter" => "not supported for answers",
-        "not_health_check_filter" => "not supported for answers",
+        "traceable_filter" => "what the proxy answers itself is told apart by status, headers and flags",
+        "not_health_check_filter" => "what the proxy answers itself is told apart by status, headers and flags",
         "grpc_status_filter" => "write `status_code_filter`",
-        "metadata_filter" => "not supported for answers",
-        "log_type_filter" => "not supported for answers",
-        "extension_filter" => "not supported",
+        "metadata_filter" => "what the proxy answers itself is told apart by status, headers and flags",
+        "log_type_filter" => "what the proxy answers itself is told apart by status, headers and flags",
+        "extension_filter" => "extensions of Envoy are not loaded",
     }
 }
 

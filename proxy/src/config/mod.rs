@@ -6,6 +6,7 @@
 
 mod access_log;
 mod build;
+mod client_cert;
 mod cluster;
 mod filter;
 mod listener;
@@ -37,6 +38,7 @@ pub use access_log::{
     ComparisonHolder, ComparisonOp, FilterList, FilterSpecifier, GrpcStatusFilter, HeaderFilter,
     NoSettings, ResponseFlagFilter, RuntimeFilter, RuntimeUint, Sample, SampleBy, SampleConfig,
 };
+pub use client_cert::{ForwardClientCertDetails, SetCurrentClientCertDetails};
 pub use cluster::{
     Cluster, CommonLbConfig, DnsLookupFamily, DnsType, Eds, Embedded, Endpoints, LbPolicy,
     OriginalDst, PeakEwmaConfig, Percent, Target,
@@ -128,7 +130,7 @@ config_struct! {
         pub max_active_downstream_connections: Option<Located<usize>>,
     }
     elsewhere {
-        "static_resources" => "this is an Envoy bootstrap: write `listeners`, `routes`, `filters` and `clusters` at the top",
+        "static_resources" => "this is an Envoy bootstrap: `attache import envoy` turns it into `listeners`, `routes`, `filters` and `clusters` at the top",
         "dynamic_resources" => "write `xds: { cluster: NAME }` for a control plane",
         "overload_manager" => "write `overload: { max_memory: SIZE }`, `max_active_downstream_connections`, and `limits` of listeners",
         "layered_runtime" => "there is no runtime layer: change the value and reload",

@@ -19,7 +19,7 @@ config_struct! {
         "max_connection_duration" => "write `max_connection_duration` of the cluster",
         "max_headers_count" => "write `max_headers` in `limits` of the listener",
         "max_requests_per_connection" => "write `max_requests_per_connection` of the cluster",
-        "max_response_headers_kb" => "not supported: there is a fixed bound",
+        "max_response_headers_kb" => "there is a fixed bound",
     }
 }
 

@@ -42,7 +42,7 @@ config_struct! {
     }
     elsewhere {
         "retry_priority" => "there are no priorities here",
-        "retry_options_predicates" => "not supported",
+        "retry_options_predicates" => "extensions of Envoy are not loaded",
     }
 }
 
@@ -70,7 +70,7 @@ config_enum! {
     }
     elsewhere {
         "envoy.retry_host_predicates.omit_canary_hosts" => "there are no canaries",
-        "envoy.retry_host_predicates.omit_host_metadata" => "not supported",
+        "envoy.retry_host_predicates.omit_host_metadata" => "endpoints have no metadata",
     }
 }
 

@@ -6,7 +6,8 @@ use json::{Value, json};
 use super::{access_log, discovery, resolved, route, set_file, tracing};
 use crate::{
     config::{
-        CodecType, Config, EscapedSlashesAction, LimitsConfig, Listener, LocalReplyConfig, Source,
+        CodecType, Config, EscapedSlashesAction, ForwardClientCertDetails, LimitsConfig, Listener,
+        LocalReplyConfig, Source,
     },
     plan::Limits,
 };
@@ -37,6 +38,10 @@ pub(super) fn export(listener: &Listener, config: &Config) -> Value {
         "xff_num_trusted_hops": listener.xff_num_trusted_hops.unwrap_or(0),
         "generate_request_id": listener.generate_request_id.unwrap_or(true),
         "preserve_external_request_id": listener.preserve_external_request_id.unwrap_or(false),
+        "forward_client_cert_details": listener
+            .forward_client_cert_details
+            .unwrap_or(ForwardClientCertDetails::Sanitize)
+            .as_str(),
         "normalize_path": listener.normalize_path.unwrap_or(true),
         "merge_slashes": listener.merge_slashes.unwrap_or(false),
         "path_with_escaped_slashes_action": listener
@@ -69,6 +74,14 @@ pub(super) fn export(listener: &Listener, config: &Config) -> Value {
         .collect();
     if let Some(limits) = limits {
         more_limits(limits, &mut json);
+    }
+    if let Some(details) = &listener.set_current_client_cert_details {
+        json["set_current_client_cert_details"] = json!({
+            "subject": details.subject,
+            "cert": details.cert,
+            "dns": details.dns,
+            "uri": details.uri,
+        });
     }
     let http2 = listener.http2_protocol_options.as_ref();
     if let Some(allow) = http2.and_then(|http2| http2.allow_connect) {

@@ -6,19 +6,19 @@ use attache_service::config::{
 };
 
 use super::{
-    address,
+    Unprotected, address,
     block::Block,
     cluster, discovery,
     dropped::{Effect, Findings},
     filter::Filters,
     listener::{self, Routes},
     output::{self, Output},
-    tracing,
+    overload, tracing,
 };
 use crate::config::NodeConfig;
 
 /// Reads a bootstrap.
-pub(super) fn convert(node: &Node, found: &mut Findings) -> Json {
+pub(super) fn convert(node: &Node, unprotected: Unprotected, found: &mut Findings) -> Json {
     let mut config = Map::new();
     let Some(mut bootstrap) = Block::open(node, found) else {
         return Json::Object(config);
@@ -29,7 +29,19 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Json {
         let mut tables: Vec<Option<Json>> = Vec::new();
         let mut traces = Vec::new();
         for node in resources.list("listeners") {
-            let Some(one) = listener::convert(node, &mut filters, found) else {
+            let (so_far, known) = (found.len(), filters.clone());
+            let one = listener::convert(node, &mut filters, found);
+            let open = unprotected == Unprotected::LeftOut && found.lost_protection_since(so_far);
+            if open && one.is_some() {
+                found.push(
+                    node,
+                    Effect::Behaviour,
+                    "the whole listener is left out, since it would be open without what \
+                        protected it; `--unprotected` keeps it",
+                );
+            }
+            let Some(one) = one.filter(|_| !open) else {
+                filters = known;
                 continue;
             };
             listeners.push(one.config);
@@ -67,20 +79,25 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Json {
     if !filters.is_empty() {
         config.insert("filters".into(), json!(filters));
     }
+    let guards = overload::convert(&mut bootstrap, found);
+    for (name, value) in [
+        ("overload", guards.overload),
+        ("max_active_downstream_connections", guards.max_connections),
+    ] {
+        if let Some(value) = value {
+            config.insert(name.into(), value);
+        }
+    }
     admin(&mut bootstrap, &mut config, found);
     if let Some(node) = bootstrap.take("node")
-        && let Some(node) = output::decode::<NodeConfig>(node, Effect::Nothing, found)
+        && let Some(node) =
+            output::decode::<NodeConfig>(node, node, "all of it", Effect::Nothing, found)
     {
         config.insert("node".into(), node);
     }
     bootstrap.nothing(
-        &[
-            "layered_runtime",
-            "stats_config",
-            "stats_sinks",
-            "stats_flush_interval",
-        ],
-        "there is no runtime layer, and metrics are read by `/metrics`",
+        &["stats_config", "stats_sinks", "stats_flush_interval"],
+        "metrics are read by `/metrics`",
         found,
     );
     bootstrap.finish(Effect::Behaviour, found);

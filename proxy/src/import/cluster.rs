@@ -12,6 +12,9 @@ use super::{
 };
 use crate::config::{Cluster, CommonHttpProtocolOptions};
 
+/// The header that names endpoints unless another is written.
+const ORIGINAL_DST_HEADER: &str = "x-envoy-original-dst-host";
+
 /// Reads a cluster; `None` after it was dropped.
 pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
     let mut cluster = Block::open(node, found)?;
@@ -32,18 +35,25 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
         out.put("http2", empty());
     }
     options(&mut cluster, &mut out, found);
-    if let Some(socket) = cluster.take("transport_socket") {
-        tls::cluster(socket, &mut out, found);
+    if let Some(socket) = cluster.take("transport_socket")
+        && !tls::cluster(socket, &mut out, found)
+    {
+        return None;
     }
-    target(&mut cluster, node, &mut out, found);
+    if let Some(sockets) = cluster.take("transport_socket_matches") {
+        let why = "TLS is the same for all endpoints here: the whole cluster is left out";
+        found.push(sockets.head(), Effect::Protection, why);
+        return None;
+    }
+    if !target(&mut cluster, node, &mut out, found) {
+        return None;
+    }
     cluster.nothing(
         &["alt_stat_name", "track_timeout_budgets", "respect_dns_ttl"],
         "nothing here goes by it",
         found,
     );
-    if !output::has_field::<Cluster>("circuit_breakers") {
-        breakers(&mut cluster, found);
-    }
+    breakers(&mut cluster, &mut out, found);
     for entry in cluster.rest() {
         if output::has_field::<Cluster>(&entry.key.name) {
             out.put(&entry.key.name, entry.value.clone());
@@ -52,28 +62,34 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
             found.push(&entry.key, Effect::Behaviour, why);
         }
     }
-    let config = output::decode::<Cluster>(&out.into_node(), Effect::Behaviour, found);
-    if config.is_none() {
-        found.push(node, Effect::Behaviour, "the whole cluster is left out");
-    }
-    config
+    let what = "the whole cluster";
+    output::decode::<Cluster>(&out.into_node(), node, what, Effect::Behaviour, found)
 }
 
-/// Bounds that bound nothing can be left out.
-fn breakers(cluster: &mut Block<'_>, found: &mut Findings) {
-    let Some(breakers) = cluster.take("circuit_breakers") else {
+/// There is one priority here: bounds of others are left out.
+fn breakers(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
+    let Some(written) = cluster.take("circuit_breakers") else {
         return;
     };
-    let unbounded = u32::MAX.to_string();
-    let mut bounds = breakers
-        .get("thresholds")
-        .and_then(Node::as_seq)
-        .unwrap_or_default()
-        .iter()
-        .flat_map(|threshold| threshold.as_map().unwrap_or_default());
-    if !bounds.all(|bound| bound.value.text() == Some(&unbounded)) {
-        let why = "there are no circuit breakers here";
-        found.push(breakers.head(), Effect::Behaviour, why);
+    let mut breakers = written.clone();
+    if let Value::Map(entries) = &mut breakers.value {
+        for entry in entries.iter_mut().filter(|e| &*e.key.name == "thresholds") {
+            if let Value::Seq(thresholds) = &mut entry.value.value {
+                thresholds.retain(|one| is_for_all(one, found));
+            }
+        }
+    }
+    out.put("circuit_breakers", breakers);
+}
+
+fn is_for_all(thresholds: &Node, found: &mut Findings) -> bool {
+    match thresholds.get("priority") {
+        Some(priority) if !matches!(priority.text(), Some("DEFAULT")) && !priority.is_null() => {
+            let why = "all requests have the priority `DEFAULT` here: these bounds are left out";
+            found.push(priority, Effect::Behaviour, why);
+            false
+        }
+        _ => true,
     }
 }
 
@@ -126,7 +142,8 @@ fn options(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
     all.finish(Effect::Behaviour, found);
 }
 
-fn target(cluster: &mut Block<'_>, node: &Node, out: &mut Output, found: &mut Findings) {
+/// Reads where the endpoints are; whether there is a way to say it.
+fn target(cluster: &mut Block<'_>, node: &Node, out: &mut Output, found: &mut Findings) -> bool {
     let kind = cluster.text("type").unwrap_or("STATIC");
     match kind {
         "STATIC" | "STRICT_DNS" | "LOGICAL_DNS" => {
@@ -143,12 +160,65 @@ fn target(cluster: &mut Block<'_>, node: &Node, out: &mut Output, found: &mut Fi
             }
         }
         "EDS" => eds(cluster, out, found),
+        "ORIGINAL_DST" => return original_dst(cluster, node, out, found),
         other => {
-            let at = node.get("type").unwrap_or(node);
-            let why = format!("clusters of the type {other} have no counterpart here");
+            let at = node
+                .get("type")
+                .or(node.get("cluster_type"))
+                .unwrap_or(node);
+            let why = format!(
+                "clusters of the type {other} have no counterpart here: the whole cluster is left \
+                    out"
+            );
             found.push(at, Effect::Behaviour, why);
+            return false;
         }
     }
+    true
+}
+
+/// Endpoints that requests name. Where the socket says it, there is nothing to go by here.
+fn original_dst(
+    cluster: &mut Block<'_>,
+    node: &Node,
+    out: &mut Output,
+    found: &mut Findings,
+) -> bool {
+    let mut settings = Output::default();
+    let config = cluster.take("original_dst_lb_config");
+    if let Some(mut config) = config.and_then(|config| Block::open(config, found)) {
+        if config.flag("use_http_header") == Some(true) {
+            match config.take("http_header_name") {
+                Some(name) => settings.put("http_header_name", name.clone()),
+                None => settings.text("http_header_name", ORIGINAL_DST_HEADER, &node.span),
+            }
+        }
+        if let Some(key) = config.take("metadata_key") {
+            settings.put("metadata_key", key.clone());
+        }
+        let why = "it is not asked for";
+        config.nothing(&["http_header_name"], why, found);
+        config.finish(Effect::Behaviour, found);
+    }
+    if settings.is_empty() {
+        let at = node.get("type").unwrap_or(node);
+        let why = "endpoints are named by a header or metadata here, not by where a connection \
+            went: the whole cluster is left out";
+        found.push(at, Effect::Behaviour, why);
+        return false;
+    }
+    let why = "endpoints that nobody asks for are forgotten";
+    cluster.nothing(&["cleanup_interval"], why, found);
+    let at = config.unwrap_or(node);
+    let anywhere = ["0.0.0.0/0", "::/0"].map(|net| text_at(net, &at.span));
+    settings.put("allowed", output::list(anywhere.into()));
+    found.push(
+        at.head(),
+        Effect::Nothing,
+        "requests may name any address, as they may there: narrow `allowed`",
+    );
+    out.put("original_dst", settings.into_node());
+    true
 }
 
 /// Endpoints that come from somewhere else: a file, or the control plane.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use attache_service::config::{Node, Span};
+use attache_service::config::{Node, Span, parse_duration};
 
 use super::{
     access_log,
@@ -107,6 +107,19 @@ fn limits(manager: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
     }
     if let Some(timeout) = manager.take("request_headers_timeout") {
         limits.put("header_timeout", timeout.clone());
+    }
+    if let Some(timeout) = manager.take("stream_idle_timeout") {
+        match parse_duration(timeout.text().unwrap_or_default()) {
+            Some(length) if !length.is_zero() => {
+                limits.put("body_timeout", timeout.clone());
+                limits.put("write_timeout", timeout.clone());
+            }
+            _ => found.push(
+                timeout,
+                Effect::Behaviour,
+                "there is always a bound on silent bodies here: 5m",
+            ),
+        }
     }
     let moved = |block: &mut Block<'_>, from: &str, to: &str, limits: &mut Output| {
         if let Some(value) = block.take(from) {

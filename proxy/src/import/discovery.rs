@@ -79,5 +79,6 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
     ads.finish(Effect::Behaviour, found);
     dynamic.finish(Effect::Behaviour, found);
     out.put("resources", output::list(resources));
-    output::decode::<XdsConfig>(&out.into_node(), Effect::Behaviour, found)
+    let what = "the control plane";
+    output::decode::<XdsConfig>(&out.into_node(), node, what, Effect::Behaviour, found)
 }

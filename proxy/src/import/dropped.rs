@@ -50,26 +50,51 @@ impl fmt::Display for Dropped {
 
 /// What has been found so far.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(crate) struct Findings {
     list: Vec<(Span, String, Effect)>,
 }
 
 impl Findings {
     /// Something has no counterpart.
-    pub(super) fn push(&mut self, at: &impl Spanned, effect: Effect, why: impl Into<String>) {
+    pub(crate) fn push(&mut self, at: &impl Spanned, effect: Effect, why: impl Into<String>) {
         self.list.push((at.span().clone(), why.into(), effect));
     }
 
-    /// What our own types refused of a block of Envoy's.
-    pub(super) fn refused(&mut self, errors: &Errors, effect: Effect) {
+    /// What our own types refused of a block of Envoy's that begins at `at`. `gone` is what is
+    /// left out because of it, if it is more than that.
+    pub(super) fn refused(
+        &mut self,
+        errors: &Errors,
+        at: &impl Spanned,
+        gone: Option<&str>,
+        effect: Effect,
+    ) {
         for error in errors {
-            self.list
-                .push((error.span().clone(), error.message().to_owned(), effect));
+            let span = Some(error.span()).filter(|span| span.is_known());
+            let why = match gone {
+                Some(gone) => format!("{}: {gone} is left out", error.message()),
+                None => error.message().to_owned(),
+            };
+            self.push(span.unwrap_or(at.span()), effect, why);
+        }
+        if let (Some(gone), true) = (gone, errors.is_empty()) {
+            self.push(at, effect, format!("{gone} is left out"));
         }
     }
 
+    /// How much has been found so far.
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether something that protects was left out after so much had been found.
+    pub(super) fn lost_protection_since(&self, len: usize) -> bool {
+        let mut later = self.list.iter().skip(len);
+        later.any(|(.., effect)| *effect == Effect::Protection)
+    }
+
     /// All of it, by place, each with the way to it.
-    pub(super) fn sorted(mut self, root: &Node) -> Vec<Dropped> {
+    pub(crate) fn sorted(mut self, root: &Node) -> Vec<Dropped> {
         let paths = paths(root);
         self.list.sort_by_key(|(at, ..)| (at.line(), at.column()));
         let mut dropped: Vec<_> = self

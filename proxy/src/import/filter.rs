@@ -2,20 +2,46 @@
 
 use std::collections::BTreeMap;
 
-use attache_service::config::{Node, Span, envoy::message_of, json::Value as Json};
+use attache_service::config::{
+    ConfigValue, Errors, Node, Span, envoy::message_of, json::Value as Json,
+};
 
 use super::{
     block::Block,
     dropped::{Effect, Findings},
     json_map,
-    output::{self, text_at},
+    output::text_at,
 };
 use crate::config::FilterConfig;
 
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
+/// Filters that neither refuse a request nor tell another filter what to refuse, by a part of the
+/// name of their type.
+const DECIDES_NOTHING: [&str; 19] = [
+    "extensions.filters.http.bandwidth_limit.",
+    "extensions.filters.http.cache.",
+    "extensions.filters.http.compressor.",
+    "extensions.filters.http.connect_grpc_bridge.",
+    "extensions.filters.http.cors.",
+    "extensions.filters.http.decompressor.",
+    "extensions.filters.http.fault.",
+    "extensions.filters.http.file_system_buffer.",
+    "extensions.filters.http.grpc_http1_bridge.",
+    "extensions.filters.http.grpc_http1_reverse_bridge.",
+    "extensions.filters.http.grpc_json_transcoder.",
+    "extensions.filters.http.grpc_stats.",
+    "extensions.filters.http.health_check.",
+    "extensions.filters.http.on_demand.",
+    "extensions.filters.http.stateful_session.",
+    "extensions.filters.http.tap.",
+    "istio.envoy.config.filter.http.alpn.",
+    "io.istio.http.peer_metadata.",
+    "stats.PluginConfig",
+];
+
 /// All filters so far: they have one namespace here, and one for each listener in Envoy.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Filters {
     known: json_map::Map,
 }
@@ -44,15 +70,23 @@ impl Filters {
                 router(config, found);
                 continue;
             }
-            match output::decode::<FilterConfig>(node, Effect::Protection, found) {
+            let mut errors = Errors::new();
+            let decoded = FilterConfig::decode(node, &mut errors);
+            match decoded.as_ref().and_then(FilterConfig::encode) {
                 Some(filter) => {
+                    found.refused(&errors, node, None, Effect::Protection);
                     let ours = self.add(name, filter);
                     chain.order.push(text_at(&ours, &node.span));
                     chain.names.insert(name.to_owned(), ours);
                 }
                 None => {
-                    let why = format!("the filter `{name}` is left out: what it did is not done");
-                    found.push(node, Effect::Protection, why);
+                    let reasons: Vec<_> = errors.iter().map(|error| error.message()).collect();
+                    let why = format!(
+                        "the filter `{name}` is left out, and what it did is not done: {}",
+                        reasons.join("; ")
+                    );
+                    let message = config.and_then(message_of).unwrap_or_default();
+                    found.push(node, effect_without(message), why);
                 }
             }
         }
@@ -69,6 +103,14 @@ impl Filters {
         }
         self.known.insert(ours.clone(), filter);
         ours
+    }
+}
+
+/// What it means that a filter of this type is missing: one that is not known may protect.
+fn effect_without(message: &str) -> Effect {
+    match DECIDES_NOTHING.iter().any(|kind| message.contains(kind)) {
+        true => Effect::Behaviour,
+        false => Effect::Protection,
     }
 }
 
@@ -107,7 +149,9 @@ fn walk(node: &mut Node, names: &BTreeMap<String, String>, found: &mut Findings)
                         None => {
                             let at: &Span = &setting.key.span;
                             let why = format!("there is no filter `{}` here", setting.key.name);
-                            found.push(at, Effect::Protection, why);
+                            // What its absence means is said where it would stand; settings of a
+                            // filter that is nowhere do nothing in Envoy either.
+                            found.push(at, Effect::Nothing, why);
                             false
                         }
                     });

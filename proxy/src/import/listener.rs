@@ -1,20 +1,17 @@
-//! Listeners: Envoy's have chains, ours have one.
+//! Listeners.
 
-use attache_service::config::{Node, envoy::message_of, json::Value as Json};
+use attache_service::config::{Node, envoy::message_of, json::Value as Json, parse_duration};
 
 use super::{
     address,
     block::Block,
-    connection_manager::{self, Beside},
+    chain,
+    connection_manager::Beside,
     dropped::{Effect, Findings},
     filter::Filters,
     output::{self, Output},
-    tls,
 };
 use crate::config::Listener;
-
-const CONNECTION_MANAGER: &str =
-    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
 /// A listener of ours.
 pub(super) struct Converted {
@@ -58,24 +55,16 @@ pub(super) fn convert(
         "nothing here goes by it",
         found,
     );
-    listener_filters(&mut listener, &mut out, found);
+    let chains = listener.list("filter_chains").iter();
+    let chains: Vec<_> = chains
+        .chain(listener.take("default_filter_chain"))
+        .collect();
+    let peers = listener_filters(&mut listener, chain::peers(&chains), &mut out, found);
     if let Some(limit) = listener.take("per_connection_buffer_limit_bytes") {
         out.put("per_connection_buffer_limit_bytes", limit.clone());
     }
-    let chains = listener.list("filter_chains");
-    let default = listener.take("default_filter_chain");
-    let mut beside = Beside::default();
-    let mut chains = chains.iter().chain(default);
-    if let Some(first) = chains.next() {
-        beside = chain(first, &mut out, filters, found);
-    }
-    for further in chains {
-        found.push(
-            further,
-            Effect::Protection,
-            "a listener has one chain here: this one is left out",
-        );
-    }
+    let beside = chain::convert(&chains, peers, &mut out, filters, found);
+    first_bytes(&mut listener, &mut out, found);
     for entry in listener.rest() {
         if output::has_field::<Listener>(&entry.key.name) {
             out.put(&entry.key.name, entry.value.clone());
@@ -84,18 +73,69 @@ pub(super) fn convert(
             found.push(&entry.key, Effect::Behaviour, why);
         }
     }
-    let config = output::decode::<Listener>(&out.into_node(), Effect::Behaviour, found);
-    if config.is_none() {
-        found.push(node, Effect::Behaviour, "the whole listener is left out");
-    }
+    let (routes, tracing) = match beside {
+        chain::Served::Http(Beside { routes, tracing }) => {
+            if routes.is_none() {
+                let why = "it is not said which routes there are: the whole listener is left out";
+                found.push(node, Effect::Behaviour, why);
+                return None;
+            }
+            (routes, tracing)
+        }
+        chain::Served::Connections => (None, None),
+        chain::Served::Nothing => {
+            let why = "nothing can be done here with its connections: the whole listener is left \
+                out";
+            found.push(node, Effect::Behaviour, why);
+            return None;
+        }
+    };
+    let what = "the whole listener";
+    let config =
+        output::decode::<Listener>(&out.into_node(), node, what, Effect::Behaviour, found)?;
     Some(Converted {
-        config: config?,
-        routes: beside.routes,
-        tracing: beside.tracing,
+        config,
+        routes,
+        tracing,
     })
 }
 
-fn listener_filters(listener: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
+/// The first bytes of a connection may take as long as a request's head here.
+fn first_bytes(listener: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
+    let Some(timeout) = listener.take("listener_filters_timeout") else {
+        return;
+    };
+    let waits = out.get("proxy_protocol").is_some() || out.get("tls_passthrough").is_some();
+    let length = |node: &Node| parse_duration(node.text().unwrap_or_default());
+    let head = out
+        .get("limits")
+        .and_then(|limits| limits.get("header_timeout"));
+    match head {
+        Some(head) if length(head) == length(timeout) => {}
+        None if length(timeout).is_some_and(|length| !length.is_zero()) => {
+            out.put_in("limits", "header_timeout", timeout.clone());
+        }
+        _ if waits => found.push(
+            timeout,
+            Effect::Behaviour,
+            "the beginning of a connection may take `limits.header_timeout`, as the head of a request",
+        ),
+        _ => found.push(
+            timeout,
+            Effect::Nothing,
+            "the protocol is detected without listener filters",
+        ),
+    }
+}
+
+/// Reads what looks at connections first; gives whether `peers` are carried over.
+fn listener_filters(
+    listener: &mut Block<'_>,
+    peers: Option<Vec<Node>>,
+    out: &mut Output,
+    found: &mut Findings,
+) -> bool {
+    let mut carried = false;
     for node in listener.list("listener_filters") {
         let message = node.get("typed_config").and_then(message_of);
         match message.and_then(|message| message.rsplit_once('.')) {
@@ -108,11 +148,20 @@ fn listener_filters(listener: &mut Block<'_>, out: &mut Output, found: &mut Find
                 let mut settings = Output::default();
                 let config = node.get("typed_config");
                 if let Some(mut config) = config.and_then(|config| Block::open(config, found)) {
-                    if let Some(allow) = config.take("allow_requests_without_proxy_protocol") {
-                        settings.put("allow_requests_without_proxy_protocol", allow.clone());
+                    for name in [
+                        "allow_requests_without_proxy_protocol",
+                        "disallowed_versions",
+                    ] {
+                        if let Some(value) = config.take(name) {
+                            settings.put(name, value.clone());
+                        }
                     }
                     config.nothing(&["stat_prefix"], "metrics go by the listener", found);
                     config.finish(Effect::Behaviour, found);
+                }
+                if let Some(peers) = &peers {
+                    settings.put("from", output::list(peers.clone()));
+                    carried = true;
                 }
                 out.put("proxy_protocol", settings.into_node());
             }
@@ -123,36 +172,5 @@ fn listener_filters(listener: &mut Block<'_>, out: &mut Output, found: &mut Find
             ),
         }
     }
-}
-
-fn chain(node: &Node, out: &mut Output, filters: &mut Filters, found: &mut Findings) -> Beside {
-    let mut beside = Beside::default();
-    let Some(mut chain) = Block::open(node, found) else {
-        return beside;
-    };
-    chain.nothing(&["name", "metadata"], "a listener has one chain", found);
-    chain.drop(
-        "filter_chain_match",
-        Effect::Protection,
-        "the one chain of a listener takes every connection",
-        found,
-    );
-    if let Some(socket) = chain.take("transport_socket") {
-        tls::listener(socket, out, found);
-    }
-    for filter in chain.list("filters") {
-        let config = filter.get("typed_config");
-        match config {
-            Some(config) if message_of(config) == Some(CONNECTION_MANAGER) => {
-                beside = connection_manager::convert(config, out, filters, found);
-            }
-            _ => found.push(
-                filter,
-                Effect::Protection,
-                "only the HTTP connection manager has a counterpart here",
-            ),
-        }
-    }
-    chain.finish(Effect::Behaviour, found);
-    beside
+    carried
 }

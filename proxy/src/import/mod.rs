@@ -11,15 +11,21 @@ mod access_log;
 mod address;
 mod block;
 mod bootstrap;
+mod chain;
 mod cluster;
 mod connection_manager;
 mod discovery;
+mod domains;
 mod dropped;
 mod filter;
 mod listener;
 mod names;
 mod output;
+mod overload;
+mod refused;
 mod route;
+mod sni;
+mod tcp_proxy;
 mod tls;
 mod tracing;
 mod yaml;
@@ -29,7 +35,7 @@ use attache_service::config::{Document, Errors, Node, Span, json::Value as Json}
 pub use dropped::{Dropped, Effect};
 pub use yaml::to_yaml;
 
-use dropped::Findings;
+pub(crate) use dropped::Findings;
 use filter::Filters;
 
 /// What became of a bootstrap.
@@ -89,14 +95,25 @@ pub fn read(name: impl Into<String>, text: impl Into<String>) -> Result<Document
     Document::parse_with(name, text, &|name| Some(format!("$${{{name}}}")))
 }
 
-/// Converts a bootstrap.
+/// What becomes of a listener that would be served without something that protected it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unprotected {
+    /// It is left out, so that nothing is open that was not.
+    LeftOut,
+    /// It is served with what is left.
+    Kept,
+}
+
+/// Converts a bootstrap. The result is a configuration that the proxy takes, as long as there are
+/// the files that it names, and a listener is left in it.
 ///
 /// # Errors
 /// Keys that are given twice, and others of YAML.
-pub fn bootstrap(document: &Document) -> Result<Imported, Errors> {
+pub fn bootstrap(document: &Document, unprotected: Unprotected) -> Result<Imported, Errors> {
     let root = tree(document)?;
     let mut found = Findings::default();
-    let config = bootstrap::convert(&root, &mut found);
+    let config = bootstrap::convert(&root, unprotected, &mut found);
+    let config = refused::take_out(config, &root, &mut found);
     Ok(Imported {
         config,
         dropped: found.sorted(&root),
@@ -188,5 +205,7 @@ fn tree(document: &Document) -> Result<Node, Errors> {
         .into_result(Some(names::snake_case(document.root())))
 }
 
+#[cfg(test)]
+mod doors;
 #[cfg(test)]
 mod tests;

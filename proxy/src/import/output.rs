@@ -2,7 +2,8 @@
 //! what our own types say of them leads to where they stand in Envoy's file.
 
 use attache_service::config::{
-    ConfigValue, Entry, Errors, Key, Node, Span, Value, json::Value as Json, schema::Schemas,
+    ConfigValue, Entry, Errors, Key, Node, Span, Spanned, Value, json::Value as Json,
+    schema::Schemas,
 };
 
 use super::dropped::{Effect, Findings};
@@ -24,6 +25,37 @@ impl Output {
         }
     }
 
+    /// What was put in under this name.
+    pub(super) fn get(&self, name: &str) -> Option<&Node> {
+        let mut entries = self.entries.iter();
+        let entry = entries.find(|entry| &*entry.key.name == name)?;
+        Some(&entry.value)
+    }
+
+    /// Puts a field into a map that is in here, which is made where it is missing.
+    pub(super) fn put_in(&mut self, map: &str, name: &str, value: Node) {
+        let mut inner = Output::default();
+        let mut entries = self.entries.iter_mut();
+        let known = entries.find(|entry| &*entry.key.name == map);
+        if let Some(known) = &known
+            && let Value::Map(entries) = &known.value.value
+        {
+            inner.entries.clone_from(entries);
+        }
+        inner.put(name, value);
+        match known {
+            Some(known) => known.value = inner.into_node(),
+            None => self.map(map, inner),
+        }
+    }
+
+    /// Puts all of another map in.
+    pub(super) fn merge(&mut self, other: Output) {
+        for entry in other.entries {
+            self.put(&entry.key.name, entry.value);
+        }
+    }
+
     /// Puts a text in; `at` is where it comes from.
     pub(super) fn text(&mut self, name: &str, text: impl Into<String>, at: &Span) {
         self.put(name, text_at(text, at));
@@ -32,6 +64,11 @@ impl Output {
     /// Puts a switch in.
     pub(super) fn flag(&mut self, name: &str, value: bool, at: &Span) {
         self.put(name, node(Value::Bool(value), at));
+    }
+
+    /// Puts a number in.
+    pub(super) fn number(&mut self, name: &str, value: i128, at: &Span) {
+        self.put(name, node(Value::Int(value), at));
     }
 
     /// Puts a map in, unless it is empty.
@@ -66,16 +103,19 @@ fn node(value: Value, at: &Span) -> Node {
     node
 }
 
-/// Decodes a part with our own type; what that refuses is dropped with `effect`. `None` when
-/// nothing can be made of it, which is said too.
+/// Decodes `what`, which begins at `at` in Envoy's file, with our own type; what that refuses is
+/// dropped with `effect`. `None` when nothing can be made of it, which is said too.
 pub(super) fn decode<T: ConfigValue>(
     node: &Node,
+    at: &impl Spanned,
+    what: &str,
     effect: Effect,
     found: &mut Findings,
 ) -> Option<Json> {
     let mut errors = Errors::new();
     let decoded = T::decode(node, &mut errors);
-    found.refused(&errors, effect);
+    let gone = decoded.is_none().then_some(what);
+    found.refused(&errors, at, gone, effect);
     decoded.as_ref().and_then(T::encode)
 }
 

@@ -1,11 +1,12 @@
 //! Route tables: Envoy's are ours, route by route.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use attache_service::config::{ConfigValue, Errors, Node, Value, json::Value as Json};
 
 use super::{
     block::Block,
+    domains,
     dropped::{Effect, Findings},
     filter,
     output::{self, Output},
@@ -28,10 +29,12 @@ pub(super) fn table(
         let why = "the port of a host never counts here";
         found.push(node, Effect::Nothing, why);
     }
-    let hosts: Vec<Node> = table
-        .list("virtual_hosts")
+    let written = table.list("virtual_hosts");
+    domains::say(written, found);
+    let mut seen = BTreeSet::new();
+    let hosts: Vec<(&Node, Node)> = written
         .iter()
-        .filter_map(|host| virtual_host(host, found))
+        .filter_map(|host| Some((host, virtual_host(host, &mut seen, found)?)))
         .collect();
     for entry in table.rest() {
         if output::has_field::<RouteConfiguration>(&entry.key.name) {
@@ -42,24 +45,36 @@ pub(super) fn table(
         }
     }
     let mut json = out.into_node().to_json();
-    let hosts = hosts
-        .iter()
-        .filter_map(|host| output::decode::<VirtualHost>(host, Effect::Behaviour, found));
+    let hosts = hosts.iter().filter_map(|(at, host)| {
+        let what = "the whole virtual host";
+        output::decode::<VirtualHost>(host, *at, what, Effect::Behaviour, found)
+    });
     json["virtual_hosts"] = Json::Array(hosts.collect());
     Some(json)
 }
 
-/// A virtual host with those of its routes that can be told.
-fn virtual_host(node: &Node, found: &mut Findings) -> Option<Node> {
+/// A virtual host with those of its routes that can be told. Domains are added to those `seen`.
+fn virtual_host(node: &Node, seen: &mut BTreeSet<String>, found: &mut Findings) -> Option<Node> {
     let mut host = Block::open(node, found)?;
     let mut out = Output::default();
-    let routes = host
-        .list("routes")
-        .iter()
-        .filter(|route| is_whole(route, found))
-        .map(without_statistics)
+    let routes = host.list("routes").iter();
+    let routes = routes
+        .filter_map(|route| self::route(route, found))
         .collect();
     host.nothing(&["stat_prefix", "virtual_clusters"], STATISTICS, found);
+    if let Some(require) = host.take("require_tls")
+        && require.text() != Some("NONE")
+    {
+        let why = "plain text is not redirected to TLS here; make a `redirect`";
+        found.push(require.head(), Effect::Protection, why);
+    }
+    if let Some(domains) = host.take("domains") {
+        let domains = domains::without_ports(domains, seen, found);
+        if domains.as_seq().is_some_and(<[Node]>::is_empty) {
+            return None;
+        }
+        out.put("domains", domains);
+    }
     for entry in host.rest() {
         out.put(&entry.key.name, entry.value.clone());
     }
@@ -69,29 +84,41 @@ fn virtual_host(node: &Node, found: &mut Findings) -> Option<Node> {
 
 const STATISTICS: &str = "there are no statistics by route";
 
-/// Whether a route can be told. One of which a part of `match` is unknown would take requests
-/// that are not its own.
-fn is_whole(route: &Node, found: &mut Findings) -> bool {
+/// A route, as far as it can be told. One of which a part of `match` is unknown would take
+/// requests that are not its own, and is left out; one that takes requests and does with them what
+/// is unknown answers them with 500, so that none goes on to the routes behind it.
+fn route(route: &Node, found: &mut Findings) -> Option<Node> {
     let mut errors = Errors::new();
     let matches = route.get("match");
-    let matched = matches.is_some_and(|node| RouteMatch::decode(node, &mut errors).is_some());
-    let whole = matched && errors.is_empty() && {
-        let mut errors_of_all = Errors::new();
-        let decoded = Route::decode(route, &mut errors_of_all).is_some();
-        if !decoded {
-            errors = errors_of_all;
-        }
-        decoded
-    };
-    if !whole {
-        found.refused(&errors, Effect::Behaviour);
-        found.push(
-            matches.unwrap_or(route),
-            Effect::Behaviour,
-            "the whole route is left out",
-        );
+    let matched = matches.and_then(|node| RouteMatch::decode(node, &mut errors));
+    if matched.is_none() || !errors.is_empty() {
+        // Requests that it refuses, or for which it changes a policy, go to others.
+        let decides = ["direct_response", "redirect", "typed_per_filter_config"];
+        let effect = match decides.iter().any(|field| route.get(field).is_some()) {
+            true => Effect::Protection,
+            false => Effect::Behaviour,
+        };
+        found.refused(&errors, route, Some("the whole route"), effect);
+        return None;
     }
-    whole
+    let mut errors = Errors::new();
+    if Route::decode(route, &mut errors).is_none() {
+        for error in &errors {
+            let span = Some(error.span()).filter(|span| span.is_known());
+            let why = format!(
+                "{}: requests of this route are answered with 500",
+                error.message()
+            );
+            found.push(span.unwrap_or(&route.span), Effect::Behaviour, why);
+        }
+        let mut out = Output::default();
+        out.put("match", matches?.clone());
+        let mut answer = Output::default();
+        answer.number("status", 500, &route.span);
+        out.put("direct_response", answer.into_node());
+        return Some(out.into_node());
+    }
+    Some(without_statistics(route))
 }
 
 fn without_statistics(route: &Node) -> Node {

@@ -18,7 +18,7 @@ fn imported(bootstrap: &str) -> Imported {
 }
 
 fn bootstrap_of(document: &Document) -> Imported {
-    super::bootstrap(document).unwrap()
+    super::bootstrap(document, Unprotected::LeftOut).unwrap()
 }
 
 /// What was dropped with an effect.
@@ -85,6 +85,129 @@ fn what_was_exported_comes_back_and_is_exported_the_same() {
         "{}",
         to_yaml(&imported.config)
     );
+}
+
+const PASSED_ON: &str = r#"
+listeners:
+- name: names
+  address: 127.0.0.1:8443
+  proxy_protocol: { from: ["10.0.0.0/8", "::1"], disallowed_versions: [V1], allow_requests_without_proxy_protocol: true }
+  tls_passthrough:
+  - { server_names: [db.example.com, "*.db.example.com"], cluster: db, idle_timeout: 2h }
+  - { server_names: [other.example.com], cluster: db, max_connect_attempts: 3 }
+  tcp: { cluster: db }
+  limits: { header_timeout: 5s }
+  access_log: { path: /dev/null }
+- name: alone
+  address: 127.0.0.1:8444
+  tls_passthrough: [{ server_names: [db.example.com], cluster: db }]
+  access_log: { path: /dev/null }
+- name: web
+  address: 127.0.0.1:8445
+  tls_passthrough: [{ server_names: [db.example.com], cluster: db }]
+  tls: { certificate: CERTIFICATE, private_key: KEY }
+  limits: { header_timeout: 5s }
+clusters:
+- { name: db, endpoints: ["127.0.0.1:5432"] }
+"#;
+
+/// What becomes of a text on the way there and back, with files for `CERTIFICATE` and `KEY`.
+fn there_and_back(text: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let rcgen::CertifiedKey { cert, signing_key } =
+        rcgen::generate_simple_self_signed(vec!["web.example.com".to_owned()]).unwrap();
+    let mut text = text.to_owned();
+    for (name, pem) in [
+        ("CERTIFICATE", cert.pem()),
+        ("KEY", signing_key.serialize_pem()),
+    ] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, pem).unwrap();
+        text = text.replace(name, &path.display().to_string());
+    }
+    let before = exported("attache.yaml", &text);
+
+    let imported = imported(&before.to_string());
+
+    assert_eq!(lost(&imported), Vec::<String>::new());
+    let after = exported("imported.yaml", &to_yaml(&imported.config));
+    assert_eq!(json_pretty(&after), json_pretty(&before));
+}
+
+#[test]
+fn connections_that_are_passed_on_come_back_too() {
+    there_and_back(PASSED_ON);
+}
+
+#[test]
+fn so_does_all_that_a_listener_says_of_tls() {
+    there_and_back(
+        "
+listeners:
+- name: web
+  address: 127.0.0.1:8443
+  tls:
+    certificate: CERTIFICATE
+    private_key: KEY
+    certificates: [{ certificate: CERTIFICATE, private_key: KEY }]
+    client_ca: CERTIFICATE
+    require_client_certificate: false
+    min_version: TLSv1_2
+    max_version: TLSv1_2
+    cipher_suites: [ECDHE-ECDSA-AES128-GCM-SHA256]
+    ecdh_curves: [P-256]
+    disable_stateless_session_resumption: true
+clusters:
+- { name: db, endpoints: ['127.0.0.1:5432'] }
+",
+    );
+}
+
+/// A chain that passes connections on, with more fields.
+fn passes_on(more: &str) -> String {
+    let proxy = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
+    format!(
+        "{{ {more} filters: [{{ name: tcp, typed_config: {{ \"@type\": {proxy}, cluster: db }} }}] }}"
+    )
+}
+
+#[test]
+fn chains_that_cannot_be_told_apart_here_are_lost_protections() {
+    let manager = "{ filters: [{ name: http, typed_config: { \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, server_header_transformation: PASS_THROUGH } }] }";
+    let all = passes_on("");
+    let named = passes_on("filter_chain_match: { server_names: [a.test] },");
+    let from = passes_on(
+        "filter_chain_match: { direct_source_prefix_ranges: [{ address_prefix: 10.0.0.0, prefix_len: 8 }] },",
+    );
+    let raw = passes_on("filter_chain_match: { transport_protocol: raw_buffer },");
+    for (chains, expected) in [
+        (vec![&*all, &*all], "[1] a listener has one chain here"),
+        (
+            vec![&*from],
+            "[0].filter_chain_match.direct_source_prefix_ranges this chain",
+        ),
+        (
+            vec![&*raw],
+            "[0].filter_chain_match.transport_protocol this chain of a listener takes every",
+        ),
+        (
+            vec![&*named, manager],
+            "[1] beside connections that are passed on unopened, HTTP is served over TLS only",
+        ),
+        (vec![&*named, &*all], ""),
+    ] {
+        let chains = chains.join(", ");
+        let text = format!(
+            "static_resources: {{ listeners: [{{ name: l, address: {{ socket_address: {{ address: 127.0.0.1, port_value: 1 }} }}, filter_chains: [{chains}] }}], clusters: [{{ name: db, load_assignment: {{ endpoints: [{{ lb_endpoints: [{{ endpoint: {{ address: {{ pipe: {{ path: /db }} }} }} }}] }}] }} }}] }}"
+        );
+        let lost = lost(&imported(&text));
+
+        let expected = format!("static_resources.listeners[0].filter_chains{expected}");
+        match expected.ends_with("chains") {
+            true => assert_eq!(lost, Vec::<String>::new()),
+            false => assert!(lost.iter().any(|one| one.contains(&expected)), "{lost:#?}"),
+        }
+    }
 }
 
 fn json_pretty(value: &Json) -> String {
@@ -178,7 +301,8 @@ fn a_route_whose_match_is_not_known_is_left_out_whole() {
 "
     );
 
-    let imported = imported(&text);
+    let document = read("envoy.yaml", text).unwrap();
+    let imported = super::bootstrap(&document, Unprotected::Kept).unwrap();
 
     let routes = imported.config["virtual_hosts"][0]["routes"]
         .as_array()
@@ -224,6 +348,9 @@ fn any_json() -> impl Strategy<Value = Json> {
         any::<i32>().prop_map(Json::from),
         "[a-zA-Z0-9:_/\\-]{0,12}".prop_map(Json::from),
         Just(Json::from(
+            "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
+        )),
+        Just(Json::from(
             "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
         )),
     ];
@@ -232,6 +359,10 @@ fn any_json() -> impl Strategy<Value = Json> {
         Just("listeners"),
         Just("clusters"),
         Just("filter_chains"),
+        Just("filter_chain_match"),
+        Just("server_names"),
+        Just("direct_source_prefix_ranges"),
+        Just("listener_filters"),
         Just("filters"),
         Just("typed_config"),
         Just("@type"),
@@ -263,7 +394,7 @@ proptest! {
     #[test]
     fn no_tree_makes_it_panic_and_yaml_reads_back_as_it_was(json in any_json()) {
         let document = read("any.json", json.to_string()).unwrap();
-        let imported = super::bootstrap(&document).unwrap();
+        let imported = super::bootstrap(&document, Unprotected::LeftOut).unwrap();
         let _ = (super::listener(&document), super::cluster(&document), super::route_configuration(&document), super::cluster_load_assignment(&document));
         let yaml = to_yaml(&json);
         prop_assert_eq!(read("any.yaml", yaml.clone()).unwrap().root().to_json(), json, "{}", yaml);

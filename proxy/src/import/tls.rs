@@ -1,45 +1,64 @@
 //! Transport sockets: TLS of listeners and clusters.
 
-use attache_service::config::{Node, envoy::message_of};
+use attache_service::{
+    config::{ConfigValue, Node, envoy::message_of},
+    tls::{CipherSuite, Curve},
+};
 
 use super::{
     block::Block,
     dropped::{Effect, Findings},
-    output::Output,
+    output::{self, Output},
 };
 
 const CONTEXT: &str = "envoy.extensions.transport_sockets.tls.v3.";
 
-/// The context of a socket that speaks TLS.
-fn context<'n>(socket: &'n Node, kind: &str, found: &mut Findings) -> Option<Block<'n>> {
-    let config = socket.get("typed_config");
-    let message = config.and_then(message_of);
-    if message.and_then(|message| message.strip_prefix(CONTEXT)) == Some(kind) {
-        return Block::open(config?, found);
-    }
-    if !message.is_some_and(|message| message.ends_with(".RawBuffer")) {
-        let why = "only TLS and plain text have a counterpart here";
-        found.push(socket, Effect::Protection, why);
-    }
-    None
+/// What a transport socket speaks.
+enum Spoken<'n> {
+    Tls(Block<'n>),
+    Plain,
+    Unknown,
 }
 
-/// TLS of a listener.
-pub(super) fn listener(socket: &Node, out: &mut Output, found: &mut Findings) {
-    let Some(mut context) = context(socket, "DownstreamTlsContext", found) else {
-        return;
+fn context<'n>(socket: &'n Node, kind: &str, found: &mut Findings) -> Spoken<'n> {
+    let config = socket.get("typed_config");
+    let message = config.and_then(message_of);
+    let is_tls = message.and_then(|message| message.strip_prefix(CONTEXT)) == Some(kind);
+    if is_tls && let Some(context) = config.and_then(|config| Block::open(config, found)) {
+        return Spoken::Tls(context);
+    }
+    if message.is_some_and(|message| message.ends_with(".raw_buffer.v3.RawBuffer")) {
+        return Spoken::Plain;
+    }
+    let why = "only TLS and plain text have a counterpart here";
+    found.push(socket, Effect::Protection, why);
+    Spoken::Unknown
+}
+
+/// TLS of a listener; whether it is known what is spoken.
+pub(super) fn listener(socket: &Node, out: &mut Output, found: &mut Findings) -> bool {
+    let mut context = match context(socket, "DownstreamTlsContext", found) {
+        Spoken::Tls(context) => context,
+        Spoken::Plain => return true,
+        Spoken::Unknown => return false,
     };
     let mut tls = Output::default();
     let required = context.flag("require_client_certificate") == Some(true);
     if let Some(mut common) = context.block("common_tls_context", found) {
-        certificates(&mut common, &mut tls, found);
+        let mut certificates = certificates(&mut common, found).into_iter();
+        if let Some(first) = certificates.next() {
+            tls.merge(first);
+        }
+        let more: Vec<_> = certificates.map(Output::into_node).collect();
+        if !more.is_empty() {
+            tls.put("certificates", output::list(more));
+        }
         versions(&mut common, &mut tls, found);
         if let Some(mut validation) = common.block("validation_context", found) {
             if let Some(ca) = file(&mut validation, "trusted_ca", found) {
                 tls.put("client_ca", ca.clone());
                 if !required {
-                    let why = "clients must present a certificate here";
-                    found.push(ca, Effect::Behaviour, why);
+                    tls.flag("require_client_certificate", false, &ca.span);
                 }
             }
             validation.finish(Effect::Protection, found);
@@ -49,19 +68,26 @@ pub(super) fn listener(socket: &Node, out: &mut Output, found: &mut Findings) {
         }
         common.finish(Effect::Protection, found);
     }
+    if let Some(disable) = context.take("disable_stateless_session_resumption") {
+        tls.put("disable_stateless_session_resumption", disable.clone());
+    }
     context.nothing(
-        &["disable_stateless_session_resumption", "ocsp_staple_policy"],
-        "sessions are resumed by tickets, without OCSP",
+        &["disable_stateful_session_resumption", "ocsp_staple_policy"],
+        "sessions are resumed by tickets alone, without OCSP",
         found,
     );
     context.finish(Effect::Behaviour, found);
-    out.map("tls", tls);
+    // Also where nothing could be read of it: it is not plain text.
+    out.put("tls", tls.into_node());
+    true
 }
 
-/// TLS of a cluster.
-pub(super) fn cluster(socket: &Node, out: &mut Output, found: &mut Findings) {
-    let Some(mut context) = context(socket, "UpstreamTlsContext", found) else {
-        return;
+/// TLS of a cluster; whether it is known what is spoken.
+pub(super) fn cluster(socket: &Node, out: &mut Output, found: &mut Findings) -> bool {
+    let mut context = match context(socket, "UpstreamTlsContext", found) {
+        Spoken::Tls(context) => context,
+        Spoken::Plain => return true,
+        Spoken::Unknown => return false,
     };
     let mut tls = Output::default();
     let sni = context.take("sni");
@@ -69,7 +95,17 @@ pub(super) fn cluster(socket: &Node, out: &mut Output, found: &mut Findings) {
         tls.put("sni", sni.clone());
     }
     if let Some(mut common) = context.block("common_tls_context", found) {
-        certificates(&mut common, &mut tls, found);
+        let mut certificates = certificates(&mut common, found).into_iter();
+        if let Some(first) = certificates.next() {
+            tls.merge(first);
+        }
+        if certificates.next().is_some() {
+            found.push(
+                socket,
+                Effect::Behaviour,
+                "one certificate is presented here",
+            );
+        }
         common.nothing(
             &["alpn_protocols"],
             "it follows the cluster's protocol",
@@ -94,6 +130,7 @@ pub(super) fn cluster(socket: &Node, out: &mut Output, found: &mut Findings) {
     }
     context.finish(Effect::Behaviour, found);
     out.put("tls", tls.into_node());
+    true
 }
 
 /// The names that a server may have: here the one that is asked for.
@@ -108,25 +145,25 @@ fn names(validation: &mut Block<'_>, sni: Option<&Node>, found: &mut Findings) {
     }
 }
 
-fn certificates(common: &mut Block<'_>, tls: &mut Output, found: &mut Findings) {
-    let nodes = common.list("tls_certificates");
-    for (index, node) in nodes.iter().enumerate() {
-        if index > 0 {
-            found.push(node, Effect::Behaviour, "one certificate is used here");
-            continue;
-        }
+/// The files of each certificate.
+fn certificates(common: &mut Block<'_>, found: &mut Findings) -> Vec<Output> {
+    let mut certificates = Vec::new();
+    for node in common.list("tls_certificates") {
         let Some(mut certificate) = Block::open(node, found) else {
             continue;
         };
+        let mut files = Output::default();
         if let Some(chain) = file(&mut certificate, "certificate_chain", found) {
-            tls.put("certificate", chain.clone());
+            files.put("certificate", chain.clone());
         }
         if let Some(key) = file(&mut certificate, "private_key", found) {
-            tls.put("private_key", key.clone());
+            files.put("private_key", key.clone());
         }
         certificate.nothing(&["watched_directory"], "files are always followed", found);
         certificate.finish(Effect::Protection, found);
+        certificates.push(files);
     }
+    certificates
 }
 
 fn versions(common: &mut Block<'_>, tls: &mut Output, found: &mut Findings) {
@@ -145,7 +182,37 @@ fn versions(common: &mut Block<'_>, tls: &mut Output, found: &mut Findings) {
             _ => tls.put("min_version", version.clone()),
         }
     }
+    match params.take("tls_maximum_protocol_version") {
+        None => {}
+        Some(version) if version.text() == Some("TLS_AUTO") => {}
+        Some(version) => tls.put("max_version", version.clone()),
+    }
+    known::<CipherSuite>(&mut params, "cipher_suites", tls, found);
+    known::<Curve>(&mut params, "ecdh_curves", tls, found);
     params.finish(Effect::Behaviour, found);
+}
+
+/// Those of a list that there are here. Envoy takes several of the same rank in brackets.
+fn known<T: ConfigValue>(
+    params: &mut Block<'_>,
+    field: &str,
+    tls: &mut Output,
+    found: &mut Findings,
+) {
+    let mut kept = Vec::new();
+    for node in params.list(field) {
+        let names = node.text().unwrap_or_default();
+        for name in names.trim_matches(['[', ']']).split('|') {
+            let one = output::text_at(name, &node.span);
+            let what = format!("`{name}`");
+            if output::decode::<T>(&one, node, &what, Effect::Behaviour, found).is_some() {
+                kept.push(one);
+            }
+        }
+    }
+    if !kept.is_empty() {
+        tls.put(field, output::list(kept));
+    }
 }
 
 /// The file of a `DataSource`.

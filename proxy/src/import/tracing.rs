@@ -65,7 +65,8 @@ fn one(node: &Node, found: &mut Findings) -> Option<Json> {
         found,
     );
     tracing.finish(Effect::Behaviour, found);
-    output::decode::<TracingConfig>(&out.into_node(), Effect::Behaviour, found)
+    let what = "all of it";
+    output::decode::<TracingConfig>(&out.into_node(), node, what, Effect::Behaviour, found)
 }
 
 fn collector(node: &Node, out: &mut Output, found: &mut Findings) -> Option<()> {

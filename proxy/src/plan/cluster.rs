@@ -8,7 +8,7 @@ use std::{
 
 use attache_filter::metadata::MetadataPath;
 use attache_service::{
-    Address, Metrics,
+    Address, ChannelSettings, Metrics,
     channel::Target,
     cluster::{
         Balance, Endpoints, Guards, Outliers, Source,
@@ -88,6 +88,21 @@ impl ClusterPlan {
             health: None,
             outliers: None,
             guards: OnceLock::new(),
+        }
+    }
+
+    /// What a client of a service of the cluster is told, guards included.
+    ///
+    /// # Panics
+    /// As [`guards`](Self::guards).
+    pub(crate) fn channel(&self, metrics: &Metrics) -> ChannelSettings {
+        ChannelSettings {
+            balance: self.balance,
+            tls: self.tls.clone(),
+            connect_timeout: self.connect_timeout,
+            max_connection_duration: self.max_connection_duration,
+            guards: Some(self.guards(metrics).clone()),
+            ..ChannelSettings::of(self.endpoints.clone())
         }
     }
 

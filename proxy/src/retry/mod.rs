@@ -131,6 +131,7 @@ impl Retry {
             Waited::Done(Err(UpstreamError::Connect(_) | UpstreamError::ConnectTimeout(_))) => {
                 Some(Failure::Connect)
             }
+            Waited::Done(Err(UpstreamError::Ambiguous(_))) => Some(Failure::Reset),
             // The request's own body broke off.
             Waited::Done(Err(UpstreamError::Reset(error))) if error.is_user() => None,
             Waited::Done(Err(UpstreamError::Reset(error))) => Some(match is_refusal(error) {

@@ -73,6 +73,12 @@ pub(super) fn failed(
     use ResponseFlag::{
         DownstreamProtocolError, UpstreamConnectionFailure, UpstreamConnectionTermination,
     };
+    const BROKEN: (StatusCode, ResponseFlag, &str, &str) = (
+        StatusCode::BAD_GATEWAY,
+        UpstreamConnectionTermination,
+        "upstream_reset_before_response_started{protocol_error}",
+        "the upstream broke the protocol",
+    );
     let (status, flag, details, body) = match error {
         UpstreamError::Overflow(overflow) => return overflowed(*overflow, context, form),
         UpstreamError::Connect(_) => (
@@ -87,12 +93,8 @@ pub(super) fn failed(
             "upstream_reset_before_response_started{connection_timeout}",
             "the upstream cannot be reached",
         ),
-        UpstreamError::Reset(error) if error.is_parse() => (
-            StatusCode::BAD_GATEWAY,
-            UpstreamConnectionTermination,
-            "upstream_reset_before_response_started{protocol_error}",
-            "the upstream broke the protocol",
-        ),
+        UpstreamError::Ambiguous(_) => BROKEN,
+        UpstreamError::Reset(error) if error.is_parse() => BROKEN,
         // The request ended the exchange: its body broke off or is not what it says.
         UpstreamError::Reset(error) if error.is_user() => (
             StatusCode::BAD_REQUEST,

@@ -10,14 +10,17 @@ use std::{
     time::Duration,
 };
 
-use attache_filter::{Body, BoxError, RequestContext, context::ResponseFlag};
+use attache_filter::{
+    Body, BoxError, RequestContext,
+    context::{ResponseFlag, UpstreamTimes},
+};
 use attache_service::cluster::breakers::Permit;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::{Endpoint, Lease, Lifetime, LifetimeOf, Limits};
+use super::{Endpoint, Lease, Lifetime, LifetimeOf, Limits, pool::Made};
 use crate::hygiene;
 
 /// How far a request body has come.
@@ -27,12 +30,20 @@ pub(crate) struct Upload {
     done: OnceLock<Instant>,
     /// When it was complete in an earlier attempt.
     before: Option<Instant>,
+    /// Keeps points in time.
+    timed: Option<Arc<RequestContext>>,
 }
 
 impl Upload {
     /// Frames passed on so far.
     pub(crate) fn frames(&self) -> u32 {
         self.frames.load(Ordering::Relaxed)
+    }
+
+    fn note_times(&self, note: impl FnOnce(&mut UpstreamTimes)) {
+        if let Some(context) = &self.timed {
+            context.note_times(|times| note(&mut times.upstream));
+        }
     }
 
     /// When the last byte was passed on.
@@ -46,7 +57,8 @@ impl Upload {
     }
 }
 
-/// A request body for an upstream, watched when it is more than nothing.
+/// A request body for an upstream, watched when it is more than nothing or points in time are
+/// kept.
 #[derive(Debug, Default)]
 pub(crate) struct UploadBody {
     body: Body,
@@ -55,20 +67,48 @@ pub(crate) struct UploadBody {
 
 impl UploadBody {
     /// The body, and what to watch it by unless it is empty.
-    pub(crate) fn new(body: Body) -> (Self, Option<Arc<Upload>>) {
-        Self::after(body, None)
+    ///
+    /// An attempt begins for `timed`, which keeps points in time.
+    pub(crate) fn new(
+        body: Body,
+        timed: Option<Arc<RequestContext>>,
+    ) -> (Self, Option<Arc<Upload>>) {
+        Self::after(body, None, timed)
     }
 
     /// The same for a body that has been sent before, and was complete then at `before`.
-    pub(crate) fn after(body: Body, before: Option<Instant>) -> (Self, Option<Arc<Upload>>) {
-        let upload = (!body.is_end_stream()).then(|| {
+    pub(crate) fn after(
+        body: Body,
+        before: Option<Instant>,
+        timed: Option<Arc<RequestContext>>,
+    ) -> (Self, Option<Arc<Upload>>) {
+        let empty = body.is_end_stream();
+        let upload = (!empty || timed.is_some()).then(|| {
             Arc::new(Upload {
                 before,
+                timed,
                 ..Upload::default()
             })
         });
-        let watch = upload.clone();
+        if let Some(upload) = &upload {
+            upload.note_times(|times| *times = UpstreamTimes::default());
+        }
+        let watch = upload.clone().filter(|_| !empty);
         (Self { body, upload }, watch)
+    }
+
+    /// The request goes out, on a connection that was made then.
+    pub(super) fn leaves(&self, made: impl FnOnce() -> Option<Made>) {
+        let Some(upload) = self.upload.as_ref().filter(|one| one.timed.is_some()) else {
+            return;
+        };
+        let now = Some(std::time::Instant::now());
+        let connection = made().map(Made::into);
+        upload.note_times(|times| {
+            times.connection = connection;
+            times.sending = now;
+            times.sent = now.filter(|_| self.body.is_end_stream());
+        });
     }
 }
 
@@ -94,7 +134,9 @@ impl HttpBody for UploadBody {
                 Some(Err(_)) => false,
             };
             if ended {
-                let _ = upload.done.set(Instant::now());
+                let now = Instant::now();
+                let _ = upload.done.set(now);
+                upload.note_times(|times| times.sent = Some(now.into_std()));
             }
         }
         Poll::Ready(frame)
@@ -166,7 +208,18 @@ impl UpstreamBody {
         if body.incoming.is_end_stream() {
             body.release();
         }
+        body.note_times(false, body.incoming.is_end_stream());
         body
+    }
+
+    fn note_times(&self, piece: bool, ended: bool) {
+        self.context.note_times(|times| {
+            let now = Some(std::time::Instant::now());
+            let times = &mut times.upstream;
+            times.answered = times.answered.or(now);
+            times.body = times.body.or(now.filter(|_| piece));
+            times.received = times.received.or(now.filter(|_| ended));
+        });
     }
 
     fn release(&mut self) {
@@ -219,10 +272,12 @@ impl HttpBody for UpstreamBody {
                 if self.incoming.is_end_stream() {
                     self.release();
                 }
+                self.note_times(frame.is_data(), self.incoming.is_end_stream());
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(None) => {
                 self.release();
+                self.note_times(false, true);
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {

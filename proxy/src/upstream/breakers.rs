@@ -13,13 +13,6 @@ use super::{
 /// the end of the last response, or that the upstream has closed it, nobody is told.
 const LOOKS_EVERY: Duration = Duration::from_millis(5);
 
-/// A connection's place within the limits.
-pub(super) struct Room {
-    _permit: Option<Permit>,
-    /// Counts the connections of the pool.
-    _open: Arc<()>,
-}
-
 impl Pool {
     /// The cluster's breakers, where they limit anything but retries.
     fn breakers(&self) -> Option<&Arc<Breakers>> {
@@ -37,8 +30,7 @@ impl Pool {
         let _pending = breakers.acquire(Resource::PendingRequests)?;
         let mut overflowed = false;
         let room = loop {
-            let room = self.room(breakers);
-            if let Some(room) = room {
+            if let Some(room) = self.open.take(breakers) {
                 break room;
             }
             if !std::mem::replace(&mut overflowed, true) {
@@ -56,10 +48,8 @@ impl Pool {
 
     /// The connection for HTTP/2, of which a pool may always have one.
     pub(super) async fn connect_http2(&self) -> Result<Connection<Http2>, UpstreamError> {
-        let room = self.breakers().map(|breakers| {
-            self.room(breakers)
-                .unwrap_or_else(|| self.room_with(breakers.try_acquire(Resource::Connections)))
-        });
+        let breakers = self.breakers();
+        let room = breakers.map(|breakers| self.open.take_anyway(breakers));
         let (sender, made) = connect::http2(self).await?;
         Ok(Connection::new(sender, made, &self.cluster, room))
     }
@@ -70,20 +60,5 @@ impl Pool {
         breakers
             .map(|breakers| breakers.acquire(Resource::PendingRequests))
             .transpose()
-    }
-
-    /// Room for one connection more. A pool without any has it always: those of other endpoints
-    /// and workers may never become free.
-    fn room(&self, breakers: &Breakers) -> Option<Room> {
-        let permit = breakers.try_acquire(Resource::Connections);
-        let alone = Arc::strong_count(&self.open) == 1;
-        (permit.is_some() || alone).then(|| self.room_with(permit))
-    }
-
-    fn room_with(&self, permit: Option<Permit>) -> Room {
-        Room {
-            _permit: permit,
-            _open: self.open.clone(),
-        }
     }
 }

@@ -6,6 +6,7 @@ mod breakers;
 mod connect;
 mod destination;
 mod error;
+mod framing;
 mod pool;
 mod replay;
 mod wait;
@@ -26,6 +27,7 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use destination::Destinations;
+use pool::Http1;
 
 pub(crate) use body::{Upload, UploadBody, UpstreamBody};
 pub(crate) use error::UpstreamError;
@@ -217,10 +219,11 @@ async fn http1(
 ) -> Result<(Response<Incoming>, Lease), UpstreamError> {
     while let Some(mut connection) = pool.take_kept() {
         connection.count();
+        request.body().leaves(|| Some(connection.made()));
         let sender = &mut connection.sender;
         let sent = sender.try_send_request(std::mem::take(request)).await;
         match sent {
-            Ok(response) => return Ok((response, Lease::http1(connection))),
+            Ok(response) => return read(response, connection),
             Err(mut error) => match error.take_message() {
                 Some(unsent) => *request = unsent,
                 None => return Err(UpstreamError::Reset(error.into_error())),
@@ -230,11 +233,21 @@ async fn http1(
     // Boxed: connecting is rare, and its state with TLS is large.
     let mut connection = Box::pin(pool.connect_http1()).await?;
     connection.count();
+    request.body().leaves(|| Some(connection.made()));
     let sender = &mut connection.sender;
     match sender.try_send_request(std::mem::take(request)).await {
-        Ok(response) => Ok((response, Lease::http1(connection))),
+        Ok(response) => read(response, connection),
         Err(error) => Err(UpstreamError::Reset(error.into_error())),
     }
+}
+
+/// Takes a response whose end is certain; else the connection ends with it.
+fn read(
+    response: Response<Incoming>,
+    connection: Http1,
+) -> Result<(Response<Incoming>, Lease), UpstreamError> {
+    framing::check(response.status(), response.headers())?;
+    Ok((response, Lease::http1(connection)))
 }
 
 async fn http2(
@@ -242,12 +255,14 @@ async fn http2(
     request: Request<UploadBody>,
 ) -> Result<(Response<Incoming>, Lease), UpstreamError> {
     let mut sender = pool.http2().await?;
+    request.body().leaves(|| pool.http2_made());
     match sender.try_send_request(request).await {
         Ok(response) => Ok((response, Lease::none())),
         Err(mut error) => match error.take_message() {
             Some(unsent) => {
                 pool.discard_http2();
                 let mut sender = pool.http2().await?;
+                unsent.body().leaves(|| pool.http2_made());
                 sender
                     .send_request(unsent)
                     .await

@@ -6,11 +6,12 @@ use std::sync::{
     atomic::{AtomicU32, Ordering},
 };
 
-use attache_service::cluster::{Endpoint, jittered};
+use attache_filter::context::UpstreamConnection;
+use attache_service::cluster::{Endpoint, Room, Rooms, jittered};
 use hyper::client::conn::{http1, http2};
 use tokio::time::Instant;
 
-use super::{UploadBody, UpstreamError, breakers::Room, connect};
+use super::{UploadBody, UpstreamError, connect};
 use crate::{
     plan::{ClusterPlan, Protocol},
     tunnel::Io,
@@ -34,8 +35,8 @@ pub(crate) struct Pool {
     http2: Mutex<Option<Connection<Http2>>>,
     /// Held while the HTTP/2 connection is made, so that it is made once.
     connecting: tokio::sync::Mutex<()>,
-    /// Held by each connection, where they are limited.
-    pub(super) open: Arc<()>,
+    /// Counts the connections, where they are limited.
+    pub(super) open: Rooms,
 }
 
 /// A connection with how much longer it may be used.
@@ -63,6 +64,16 @@ pub(crate) struct Made {
     pub(crate) ready: Instant,
 }
 
+impl From<Made> for UpstreamConnection {
+    fn from(made: Made) -> Self {
+        Self {
+            begun: made.begun.into_std(),
+            connected: made.connected.into_std(),
+            secured: made.secured.map(Instant::into_std),
+        }
+    }
+}
+
 struct Kept {
     connection: Http1,
     /// Count of sweeps when it was put here.
@@ -80,6 +91,11 @@ impl<S> Connection<S> {
             _room: room,
         });
         Self { sender, life }
+    }
+
+    /// When it was made.
+    pub(super) fn made(&self) -> Made {
+        self.life.made
     }
 
     /// Counts a request that is sent on it.
@@ -110,7 +126,7 @@ impl Pool {
             sweeps: AtomicU32::new(0),
             http2: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
-            open: Arc::default(),
+            open: Rooms::default(),
         }
     }
 
@@ -183,9 +199,14 @@ impl Pool {
     /// When the connection was made that a request was answered on.
     pub(crate) fn made(&self, lease: &Lease) -> Option<Made> {
         match &lease.0 {
-            Some(connection) => Some(connection.life.made),
-            None => Some(self.http2_slot().as_ref()?.life.made),
+            Some(connection) => Some(connection.made()),
+            None => self.http2_made(),
         }
+    }
+
+    /// The same of the HTTP/2 connection.
+    pub(super) fn http2_made(&self) -> Option<Made> {
+        Some(self.http2_slot().as_ref()?.life.made)
     }
 
     pub(super) fn discard_http2(&self) {

@@ -234,7 +234,8 @@ mod tests {
         // Uploads for 20 s, then waits: the idle timeout of 6 s sees progress, the timeout of
         // 5 s begins at the end.
         let body = http_body_util::StreamBody::new(chunks(4));
-        let (body, upload) = crate::upstream::UploadBody::new(attache_filter::Body::new(body));
+        let (body, upload) =
+            crate::upstream::UploadBody::new(attache_filter::Body::new(body), None);
         let limits = limits(5, 6);
         let exchange = async {
             let _ = body.collect().await;

@@ -67,12 +67,17 @@ pub struct ControlPlane {
     saved: HashMap<ResourceType, BTreeMap<String, Resource>>,
     /// Types of which nothing has been told yet.
     unanswered: BTreeSet<ResourceType>,
-    /// When what is missing is done without.
-    deadlines: BTreeMap<Key, Instant>,
+    /// When what is missing is done without, if ever.
+    deadlines: BTreeMap<Key, Option<Instant>>,
     start: Instant,
     save: Option<Instant>,
     /// When listeners that could not run are tried again.
     try_again: Option<Instant>,
+    /// What became of the latest response about listeners, but for what the system does not let
+    /// run.
+    latest: Answer,
+    /// Listeners that the system does not let run, as the status says it.
+    shown: BTreeMap<String, String>,
     metrics: Metrics,
 }
 
@@ -172,6 +177,8 @@ impl ControlPlane {
             start: Instant::now(),
             save: None,
             try_again: None,
+            latest: Answer::Accepted,
+            shown: BTreeMap::new(),
             metrics: metrics.clone(),
         };
         for (kind, list) in &this.saved {
@@ -193,7 +200,7 @@ impl ControlPlane {
 
     /// Waits for what happens next. It may be given up at any time.
     pub async fn next(&mut self) -> Event {
-        let late = self.deadlines.values().min().copied();
+        let late = self.deadlines.values().flatten().min().copied();
         let first = self.start + self.plan.initial_fetch_timeout;
         let first = (!self.unanswered.is_empty()).then_some(first);
         let late = late.into_iter().chain(first).min();
@@ -227,6 +234,10 @@ impl ControlPlane {
             self.save.get_or_insert(Instant::now() + SETTLED);
         }
         self.client.answer(update, &answer);
+        if update.resource_type == ResourceType::LISTENER {
+            self.shown.clone_from(&self.state.held);
+            self.latest = but_for(&self.shown, answer);
+        }
         self.subscribe();
     }
 
@@ -252,8 +263,9 @@ impl ControlPlane {
                 },
                 Err(Fault::Run(error)) => match self.unable(&error, &next) {
                     Some(name) => {
-                        self.tell_unable(&name, &error);
-                        held.insert(name, error.to_string());
+                        let reason = next.why_unable(&name, &error);
+                        self.tell_unable(&name, &reason);
+                        held.insert(name, reason);
                         continue;
                     }
                     None => return Answer::Refused(error.to_string()),
@@ -287,7 +299,7 @@ impl ControlPlane {
             let waiting = update.resources.iter().map(|one| &*one.name);
             let waiting = waiting.filter(|name| next.waits(name) && !next.held.contains_key(*name));
             for name in waiting {
-                let could = running.could_listen(&said, name).await;
+                let could = running.could_run(&said, name).await;
                 could.map_err(Fault::Run)?;
             }
         }
@@ -319,10 +331,13 @@ impl ControlPlane {
         blamed.cloned()
     }
 
-    fn tell_unable(&self, name: &str, error: &StartError) {
-        if self.state.held.get(name) != Some(&error.to_string()) {
+    fn tell_unable(&self, name: &str, error: &str) {
+        if self.state.held.get(name).is_none_or(|known| known != error) {
             let again = TRY_AGAIN.as_secs();
-            tracing::error!(%error, "a listener of the control plane cannot run; it is tried again every {again} s");
+            tracing::error!(
+                error,
+                "a listener of the control plane cannot run; it is tried again every {again} s"
+            );
         }
     }
 
@@ -342,8 +357,9 @@ impl ControlPlane {
             let Some(name) = self.unable(&error, &next) else {
                 return Err(Fault::Run(error));
             };
-            self.tell_unable(&name, &error);
-            held.insert(name, error.to_string());
+            let reason = next.why_unable(&name, &error);
+            self.tell_unable(&name, &reason);
+            held.insert(name, reason);
         }
     }
 
@@ -354,7 +370,7 @@ impl ControlPlane {
         told.held.clear();
         if let Ok(plan) = self.base.plan(&told.known(&self.base.config)) {
             for (name, reason) in self.state.held.clone() {
-                if running.could_listen(&plan, &name).await.is_err() {
+                if running.could_run(&plan, &name).await.is_err() {
                     told.held.insert(name, reason);
                 }
             }
@@ -413,7 +429,10 @@ impl ControlPlane {
                 self.adopt(&mut next, kind, saved.into_iter().collect());
             }
         }
-        let late = self.deadlines.iter().filter(|(_, at)| **at <= now);
+        let is_late = |at: &Option<Instant>| at.is_some_and(|at| at <= now);
+        let missing = next.missing(&self.base.config);
+        let late = self.deadlines.iter();
+        let late = late.filter(|(key, at)| is_late(at) && missing.contains(*key));
         let late: Vec<Key> = late.map(|(key, _)| key.clone()).collect();
         for (kind, name) in late {
             if kind == ResourceType::CLUSTER {
@@ -460,8 +479,28 @@ impl ControlPlane {
         !self.unanswered.contains(&ResourceType::CLUSTER)
     }
 
+    /// Says in the status which listeners run by now, and which do not any more.
+    fn show(&mut self) {
+        if self.shown == self.state.held {
+            return;
+        }
+        self.shown.clone_from(&self.state.held);
+        let mut refusals = match &self.latest {
+            Answer::Accepted => Vec::new(),
+            Answer::Partly(refusals) => refusals.clone(),
+            // Nothing of it is in force, whatever runs.
+            Answer::Refused(_) => return,
+        };
+        refusals.extend(self.shown.iter().map(|(name, reason)| Refusal {
+            name: name.clone(),
+            reason: reason.clone(),
+        }));
+        self.client.show(ResourceType::LISTENER, &answer(refusals));
+    }
+
     /// Asks for what is needed, and sets the time for what is missing.
     fn subscribe(&mut self) {
+        self.show();
         for (kind, names) in self.state.wanted(&self.base.config) {
             self.client.subscribe(kind, names);
         }
@@ -472,7 +511,8 @@ impl ControlPlane {
             .retain(|key, _| missing.contains(key) && !given_up.contains(key));
         for key in missing {
             if !given_up.contains(&key) {
-                let at = Instant::now() + timeout;
+                let patience = self.state.patience(&key, timeout);
+                let at = patience.and_then(|patience| Instant::now().checked_add(patience));
                 self.deadlines.entry(key).or_insert(at);
             }
         }
@@ -559,6 +599,17 @@ fn answer(refusals: Vec<Refusal>) -> Answer {
     match refusals.is_empty() {
         true => Answer::Accepted,
         false => Answer::Partly(refusals),
+    }
+}
+
+/// What became of a response, but for listeners that are held.
+fn but_for(held: &BTreeMap<String, String>, answer: Answer) -> Answer {
+    match answer {
+        Answer::Partly(mut refusals) => {
+            refusals.retain(|one| held.get(&one.name) != Some(&one.reason));
+            Answer::Partly(refusals)
+        }
+        whole => whole,
     }
 }
 

@@ -4,12 +4,16 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use attache_service::{
     Address,
     cluster::{Described, WrittenEndpoint},
-    config::{ConfigError, ConfigValue, Document, Errors, Located, Node, json},
+    config::{
+        ConfigError, ConfigValue, Document, Entry, Errors, Located, Node, Value, json,
+        parse_duration,
+    },
     xds::ResourceType,
 };
 use prost_types::Any;
@@ -40,6 +44,17 @@ pub(super) struct Cluster {
     pub(super) raw: config::Cluster,
     /// The name of its endpoints, where they come on their own.
     pub(super) endpoints: Option<String>,
+    /// How long the first answer about them may take, where it says so; 0 is for ever.
+    pub(super) patience: Option<Duration>,
+}
+
+impl Cluster {
+    /// Stands for a cluster that may still be told, so that what names it can be looked at.
+    pub(super) fn to_come(name: &str) -> Option<config::Cluster> {
+        let value = json::json!({ "name": name, "eds": {} });
+        let document = ours(title(Self::TYPE, name), &value).ok()?;
+        decode(document.root(), document.root()).ok()
+    }
 }
 
 /// A listener.
@@ -50,6 +65,8 @@ pub(super) struct Listener {
     pub(super) filters: BTreeMap<String, Located<FilterConfig>>,
     /// The name of its routes, where they come on their own.
     pub(super) routes: Option<String>,
+    /// How long the first answer about them may take, where it says so; 0 is for ever.
+    pub(super) patience: Option<Duration>,
     /// The clusters that it names.
     pub(super) clusters: BTreeSet<String>,
 }
@@ -107,6 +124,37 @@ impl<T> Kept<T> {
     /// A mistake in it, with the way to the field.
     pub(super) fn reason(&self, error: &ConfigError) -> String {
         reason(self.document.as_ref().map(Document::root), error)
+    }
+
+    /// The way to the first field of this name that says so, in the resource as it came.
+    pub(super) fn way_to(&self, field: &str, says: impl Fn(&str) -> bool) -> Option<String> {
+        let text = message::to_json(&self.content).ok()?;
+        let document = import::read(String::new(), text).ok()?;
+        let entry = find(document.root(), &|entry| {
+            &*entry.key.name == field && entry.value.text().is_some_and(&says)
+        })?;
+        import::path_to(document.root(), &entry.key.span)
+    }
+}
+
+/// How long the first answer about what a cluster or listener names may take, as the
+/// `config_source` in it says.
+fn patience(document: &Document) -> Option<Duration> {
+    let is_source = |entry: &Entry| matches!(&*entry.key.name, "eds_config" | "config_source");
+    let source = find(document.root(), &is_source)?;
+    let timeout = source.value.get("initial_fetch_timeout")?;
+    parse_duration(timeout.text()?)
+}
+
+/// The first entry that is so, from top to bottom.
+fn find<'n>(node: &'n Node, is_so: &dyn Fn(&Entry) -> bool) -> Option<&'n Entry> {
+    match &node.value {
+        Value::Map(entries) => entries.iter().find_map(|entry| match is_so(entry) {
+            true => Some(entry),
+            false => find(&entry.value, is_so),
+        }),
+        Value::Seq(items) => items.iter().find_map(|item| find(item, is_so)),
+        _ => None,
     }
 }
 
@@ -166,6 +214,7 @@ impl Convert for Cluster {
     const TYPE: ResourceType = ResourceType::CLUSTER;
 
     fn convert(name: &str, document: &Document) -> Result<(Self, Option<Document>), String> {
+        let patience = patience(document);
         let read = import::cluster(document).map_err(|e| e.to_string())?;
         all_of_it(&read.dropped)?;
         let document = ours(title(Self::TYPE, name), &read.config)?;
@@ -174,7 +223,12 @@ impl Convert for Cluster {
             Target::Eds(eds) => Some(eds.service_name.clone().unwrap_or_else(|| name.to_owned())),
             _ => None,
         };
-        Ok((Self { raw, endpoints }, Some(document)))
+        let cluster = Self {
+            raw,
+            endpoints,
+            patience,
+        };
+        Ok((cluster, Some(document)))
     }
 }
 
@@ -247,6 +301,7 @@ impl Convert for Listener {
     const TYPE: ResourceType = ResourceType::LISTENER;
 
     fn convert(name: &str, document: &Document) -> Result<(Self, Option<Document>), String> {
+        let patience = patience(document);
         let read = import::listener(document).map_err(|e| e.to_string())?;
         all_of_it(&read.dropped)?;
         let mut listener = read.config;
@@ -269,6 +324,7 @@ impl Convert for Listener {
             raw,
             filters,
             routes,
+            patience,
             clusters,
         };
         Ok((listener, Some(document)))

@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use attache_service::{
@@ -20,7 +21,11 @@ use super::{
     filters::{self, Filters, Names},
     resource::{Assignment, Cluster, Convert, Kept, Listener, Table, title},
 };
-use crate::config::{Config, RouteConfiguration, RouteSpecifier, Target};
+use crate::{
+    StartError,
+    access_log::Sink,
+    config::{Config, RouteConfiguration, RouteSpecifier, Target},
+};
 
 /// Resources of one type by name.
 type ByName<T> = BTreeMap<String, Arc<Kept<T>>>;
@@ -205,6 +210,30 @@ impl State {
         ]
     }
 
+    /// How long the first answer about something may take: what the resources that name it say,
+    /// the longest of them, or else `default`; `None` is for ever.
+    pub(super) fn patience(&self, (kind, name): &Key, default: Duration) -> Option<Duration> {
+        let clusters = self.clusters.latest.values();
+        let listeners = self.listeners.latest.values();
+        let said: Vec<_> = match *kind {
+            ResourceType::CLUSTER_LOAD_ASSIGNMENT => clusters
+                .map(|one| &one.resource)
+                .filter(|cluster| cluster.endpoints.as_ref() == Some(name))
+                .map(|cluster| cluster.patience.unwrap_or(default))
+                .collect(),
+            ResourceType::ROUTE_CONFIGURATION => listeners
+                .map(|one| &one.resource)
+                .filter(|listener| listener.routes.as_ref() == Some(name))
+                .map(|listener| listener.patience.unwrap_or(default))
+                .collect(),
+            _ => Vec::new(),
+        };
+        match said.iter().any(Duration::is_zero) {
+            true => None,
+            false => Some(said.into_iter().max().unwrap_or(default)),
+        }
+    }
+
     /// Which of the wanted names have not been told, and which clusters are on their way out.
     pub(super) fn missing(&self, base: &Config) -> BTreeSet<Key> {
         let wanted = self.wanted(base).into_iter();
@@ -335,7 +364,8 @@ impl State {
 
     /// The configuration with everything that was said last, to see whether it is right; clusters
     /// that were removed and are still needed are there. The routes of listeners that `update`
-    /// brings may name clusters that there are, and no others.
+    /// brings may name clusters that there are, and no others; connections may be passed on to any,
+    /// as in Envoy, and the listener waits for it.
     pub(super) fn said(&self, base: &Config, update: &Update) -> Config {
         let brought: BTreeSet<_> = match update.resource_type {
             ResourceType::LISTENER => update.resources.iter().map(|one| &*one.name).collect(),
@@ -355,14 +385,20 @@ impl State {
     ) -> Config {
         let mut clusters = self.clusters.active.clone();
         clusters.extend(self.clusters.latest.clone());
-        assemble(
+        let mut config = assemble(
             base,
             &clusters,
             &self.tables.latest,
             &self.listeners.latest,
             &self.missing(base),
             adjust,
-        )
+        );
+        let known: BTreeSet<_> = config.clusters.iter().map(|c| c.name.as_str()).collect();
+        let mut to_come = self.needed();
+        to_come.retain(|name| !known.contains(name.as_str()));
+        let to_come = to_come.iter().filter_map(|name| Cluster::to_come(name));
+        config.clusters.extend(to_come);
+        config
     }
 
     /// Which resources of an update the mistakes are in; `None` when one is in none of them.
@@ -388,6 +424,25 @@ impl State {
             reasons.push_str(&reason);
         }
         (!blamed.is_empty()).then_some(blamed)
+    }
+
+    /// Why the system does not let a listener run, with the way to the field where it is one.
+    pub(super) fn why_unable(&self, name: &str, error: &StartError) -> String {
+        let file = match error {
+            StartError::AccessLog { sink, .. } => match sink {
+                Sink::File(path) => Some(path),
+                Sink::Stdout | Sink::Stderr => None,
+            },
+            _ => None,
+        };
+        let told = self.listeners.latest.get(name);
+        let way = file
+            .zip(told)
+            .and_then(|(path, told)| told.way_to("path", |text| path.ends_with(text)));
+        match way {
+            Some(way) => format!("{way}: {error}"),
+            None => error.to_string(),
+        }
     }
 
     fn reason(&self, kind: ResourceType, name: &str, error: &ConfigError) -> String {

@@ -41,7 +41,7 @@ use crate::{
     address::Address,
     cluster::{
         self, Balance, Balancer, Endpoints, Guards, Local,
-        breakers::{Permit, Resource},
+        breakers::{Breakers, Permit, Resource},
         outlier::Outcome,
     },
     tls::ClientTls,
@@ -230,6 +230,11 @@ impl Channel {
     /// The cluster's name.
     pub fn name(&self) -> &str {
         &self.inner.settings.name
+    }
+
+    /// What may be in use of the cluster at a time, where somebody bounds it.
+    pub fn breakers(&self) -> Option<&Breakers> {
+        Some(&*self.inner.settings.guards.as_ref()?.breakers)
     }
 
     /// Starts connecting to every endpoint in the background.

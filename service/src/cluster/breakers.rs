@@ -27,7 +27,7 @@ config_struct! {
         pub thresholds: Vec<Located<Thresholds>>,
     }
     elsewhere {
-        "per_host_thresholds" => "not supported: limits are those of the whole cluster",
+        "per_host_thresholds" => "limits are those of the whole cluster",
     }
 }
 
@@ -205,6 +205,8 @@ pub struct Breakers {
     /// Requests that count for the budget of retries.
     active: Arc<AtomicU32>,
     retries: Arc<AtomicU32>,
+    retried: Counter,
+    retries_overflowed: Counter,
 }
 
 #[derive(Debug)]
@@ -293,6 +295,16 @@ impl Breakers {
             limits,
             active: Arc::default(),
             retries: Arc::default(),
+            retried: metrics.counter(
+                "attache_upstream_retries",
+                "Requests and calls sent again, as their `retry_policy` says, by cluster.",
+                &[("cluster", name)],
+            ),
+            retries_overflowed: metrics.counter(
+                "attache_upstream_retries_overflowed",
+                "Requests and calls not sent again, as too many others were at that time.",
+                &[("cluster", name)],
+            ),
         })
     }
 
@@ -378,10 +390,18 @@ impl Breakers {
         Permit(Right::Counted(self.active.clone()))
     }
 
-    /// Room for one request more that is sent again, if there is any.
+    /// Room for one request more that is sent again, if there is any; either is counted.
     pub fn retry(&self) -> Option<Permit> {
-        let most = self.most_retries();
-        increase(&self.retries, most).then(|| Permit(Right::Counted(self.retries.clone())))
+        match increase(&self.retries, self.most_retries()) {
+            true => {
+                self.retried.inc();
+                Some(Permit(Right::Counted(self.retries.clone())))
+            }
+            false => {
+                self.retries_overflowed.inc();
+                None
+            }
+        }
     }
 
     /// Requests that may be sent again at the same time, as it is now.

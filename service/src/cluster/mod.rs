@@ -16,6 +16,7 @@ mod guards;
 pub mod health;
 pub mod outlier;
 mod rendezvous;
+mod room;
 mod source;
 mod stats;
 
@@ -27,5 +28,6 @@ pub use endpoints::{Endpoints, Member};
 pub use file::{EndpointConfig, HealthStatus, WrittenEndpoint};
 pub use guards::Guards;
 pub use rendezvous::hash;
+pub use room::{Room, Rooms};
 pub use source::{Dns, DnsType, LookupFamily, Named, Resolver, Source};
 pub use stats::{ClusterSnapshot, EndpointSnapshot, TroubleSnapshot};

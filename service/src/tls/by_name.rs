@@ -11,13 +11,13 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use super::{Certificate, TlsError, files, principal, provider};
+use super::{Certificate, TlsError, files, provider};
 
-/// A certificate with its key, and whom it names.
+/// A certificate with its key, and what it says.
 #[derive(Debug)]
 struct Identity {
     key: Arc<CertifiedKey>,
-    principal: Option<Arc<str>>,
+    certificate: Option<Arc<Certificate>>,
 }
 
 /// The certificates of a listener. The first one is for clients that ask for none of the names.
@@ -62,9 +62,9 @@ impl ByName {
         Ok(loaded)
     }
 
-    /// Whom the certificate names that clients of this name get.
-    pub(super) fn principal(&self, name: Option<&str>) -> Option<Arc<str>> {
-        self.choose(name, |_| true).principal.clone()
+    /// The certificate that clients of this name get.
+    pub(super) fn identity(&self, name: Option<&str>) -> Option<Arc<Certificate>> {
+        self.choose(name, |_| true).certificate.clone()
     }
 
     /// The whole name goes before a wildcard, and among equals the one that stands first.
@@ -109,14 +109,14 @@ fn identity(certificate: &Path, private_key: &Path) -> Result<(Identity, Vec<Str
             private_key: private_key.to_owned(),
             source,
         })?;
-    let names = leaf
-        .as_ref()
-        .and_then(|leaf| Certificate::from_der(leaf).ok())
-        .map(|leaf| leaf.dns_names().map(plain).collect())
-        .unwrap_or_default();
+    let certificate = leaf.and_then(|leaf| Certificate::from_der(&leaf).ok());
+    let names = certificate
+        .iter()
+        .flat_map(|certificate| certificate.dns_names().map(plain))
+        .collect();
     let identity = Identity {
         key: Arc::new(key),
-        principal: leaf.and_then(|leaf| principal(&leaf)).map(Arc::from),
+        certificate: certificate.map(Arc::new),
     };
     Ok((identity, names))
 }

@@ -1,15 +1,18 @@
 //! A certificate, read once.
 
 use std::{
+    fmt::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use x509_parser::{
     certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time,
 };
 
-use super::peer::rfc2253;
+use super::distinguished_name::rfc2253;
 
 /// What an X.509 certificate says. Who signed it is not verified here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,10 +95,51 @@ impl Certificate {
         })
     }
 
+    /// Whom it names, as Envoy's `principal` has it: the first URI, else the first DNS name, else
+    /// the subject.
+    pub fn principal(&self) -> &str {
+        let alternative = self.uris().next().or_else(|| self.dns_names().next());
+        alternative.unwrap_or(&self.subject)
+    }
+
     /// Whether it is valid at that time.
     pub fn is_valid_at(&self, time: SystemTime) -> bool {
         (self.not_before..=self.not_after).contains(&time)
     }
+}
+
+/// Whom a DER certificate names: see [`Certificate::principal`]. `None` when the bytes are none.
+pub fn principal(certificate: &[u8]) -> Option<String> {
+    let certificate = Certificate::from_der(certificate).ok()?;
+    Some(certificate.principal().to_owned())
+}
+
+/// The SHA-256 of a DER certificate, in lower-case hexadecimal.
+pub fn fingerprint(certificate: &[u8]) -> String {
+    let digest = digest(&SHA256, certificate);
+    digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+/// Appends a DER certificate as PEM, percent-encoded, as Envoy writes certificates in headers and
+/// in checks of ext_authz.
+pub fn write_encoded_pem(certificate: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(b"-----BEGIN%20CERTIFICATE-----%0A");
+    for line in STANDARD.encode(certificate).as_bytes().chunks(64) {
+        for &byte in line {
+            match byte {
+                b'+' => out.extend_from_slice(b"%2B"),
+                b'/' => out.extend_from_slice(b"%2F"),
+                b'=' => out.extend_from_slice(b"%3D"),
+                _ => out.push(byte),
+            }
+        }
+        out.extend_from_slice(b"%0A");
+    }
+    out.extend_from_slice(b"-----END%20CERTIFICATE-----%0A");
 }
 
 /// Times before 1970 count as 1970.

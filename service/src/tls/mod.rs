@@ -10,6 +10,7 @@ mod by_name;
 mod certificate;
 mod client_name;
 mod config;
+mod distinguished_name;
 mod files;
 mod handshake;
 mod peer;
@@ -27,11 +28,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use any_name::AnyName;
 pub use authorities::{ClientAuthorities, Untrusted};
 use by_name::ByName;
-pub use certificate::{AlternativeName, Certificate, CertificateError};
+pub use certificate::{
+    AlternativeName, Certificate, CertificateError, fingerprint, principal, write_encoded_pem,
+};
 pub use config::{CertificateFiles, ClusterTls, ListenerTls, TlsVersion};
 pub use files::TlsError;
 pub use handshake::{CipherSuite, Curve, Handshake};
-pub use peer::{Peer, principal};
+pub use peer::Peer;
 use reload::Reloading;
 
 /// ALPN of listeners that speak gRPC or any HTTP/2 only.
@@ -145,9 +148,9 @@ impl ServerTls {
         self.current.get().config.clone()
     }
 
-    /// Who we are to clients that ask for this name, by our certificate: see [`principal`].
-    pub fn local_principal(&self, name: Option<&str>) -> Option<Arc<str>> {
-        self.current.get().certificates.principal(name)
+    /// Our certificate for clients that ask for this name.
+    pub fn local_identity(&self, name: Option<&str>) -> Option<Arc<Certificate>> {
+        self.current.get().certificates.identity(name)
     }
 
     /// Reads the files again now.

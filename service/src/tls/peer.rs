@@ -1,14 +1,10 @@
 //! What a TLS connection tells about the other side.
 
-use std::{fmt::Write, sync::Arc};
+use std::sync::Arc;
 
-use x509_parser::{
-    certificate::X509Certificate,
-    extensions::GeneralName,
-    objects::{oid_registry, oid2abbrev},
-    prelude::FromDer,
-    x509::{AttributeTypeAndValue, X509Name},
-};
+use rustls::ProtocolVersion;
+
+use super::Certificate;
 
 /// The client of a TLS connection that we accepted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,10 +13,12 @@ pub struct Peer {
     pub sni: Option<String>,
     /// Application protocol agreed on.
     pub alpn: Option<String>,
+    /// Version of TLS agreed on, as OpenSSL calls it: `TLSv1.2` or `TLSv1.3`.
+    pub version: Option<&'static str>,
     /// Its leaf certificate, DER, verified; absent when none was asked for.
     pub certificate: Option<Arc<[u8]>>,
-    /// Who it is, by that certificate: see [`principal`].
-    pub principal: Option<String>,
+    /// What that certificate says.
+    pub identity: Option<Arc<Certificate>>,
 }
 
 impl Peer {
@@ -34,81 +32,24 @@ impl Peer {
             alpn: connection
                 .alpn_protocol()
                 .map(|name| String::from_utf8_lossy(name).into_owned()),
+            version: connection.protocol_version().and_then(version),
             certificate: leaf.map(|leaf| Arc::from(leaf.as_ref())),
-            principal: leaf.and_then(|leaf| principal(leaf)),
+            identity: leaf
+                .and_then(|leaf| Certificate::from_der(leaf).ok())
+                .map(Arc::new),
         }
+    }
+
+    /// Who the client is, by its certificate: see [`Certificate::principal`].
+    pub fn principal(&self) -> Option<&str> {
+        self.identity.as_deref().map(Certificate::principal)
     }
 }
 
-/// Whom a DER certificate names, as Envoy's `principal` has it: the first URI among the subject
-/// alternative names, else the first DNS name there, else the subject (RFC 2253).
-///
-/// `None` when the bytes are no certificate.
-pub fn principal(certificate: &[u8]) -> Option<String> {
-    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    let alternatives = certificate.subject_alternative_name().ok().flatten();
-    let names = || {
-        alternatives
-            .iter()
-            .flat_map(|extension| extension.value.general_names.iter())
-    };
-    let uri = names().find_map(|name| match name {
-        GeneralName::URI(uri) => Some((*uri).to_owned()),
+fn version(version: ProtocolVersion) -> Option<&'static str> {
+    match version {
+        ProtocolVersion::TLSv1_2 => Some("TLSv1.2"),
+        ProtocolVersion::TLSv1_3 => Some("TLSv1.3"),
         _ => None,
-    });
-    let dns = || {
-        names().find_map(|name| match name {
-            GeneralName::DNSName(dns) => Some((*dns).to_owned()),
-            _ => None,
-        })
-    };
-    uri.or_else(dns)
-        .or_else(|| Some(rfc2253(certificate.subject())))
-}
-
-/// The last relative name first, comma between, special characters escaped.
-pub(super) fn rfc2253(name: &X509Name<'_>) -> String {
-    let mut relative: Vec<String> = name
-        .iter_rdn()
-        .map(|rdn| rdn.iter().map(attribute).collect::<Vec<_>>().join("+"))
-        .collect();
-    relative.reverse();
-    relative.join(",")
-}
-
-fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
-    let oid = attribute.attr_type();
-    let mut text = match oid2abbrev(oid, oid_registry()) {
-        Ok(short) => short.to_owned(),
-        Err(_) => oid.to_id_string(),
-    };
-    text.push('=');
-    match attribute.as_str() {
-        Ok(value) => escape(value, &mut text),
-        Err(_) => {
-            text.push('#');
-            for byte in attribute.as_slice() {
-                // Writing to a String cannot fail.
-                let _ = write!(text, "{byte:02X}");
-            }
-        }
-    }
-    text
-}
-
-fn escape(value: &str, text: &mut String) {
-    let last = value.chars().count().saturating_sub(1);
-    for (i, c) in value.chars().enumerate() {
-        match c {
-            ',' | '+' | '"' | '\\' | '<' | '>' | ';' => text.extend(['\\', c]),
-            '#' if i == 0 => text.push_str("\\#"),
-            ' ' if i == 0 || i == last => text.push_str("\\ "),
-            ' '..='~' => text.push(c),
-            _ => {
-                for byte in c.encode_utf8(&mut [0; 4]).bytes() {
-                    let _ = write!(text, "\\{byte:02X}");
-                }
-            }
-        }
     }
 }

@@ -21,7 +21,10 @@ use super::{
     settings::{TraceError, TraceSettings},
     tracer::{Inner, Tracer},
 };
-use crate::{Channel, Method, Metrics, channel::encode_message, metrics::Counter};
+use crate::{
+    Channel, Method, Metrics, channel::encode_message, cluster::breakers::Breakers,
+    metrics::Counter,
+};
 
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
 /// Attempts to send one batch to a collector that is busy or not there.
@@ -211,6 +214,9 @@ impl Sending {
     /// while further spans wait and, beyond the bound, are dropped.
     async fn send(&mut self, channel: &Channel, message: Bytes) -> Result<u64, Status> {
         let method = Method::new(EXPORT);
+        let breakers = channel.breakers();
+        let _counted = breakers.map(Breakers::count);
+        let mut room = None;
         let mut attempt = 1;
         loop {
             let metadata = self.settings.metadata.clone();
@@ -224,8 +230,14 @@ impl Sending {
                 Err(status) => status,
             };
             self.reached(Some(&status));
+            // A retry takes up room until it is answered.
+            drop(room.take());
             let finishing = |stage: &Stage| *stage >= Stage::Finishing;
             if attempt >= ATTEMPTS || !may_be_repeated(status.code()) {
+                return Err(status);
+            }
+            room = breakers.map(Breakers::retry);
+            if matches!(room, Some(None)) {
                 return Err(status);
             }
             let pause = sleep(PAUSE * (1 << (attempt - 1)));

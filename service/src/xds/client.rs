@@ -91,6 +91,13 @@ impl AdsClient {
         }
     }
 
+    /// Says in the status what has become of the latest response of a type since it was answered:
+    /// something of it may have come into force, or be so no longer. The server learns of it with
+    /// the answer to its next response.
+    pub fn show(&mut self, resource_type: ResourceType, answer: &Answer) {
+        self.reporter.show(resource_type, answer.reason());
+    }
+
     /// How it stands; changes can be waited for.
     pub fn status(&self) -> watch::Receiver<AdsStatus> {
         self.reporter.subscribe()

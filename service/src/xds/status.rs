@@ -32,7 +32,7 @@ pub struct AdsStatus {
 /// How one type stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct TypeStatus {
-    /// The version of the response accepted last; `None` before.
+    /// The version of the response accepted last, be it after its answer; `None` before.
     pub version: Option<String>,
     /// How many resources are in force.
     pub resources: usize,
@@ -42,7 +42,7 @@ pub struct TypeStatus {
     pub rejected: u64,
     /// When the latest response came, in seconds since 1970; `None` before.
     pub last_update: Option<u64>,
-    /// The latest response, when it was refused.
+    /// The latest response, while something of it is refused.
     pub refused: Option<RefusedResponse>,
 }
 
@@ -185,6 +185,24 @@ impl Reporter {
                 version: version.clone(),
                 reason: reason.clone(),
             });
+        });
+    }
+
+    /// What has become of the latest response of a type since it was answered.
+    pub(super) fn show(&self, resource_type: ResourceType, refused: Option<String>) {
+        self.status.send_modify(|status| {
+            let status = status.types.entry(resource_type.name()).or_default();
+            let before = status.refused.take().map(|before| before.version);
+            let version = before.or_else(|| status.version.clone());
+            match refused {
+                Some(reason) => {
+                    status.refused = Some(RefusedResponse {
+                        version: version.unwrap_or_default(),
+                        reason,
+                    });
+                }
+                None => status.version = version,
+            }
         });
     }
 

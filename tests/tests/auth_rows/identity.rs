@@ -165,7 +165,7 @@ async fn callers_are_known_by_the_certificate_of_their_connection() {
 }
 
 #[tokio::test]
-async fn callers_are_known_by_the_certificate_that_envoy_tells_of_in_a_header() {
+async fn callers_are_known_by_the_certificate_that_the_proxy_tells_of_in_a_header() {
     let auth = "
 identity:
 - name: forwarded
@@ -175,16 +175,11 @@ identity:
 rules: [{ action: allow }]
 upstream_headers: { x-user: { claim: sub } }
 ";
+    let told = format!(
+        "{MUTUAL}, forward_client_cert_details: SANITIZE_SET, set_current_client_cert_details: {{ uri: true }}"
+    );
     let settings = Settings {
-        listener: MUTUAL,
-        only_envoy: |part| {
-            let manager = part.pointer_mut(
-                "/static_resources/listeners/0/filter_chains/0/filters/0/typed_config",
-            );
-            let manager = manager.unwrap();
-            manager["forward_client_cert_details"] = "SANITIZE_SET".into();
-            manager["set_current_client_cert_details"] = json!({ "uri": true });
-        },
+        listener: &told,
         ..Settings::default()
     };
     let stage = Stage::with(auth, settings).await;
@@ -197,14 +192,101 @@ upstream_headers: { x-user: { claim: sub } }
             };
             let way = through(*address, &tls, "http/1.1").await.unwrap();
             let answer = ask(way, "GET", "/", headers).await;
-            // Ours writes no such header, and takes away what clients write.
-            let (status, user) = match *proxy {
-                "Envoy" => (200, &["spiffe://attache.test/client"][..]),
-                _ => (401, &[][..]),
-            };
-            assert_eq!(answer.status, status, "{headers:?} through {proxy}");
-            assert_eq!(upstream(&answer, "x-user"), user, "{proxy}");
+            assert_eq!(answer.status, 200, "{headers:?} through {proxy}");
+            let user = upstream(&answer, "x-user");
+            assert_eq!(user, ["spiffe://attache.test/client"], "{proxy}");
         }
+    }
+}
+
+#[tokio::test]
+async fn upstreams_are_told_of_certificates_as_the_listener_says() {
+    let auth = "
+identity: [{ name: anyone, anonymous: {} }]
+rules: [{ action: allow, identity: [anyone] }]
+";
+    let all = "{ subject: true, cert: true, dns: true, uri: true }";
+    for how in [
+        "SANITIZE",
+        "FORWARD_ONLY",
+        "APPEND_FORWARD",
+        "SANITIZE_SET",
+        "ALWAYS_FORWARD_ONLY",
+    ] {
+        let listener = format!(
+            "{MUTUAL}, forward_client_cert_details: {how}, set_current_client_cert_details: {all}"
+        );
+        let settings = Settings {
+            listener: &listener,
+            ..Settings::default()
+        };
+        let stage = Stage::with(auth, settings).await;
+        let claim = [("x-forwarded-client-cert", "URI=spiffe://attache.test/root")];
+        for identity in ["named", "subject"] {
+            let mut told = Vec::new();
+            for (_, address) in stage.proxies() {
+                let tls = Tls {
+                    identity: Some(identity.to_owned()),
+                    sni: Some("server.test".to_owned()),
+                };
+                let way = through(*address, &tls, "http/1.1").await.unwrap();
+                let answer = ask(way, "GET", "/", &claim).await;
+                assert_eq!(answer.status, 200, "{how}");
+                told.push(upstream(&answer, "x-forwarded-client-cert").join(" "));
+            }
+            assert_eq!(told[0], told[1], "{how}, {identity}: {:?}", stage.proxies());
+            let writes = ["APPEND_FORWARD", "SANITIZE_SET"].contains(&how);
+            assert_eq!(told[0].contains("Hash="), writes, "{how}: {}", told[0]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn attributes_tell_of_the_certificates_of_both_sides() {
+    let auth = "
+identity: [{ name: anyone, anonymous: {} }]
+rules: [{ action: allow, identity: [anyone] }]
+";
+    let names = [
+        "tls_version",
+        "mtls",
+        "subject_peer_certificate",
+        "uri_san_peer_certificate",
+        "dns_san_peer_certificate",
+        "sha256_peer_certificate_digest",
+        "subject_local_certificate",
+        "uri_san_local_certificate",
+        "dns_san_local_certificate",
+    ];
+    let headers = names.map(|name| {
+        format!("{{ header: {{ key: x-{name}, value: '%CEL(connection.{name})%' }} }}")
+    });
+    let routes = format!(
+        "[{{ match: {{ prefix: / }}, route: {{ cluster: web }}, request_headers_to_add: [{}] }}]",
+        headers.join(", ")
+    );
+    let settings = Settings {
+        listener: MUTUAL,
+        routes: &routes,
+        ..Settings::default()
+    };
+    let stage = Stage::with(auth, settings).await;
+    for identity in ["named", "subject"] {
+        let mut told = Vec::new();
+        for (_, address) in stage.proxies() {
+            let tls = Tls {
+                identity: Some(identity.to_owned()),
+                sni: Some("server.test".to_owned()),
+            };
+            let way = through(*address, &tls, "http/1.1").await.unwrap();
+            let answer = ask(way, "GET", "/", &[]).await;
+            assert_eq!(answer.status, 200);
+            let header = |name| upstream(&answer, &format!("x-{name}")).join(" ");
+            told.push(names.map(|name| (name, header(name))));
+        }
+        assert_eq!(told[0], told[1], "{identity}");
+        let subject = &told[0][2].1;
+        assert!(subject.contains(&format!("CN={identity}")), "{told:?}");
     }
 }
 

@@ -30,8 +30,6 @@ pub(crate) struct Settings<'a> {
     /// More settings of the listener. `<tls>` is the folder with certificates.
     pub(crate) listener: &'a str,
     pub(crate) routes: &'a str,
-    /// Adds to Envoy's configuration what our proxy has no setting for.
-    pub(crate) only_envoy: fn(&mut Value),
 }
 
 impl Default for Settings<'_> {
@@ -40,7 +38,6 @@ impl Default for Settings<'_> {
             files: &[],
             listener: "",
             routes: "[{ match: { prefix: / }, route: { cluster: web } }]",
-            only_envoy: |_| (),
         }
     }
 }
@@ -94,7 +91,7 @@ workers: 1
             serve(Server::new(Witness).into_routes()).await,
         );
         Self {
-            proxies: Proxies::run(&config, settings.only_envoy).await,
+            proxies: Proxies::run(&config, |_| ()).await,
             metrics,
             service,
             folder,

@@ -18,6 +18,7 @@ mod emitted;
 mod frames;
 mod origin;
 mod parsers;
+mod responses;
 
 use std::{net::SocketAddr, time::Duration};
 

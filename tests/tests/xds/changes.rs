@@ -268,3 +268,60 @@ async fn a_file_may_name_routes_and_endpoints_of_the_control_plane() {
         proxy.until("inner", "200 one").await;
     }
 }
+
+/// Settings of a listener that logs there.
+fn logs_to(path: &Path) -> Value {
+    json!({ "access_log": [{
+        "name": "envoy.access_loggers.file",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": path.display().to_string(),
+        },
+    }] })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_cannot_be_opened_is_refused_with_its_field_and_open_ones_go_on() {
+    let Some(program) = program() else { return };
+    let (one, two) = (origin("one").await, origin("two").await);
+    for protocol in PROTOCOLS {
+        let folder = tempfile::tempdir().unwrap();
+        let (logs, moved) = (folder.path().join("logs"), folder.path().join("moved"));
+        std::fs::create_dir(&logs).unwrap();
+        let mut server = ControlPlane::start(&program).await;
+        let mut resources = world(one);
+        resources[2] = listener("edge", "routes", &logs_to(&logs.join("edge")));
+        server.set("1", &resources).await;
+        let mut proxy = Either::Ours(Ours::start(&file(&server.address, protocol, "")).await);
+        proxy.until("edge", "200 one").await;
+
+        // From here on nothing can be opened there.
+        std::fs::rename(&logs, &moved).unwrap();
+        let inner = logs.join("inner");
+        resources[1] = endpoints("web", two);
+        resources[3] = routes("routes", "more");
+        resources.extend([
+            cluster("more"),
+            endpoints("more", two),
+            listener("inner", "routes", &logs_to(&inner)),
+        ]);
+        server.set("2", &resources).await;
+
+        let reason = proxy.ours().refused("Listener").await;
+        let field =
+            "inner: filter_chains[0].filters[0].typed_config.access_log[0].typed_config.path: ";
+        assert!(reason.starts_with(field), "{reason}");
+        assert!(reason.contains(&inner.display().to_string()), "{reason}");
+        assert!(!reason.contains("edge: "), "{reason}");
+        let told = server.until(|event| !event.error.is_empty()).await;
+        assert!(told.error.contains(field), "{}", told.error);
+        proxy.until("edge", "200 two").await;
+        let lines = std::fs::read_to_string(moved.join("edge")).unwrap_or_default();
+        assert!(!lines.is_empty());
+
+        // And when it can be, it is.
+        std::fs::create_dir(&logs).unwrap();
+        proxy.until("inner", "200 two").await;
+        proxy.ours().accepted("Listener").await;
+    }
+}

@@ -130,7 +130,7 @@ async fn a_listener_that_cannot_have_its_address_is_refused_and_tried_again() {
         told.await;
 
         // Everything else goes on.
-        let proxy = Either::Ours(ours);
+        let mut proxy = Either::Ours(ours);
         proxy.until("edge", "200 one").await;
         let mut other = with_blocked(two);
         other[3] = routes("routes", "more");
@@ -140,6 +140,8 @@ async fn a_listener_that_cannot_have_its_address_is_refused_and_tried_again() {
 
         drop(taken);
         proxy.until("blocked", "200 two").await;
+        // The status says so without another response.
+        proxy.ours().accepted("Listener").await;
     }
 }
 
@@ -156,7 +158,7 @@ async fn an_address_that_is_taken_while_a_listener_waits_for_its_routes_holds_up
         resources.push(listener_at("blocked", "late", at));
         server.set("1", &resources).await;
         let text = file(&server.address, protocol, ", initial_fetch_timeout: 600s");
-        let proxy = Either::Ours(Ours::start(&text).await);
+        let mut proxy = Either::Ours(Ours::start(&text).await);
         assert_eq!(server.answer_to(LISTENERS, "1").await.error, "");
         proxy.until("edge", "200 one").await;
 
@@ -171,6 +173,10 @@ async fn an_address_that_is_taken_while_a_listener_waits_for_its_routes_holds_up
 
         assert_eq!(server.answer_to(TABLES, "2").await.error, "");
         proxy.until("edge", "200 two").await;
+        // Of what was accepted, the status says at once that it does not run.
+        let reason = proxy.ours().refused("Listener").await;
+        assert!(reason.starts_with("blocked: "), "{reason}");
+        assert!(reason.contains(&at.to_string()), "{reason}");
         drop(taken);
         proxy.until("blocked", "200 two").await;
     }

@@ -11,4 +11,5 @@
 mod changes;
 mod listeners;
 mod missing;
+mod tcp;
 mod world;

@@ -72,6 +72,63 @@ async fn what_never_comes_does_not_hold_up_the_rest_for_ever() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_for_a_first_answer_is_that_of_the_resource_that_names_it() {
+    let Some(program) = program() else { return };
+    let one = origin("one").await;
+    for protocol in PROTOCOLS {
+        let mut server = ControlPlane::start(&program).await;
+        let world = [
+            cluster("web"),
+            endpoints("web", one),
+            impatient(cluster("lost")),
+            listener("edge", "routes", &json!({})),
+            two_routes("routes", "lost", "web"),
+            impatient(listener("bare", "never", &json!({}))),
+        ];
+        server.set("1", &world).await;
+
+        let patient = ", initial_fetch_timeout: 600s";
+        for proxy in both(&server.address, protocol, patient).await {
+            proxy.until("edge", "200 one").await;
+            proxy.until_at("edge", "/lost", "503 *").await;
+            proxy.until("bare", "404 *").await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_may_wait_for_ever() {
+    let Some(program) = program() else { return };
+    let (one, two) = (origin("one").await, origin("two").await);
+    for protocol in PROTOCOLS {
+        let mut server = ControlPlane::start(&program).await;
+        server.set("1", &world(one)).await;
+        let text = file(&server.address, protocol, IMPATIENT);
+        let proxy = Either::Ours(Ours::start(&text).await);
+        proxy.until("edge", "200 one").await;
+
+        let mut patient = cluster("late");
+        patient["eds_cluster_config"]["eds_config"]["initial_fetch_timeout"] = json!("0s");
+        let mut next = world(one);
+        next[3] = routes("routes", "late");
+        next.extend([
+            patient,
+            cluster("lost"),
+            listener("inner", "inside", &json!({})),
+            routes("inside", "lost"),
+        ]);
+        server.set("2", &next).await;
+
+        proxy.until("inner", "503 *").await;
+        let edge = proxy.listener("edge").await.unwrap();
+        assert_eq!(ask(edge).await.as_deref(), Some("200 one"));
+        next.extend([endpoints("late", two), endpoints("lost", two)]);
+        server.set("3", &next).await;
+        proxy.until("edge", "200 two").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_holds_up_nobody_else_and_the_routes_before_go_on() {
     let Some(program) = program() else { return };
     let (one, two) = (origin("one").await, origin("two").await);

@@ -171,6 +171,17 @@ impl Ours {
         plan.clusters.iter().any(|one| &*one.name == name)
     }
 
+    /// Waits until nothing is refused of this type.
+    pub(crate) async fn accepted(&mut self, kind: &str) {
+        let accepted = |status: &AdsStatus| {
+            let status = status.types.get(kind);
+            status.is_some_and(|status| status.refused.is_none())
+        };
+        let wait = self.status.wait_for(accepted);
+        let status = tokio::time::timeout(PATIENCE, wait).await;
+        status.expect("accepted in time").unwrap();
+    }
+
     /// Why the latest response of this type is refused, once it is.
     pub(crate) async fn refused(&mut self, kind: &str) -> String {
         let refused = |status: &AdsStatus| status.types.get(kind)?.refused.clone();
@@ -194,6 +205,14 @@ pub(crate) enum Either {
 }
 
 impl Either {
+    /// Our proxy, which it is.
+    pub(crate) fn ours(&mut self) -> &mut Ours {
+        match self {
+            Self::Ours(ours) => ours,
+            Self::Envoy(_) => panic!("this is Envoy"),
+        }
+    }
+
     pub(crate) async fn listener(&self, name: &str) -> Option<SocketAddr> {
         match self {
             Self::Ours(ours) => ours.listener(name),

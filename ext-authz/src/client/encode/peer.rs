@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use attache_filter::{ConnectionInfo, context::TlsInfo};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use attache_service::tls::write_encoded_pem;
 use http::HeaderMap;
 use prost::encoding::{WireType, encode_key, encode_varint};
 
@@ -85,20 +85,5 @@ fn certificate(out: &mut Vec<u8>, tag: u32, tls: Option<&TlsInfo>) {
     let Some(der) = tls.and_then(|tls| tls.peer_certificate.as_deref()) else {
         return;
     };
-    let base64 = STANDARD.encode(der);
-    message(out, tag, |out| {
-        out.extend_from_slice(b"-----BEGIN%20CERTIFICATE-----%0A");
-        for line in base64.as_bytes().chunks(64) {
-            for &byte in line {
-                match byte {
-                    b'+' => out.extend_from_slice(b"%2B"),
-                    b'/' => out.extend_from_slice(b"%2F"),
-                    b'=' => out.extend_from_slice(b"%3D"),
-                    _ => out.push(byte),
-                }
-            }
-            out.extend_from_slice(b"%0A");
-        }
-        out.extend_from_slice(b"-----END%20CERTIFICATE-----%0A");
-    });
+    message(out, tag, |out| write_encoded_pem(der, out));
 }

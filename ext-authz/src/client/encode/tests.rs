@@ -187,6 +187,7 @@ fn peers_show_addresses_principals_and_the_certificate_when_asked() {
         peer: Some("[::ffff:10.0.0.1]:1000".parse().unwrap()),
         local: Some("[2001:db8::1]:443".parse().unwrap()),
         tls: Some(tls),
+        ..ConnectionInfo::default()
     };
     let context = RequestContext::new(Arc::new(connection), Version::HTTP_11);
     let parts = head(Method::GET, "http://h/", &[]);

@@ -86,13 +86,32 @@ async fn requests_without_a_body_and_upgrades_are_not_buffered() {
         .await;
     assert_eq!(outcome.response.status(), 200);
     assert!(!fixture.shown().headers.contains_key(MARK));
-    // Saying so is not enough: nobody upgrades with a POST.
+    // Saying so is not enough: a body may be hidden.
     let disguised = post().header("upgrade", "websocket");
     fixture.send(disguised, chunks(&["short"])).await;
     assert_eq!(fixture.shown().body, "short");
     let other = get().header("upgrade", "x");
     fixture.send(other, chunks(&["short"])).await;
     assert_eq!(fixture.shown().body, "short");
+}
+
+#[tokio::test]
+async fn what_will_go_through_a_tunnel_is_not_waited_for() {
+    for request in [get(), post()] {
+        let fixture = Fixture::new(WHOLE, Ok(CheckResponse::default()));
+        let mut request = request
+            .header("upgrade", "x")
+            .body(Body::from("more than ten bytes"))
+            .unwrap();
+        let context = Arc::new(RequestContext::new(Arc::default(), request.version()));
+        context.tunnel_in_body();
+        request.extensions_mut().insert(context);
+
+        let outcome = fixture.send_request(request).await;
+
+        assert_eq!(outcome.response.status(), 200);
+        assert!(fixture.shown().body.is_empty());
+    }
 }
 
 #[tokio::test]

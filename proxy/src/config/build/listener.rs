@@ -11,9 +11,10 @@ use ipnet::IpNet;
 
 use super::{Builder, ClusterNames, Scope, Tables, local_reply};
 use crate::{
+    client_cert::{ClientCertDetails, ForwardClientCert},
     config::{
-        self, CodecType, EscapedSlashesAction, Listener, ProxyProtocolVersion, Tcp, TlsPassthrough,
-        UnderscoresAction,
+        self, CodecType, EscapedSlashesAction, ForwardClientCertDetails, Listener,
+        ProxyProtocolVersion, Tcp, TlsPassthrough, UnderscoresAction,
     },
     path::EscapedSlashes,
     plan::{Codec, ListenerPlan, Underscores},
@@ -136,6 +137,7 @@ impl Builder<'_> {
         forward.preserve_external_request_id = raw
             .preserve_external_request_id
             .unwrap_or(forward.preserve_external_request_id);
+        forward.client_cert = client_cert(raw);
         plan.path.normalize = raw.normalize_path.unwrap_or(plan.path.normalize);
         plan.path.merge_slashes = raw.merge_slashes.unwrap_or(plan.path.merge_slashes);
         if let Some(action) = raw.path_with_escaped_slashes_action {
@@ -186,6 +188,24 @@ impl Builder<'_> {
             plan.tls = Some(tls.plan(protocols, errors)?);
         }
         Some(plan)
+    }
+}
+
+fn client_cert(raw: &Listener) -> ForwardClientCert {
+    use ForwardClientCertDetails as Raw;
+    let details = raw.set_current_client_cert_details.as_ref();
+    let details = details.map_or_else(ClientCertDetails::default, |details| ClientCertDetails {
+        cert: details.cert,
+        subject: details.subject,
+        uri: details.uri,
+        dns: details.dns,
+    });
+    match raw.forward_client_cert_details {
+        None | Some(Raw::Sanitize) => ForwardClientCert::Sanitize,
+        Some(Raw::ForwardOnly) => ForwardClientCert::ForwardOnly,
+        Some(Raw::AppendForward) => ForwardClientCert::AppendForward(details),
+        Some(Raw::SanitizeSet) => ForwardClientCert::SanitizeSet(details),
+        Some(Raw::AlwaysForwardOnly) => ForwardClientCert::AlwaysForwardOnly,
     }
 }
 

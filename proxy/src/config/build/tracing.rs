@@ -27,6 +27,7 @@ pub(super) fn plan(
 ) -> Option<TracePlan> {
     let service = raw.service_name.as_deref().unwrap_or(SERVICE);
     let mut written = raw.encode().unwrap_or_default().to_string();
+    let mut named = None;
     let settings = match (&raw.endpoint, &raw.cluster) {
         (Some(endpoint), None) => TraceSettings::at(endpoint, service)
             .map_err(|error| errors.push(endpoint, error.to_string()))
@@ -45,10 +46,10 @@ pub(super) fn plan(
                 return None;
             }
             written = format!("{written} {:?}", plan.configured);
+            named = Some(plan.name.clone());
             TraceSettings::at(ANY, service)
                 .map_err(|error| errors.push(cluster, error.to_string()))
                 .ok()?
-                .map(|settings| settings.with_collector(collector(plan)))
         }
         _ => {
             errors.push(raw, "`tracing` needs either `endpoint` or `cluster`");
@@ -71,6 +72,7 @@ pub(super) fn plan(
     };
     Some(TracePlan {
         settings: settings?,
+        cluster: named,
         sampling,
         written,
     })

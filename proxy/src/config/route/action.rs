@@ -56,10 +56,10 @@ config_struct! {
         "cors" => "CORS is the work of a processor",
         "metadata_match" => "endpoints have no metadata",
         "priority" => "there are no priorities",
-        "hedge_policy" => "not supported",
+        "hedge_policy" => "no request is sent twice at once: write `per_try_timeout` and `num_retries`",
         "path_rewrite_policy" => "path templates are not supported",
         "early_data_policy" => "early data is not accepted",
-        "flush_timeout" => "not supported",
+        "flush_timeout" => "there is no such choice",
     }
 }
 
@@ -74,8 +74,8 @@ config_oneof! {
         WeightedClusters(WeightedClusters) = "weighted_clusters",
     }
     elsewhere {
-        "cluster_specifier_plugin" => "not supported: let a policy set a header, and name it as `cluster_header`",
-        "inline_cluster_specifier_plugin" => "not supported: let a policy set a header, and name it as `cluster_header`",
+        "cluster_specifier_plugin" => "let a policy set a header, and name it as `cluster_header`",
+        "inline_cluster_specifier_plugin" => "let a policy set a header, and name it as `cluster_header`",
     }
 }
 
@@ -136,9 +136,9 @@ config_struct! {
         pub allow_cross_scheme_redirect: Option<bool>,
     }
     elsewhere {
-        "predicates" => "not supported yet",
-        "response_headers_to_copy" => "not supported yet",
-        "redirect_url_rewriter" => "not supported",
+        "predicates" => "extensions of Envoy are not loaded",
+        "response_headers_to_copy" => "the redirected request has the headers of the client's",
+        "redirect_url_rewriter" => "extensions of Envoy are not loaded",
     }
 }
 

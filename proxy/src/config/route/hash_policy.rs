@@ -41,7 +41,7 @@ config_struct! {
         pub header_name: Located<String>,
     }
     elsewhere {
-        "regex_rewrite" => "not supported: the whole value is hashed",
+        "regex_rewrite" => "the whole value is hashed",
     }
 }
 
@@ -57,7 +57,7 @@ config_struct! {
         pub path: Option<Located<String>>,
     }
     elsewhere {
-        "attributes" => "not supported",
+        "attributes" => "a cookie has `name`, `ttl` and `path`",
     }
 }
 

@@ -26,7 +26,7 @@ config_struct! {
     elsewhere {
         "runtime_fraction" => "there is no runtime layer: write `weighted_clusters` to split requests",
         "tls_context" => "a listener with `client_ca` lets nobody in without a certificate",
-        "dynamic_metadata" => "not supported: let the policy set a header, and match that",
+        "dynamic_metadata" => "let the policy set a header, and match that",
         "filter_state" => "there is no filter state here",
     }
 }

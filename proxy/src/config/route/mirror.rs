@@ -19,7 +19,7 @@ config_struct! {
         pub host_rewrite_literal: Option<Located<String>>,
     }
     elsewhere {
-        "cluster_header" => "not supported: name a `cluster`",
+        "cluster_header" => "name a `cluster`",
         "trace_sampled" => "copies are not traced",
     }
 }
@@ -42,6 +42,6 @@ config_oneof! {
         Append(HeaderValueOption) = "append",
     }
     elsewhere {
-        "remove_on_match" => "not supported; `remove` is",
+        "remove_on_match" => "write `remove`",
     }
 }

@@ -71,15 +71,15 @@ config_struct! {
         "cors" => "CORS is the work of a processor",
         "matcher" => "matcher trees are not supported: write `routes`",
         "virtual_clusters" => "there are no statistics by virtual cluster",
-        "include_request_attempt_count" => "not supported",
-        "include_attempt_count_in_response" => "not supported",
-        "include_is_timeout_retry_header" => "not supported",
+        "include_request_attempt_count" => "attempts are not told in headers",
+        "include_attempt_count_in_response" => "attempts are not told in headers",
+        "include_is_timeout_retry_header" => "attempts are not told in headers",
         "retry_policy_typed_config" => "write `retry_policy`",
-        "hedge_policy" => "not supported",
+        "hedge_policy" => "no request is sent twice at once: write `per_try_timeout` and `num_retries`",
         "per_request_buffer_limit_bytes" => "write it in the routes",
         "request_body_buffer_limit" => "write it in the routes",
         "metadata" => "write it in the routes",
-        "route_specifiers" => "not supported",
+        "route_specifiers" => "write `route`, `redirect` or `direct_response`",
     }
 }
 
@@ -118,7 +118,7 @@ config_struct! {
         "decorator" => "spans have their own names: see `tracing` at the top",
         "tracing" => "traces are set for the whole proxy, in `tracing` at the top",
         "stat_prefix" => "there are no statistics by route",
-        "route_specifiers" => "not supported",
+        "route_specifiers" => "write `route`, `redirect` or `direct_response`",
     }
 }
 
@@ -134,6 +134,6 @@ config_oneof! {
     }
     elsewhere {
         "non_forwarding_action" => "for gRPC clients only",
-        "filter_action" => "not supported",
+        "filter_action" => "write `route`, `redirect` or `direct_response`",
     }
 }

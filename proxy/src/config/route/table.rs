@@ -44,8 +44,8 @@ config_struct! {
     elsewhere {
         "vhds" => "virtual hosts come with their table",
         "internal_only_headers" => "internal headers are stripped at the edge",
-        "cluster_specifier_plugins" => "not supported",
-        "ignore_path_parameters_in_path_matching" => "not supported",
+        "cluster_specifier_plugins" => "write `cluster_header` or `weighted_clusters` in the routes",
+        "ignore_path_parameters_in_path_matching" => "path parameters are part of the path",
         "typed_per_filter_config" => "write it in the virtual hosts or the routes",
         "metadata" => "write it in the routes",
     }
@@ -76,37 +76,65 @@ pub(crate) struct Table<'c> {
     pub(crate) validate_clusters: bool,
 }
 
-impl<'c> From<&'c RouteConfiguration> for Table<'c> {
-    fn from(raw: &'c RouteConfiguration) -> Self {
-        Self {
-            routes: &raw.routes,
-            virtual_hosts: &raw.virtual_hosts,
-            request_headers_to_add: &raw.request_headers_to_add,
-            request_headers_to_remove: &raw.request_headers_to_remove,
-            response_headers_to_add: &raw.response_headers_to_add,
-            response_headers_to_remove: &raw.response_headers_to_remove,
-            most_specific_header_mutations_wins: raw.most_specific_header_mutations_wins,
-            max_direct_response_body_size_bytes: raw.max_direct_response_body_size_bytes,
-            request_mirror_policies: &raw.request_mirror_policies,
-            validate_clusters: raw.validate_clusters != Some(false),
-        }
-    }
+/// Each of these types has the fields of a table, by their names.
+macro_rules! tables {
+    ($($raw:ty),+) => {
+        $(impl<'c> From<&'c $raw> for Table<'c> {
+            fn from(raw: &'c $raw) -> Self {
+                Self {
+                    routes: &raw.routes,
+                    virtual_hosts: &raw.virtual_hosts,
+                    request_headers_to_add: &raw.request_headers_to_add,
+                    request_headers_to_remove: &raw.request_headers_to_remove,
+                    response_headers_to_add: &raw.response_headers_to_add,
+                    response_headers_to_remove: &raw.response_headers_to_remove,
+                    most_specific_header_mutations_wins: raw.most_specific_header_mutations_wins,
+                    max_direct_response_body_size_bytes: raw.max_direct_response_body_size_bytes,
+                    request_mirror_policies: &raw.request_mirror_policies,
+                    validate_clusters: raw.validate_clusters != Some(false),
+                }
+            }
+        })+
+    };
 }
 
-/// The table at the top of the file.
-impl<'c> From<&'c Config> for Table<'c> {
-    fn from(raw: &'c Config) -> Self {
-        Self {
-            routes: &raw.routes,
-            virtual_hosts: &raw.virtual_hosts,
-            request_headers_to_add: &raw.request_headers_to_add,
-            request_headers_to_remove: &raw.request_headers_to_remove,
-            response_headers_to_add: &raw.response_headers_to_add,
-            response_headers_to_remove: &raw.response_headers_to_remove,
-            most_specific_header_mutations_wins: raw.most_specific_header_mutations_wins,
-            max_direct_response_body_size_bytes: raw.max_direct_response_body_size_bytes,
-            request_mirror_policies: &raw.request_mirror_policies,
-            validate_clusters: raw.validate_clusters != Some(false),
-        }
+// The top of the file is the table of listeners without one of their own.
+tables!(RouteConfiguration, Config);
+
+#[cfg(test)]
+mod tests {
+    use attache_service::config::Document;
+
+    use super::*;
+
+    #[test]
+    fn a_table_says_the_same_at_the_top_of_the_file_and_under_a_name() {
+        let text = "
+routes: [{ match: { prefix: /a }, route: { cluster: one } }]
+virtual_hosts: [{ name: h, domains: [h.test], routes: [{ match: { prefix: / }, route: { cluster: two } }] }]
+request_headers_to_add: [{ header: { key: x-a, value: '1' } }]
+request_headers_to_remove: [x-b]
+response_headers_to_add: [{ header: { key: x-c, value: '2' } }]
+response_headers_to_remove: [x-d]
+most_specific_header_mutations_wins: true
+max_direct_response_body_size_bytes: 9
+request_mirror_policies: [{ cluster: three }]
+validate_clusters: false
+";
+        let document = Document::parse("routes.yaml", text).unwrap();
+        let (top, errors) = document.decode_partly::<Config>();
+        let (named, more) = document.decode_partly::<RouteConfiguration>();
+        let (top, named) = (
+            errors.into_result(top).unwrap(),
+            more.into_result(named).unwrap(),
+        );
+        let (top, named) = (Table::from(&top), Table::from(&named));
+        assert_eq!(format!("{top:?}"), format!("{named:?}"));
+        assert_eq!((top.routes.len(), top.virtual_hosts.len()), (1, 1));
+        assert_eq!(
+            top.max_direct_response_body_size_bytes.map(Size::as_usize),
+            Some(9)
+        );
+        assert!(!top.validate_clusters);
     }
 }

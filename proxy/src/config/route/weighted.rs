@@ -22,7 +22,7 @@ config_struct! {
     elsewhere {
         "total_weight" => "is deprecated in Envoy: the total is the sum of the weights",
         "runtime_key_prefix" => "there is no runtime layer: change the weights and reload",
-        "use_hash_policy" => "not supported; `header_name` is",
+        "use_hash_policy" => "write `header_name`",
     }
 }
 

@@ -49,7 +49,7 @@ config_struct! {
         pub check: Check,
     }
     elsewhere {
-        "alt_port" => "not supported: checks go where the requests go",
+        "alt_port" => "checks go where the requests go",
         "event_log_path" => "changes are in the log of the proxy",
         "event_logger" => "changes are in the log of the proxy",
         "event_service" => "changes are in the log of the proxy",
@@ -93,9 +93,9 @@ config_struct! {
         pub codec_client_type: Option<CodecClientType>,
     }
     elsewhere {
-        "send" => "not supported: checks have no body",
-        "receive" => "not supported: the status tells",
-        "response_buffer_size" => "not supported: the status tells",
+        "send" => "checks have no body",
+        "receive" => "the status tells",
+        "response_buffer_size" => "the status tells",
         "request_headers_to_add" => "not supported",
         "request_headers_to_remove" => "not supported",
         "service_name_matcher" => "not supported",

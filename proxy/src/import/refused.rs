@@ -1,0 +1,310 @@
+//! The result is read as the proxy will read it. What it refuses is taken out, so that the rest can
+//! be used, and in such a way that nothing is served that was not served before: a listener goes as
+//! a whole, and a route answers with 500 instead of leaving its requests to the routes behind it.
+
+use std::collections::BTreeSet;
+
+use attache_service::config::{
+    Document, Node, Span, Spanned, Value,
+    json::{Value as Json, json, to_string_pretty},
+};
+
+use super::dropped::{Effect, Findings};
+use crate::{Config, config::NothingEmbedded};
+
+/// What was taken out may have been named by something else; chains of names are short.
+const ROUNDS: usize = 32;
+/// Files need not be on the machine where a configuration is made.
+const FILES: [&str; 6] = [
+    "certificate",
+    "private_key",
+    "client_ca",
+    "ca",
+    "filename",
+    "endpoints_file",
+];
+
+/// Takes out what the proxy would refuse. `root` is Envoy's file, in which names are looked up.
+pub(super) fn take_out(mut config: Json, root: &Node, found: &mut Findings) -> Json {
+    for _ in 0..ROUNDS {
+        let Ok(text) = to_string_pretty(&config) else {
+            break;
+        };
+        let errors = match Document::parse("imported", text) {
+            Ok(document) => match Config::read(&document, &NothingEmbedded) {
+                Ok(_) => break,
+                Err(errors) => located(&errors, document.root()),
+            },
+            Err(_) => break,
+        };
+        // From behind, so that the places of the others stay.
+        let mut cuts = BTreeSet::new();
+        for (way, why) in errors {
+            if let Some(cut) = Cut::of(&way, &config)
+                && cuts.insert(cut.clone())
+            {
+                let at = place(&cut.way, &config, root);
+                let why = format!("`{}`: {why}: {}", written(&way), cut.result());
+                found.push(&at, cut.effect(), why);
+            }
+        }
+        if cuts.is_empty() {
+            break;
+        }
+        for cut in cuts.iter().rev() {
+            cut.make(&mut config);
+        }
+    }
+    config
+}
+
+/// A step on the way to a part of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Step {
+    Key(String),
+    Item(usize),
+}
+
+impl Step {
+    fn name(&self) -> &str {
+        match self {
+            Self::Key(name) => name,
+            Self::Item(_) => "",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// It goes, and what it did is not done.
+    Part,
+    /// It goes, and requests that were its own go elsewhere.
+    Matches,
+    /// Its requests are answered with 500.
+    Answers,
+}
+
+/// What has to be taken out.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Cut {
+    way: Vec<Step>,
+    kind: Kind,
+}
+
+impl Cut {
+    /// The least that can be taken out for a mistake; `None` where that does not help.
+    fn of(way: &[Step], config: &Json) -> Option<Self> {
+        let names: Vec<_> = way.iter().map(Step::name).collect();
+        if FILES.contains(names.last()?) {
+            return None;
+        }
+        let cut = |len: usize, kind: Kind| {
+            let way = way.get(..len)?.to_vec();
+            Some(Self { way, kind })
+        };
+        // A listener's own table is as the one at the top.
+        let table = match names.as_slice() {
+            ["listeners", "", "route_config", ..] => 3,
+            _ => 0,
+        };
+        match names.get(table..)? {
+            ["virtual_hosts", "", "routes", "", "match", ..] => cut(table + 4, Kind::Matches),
+            ["virtual_hosts", "", "routes", "", ..] => {
+                let answer = at(config, way.get(..table + 4)?)?;
+                match *answer == refusal(&answer["match"]) {
+                    true => cut(table + 4, Kind::Matches),
+                    false => cut(table + 4, Kind::Answers),
+                }
+            }
+            ["virtual_hosts", "", "domains", "", ..] => {
+                let domains = at(config, way.get(..table + 3)?)?.as_array()?;
+                match domains.len() {
+                    1 => cut(table + 2, Kind::Matches),
+                    _ => cut(table + 4, Kind::Matches),
+                }
+            }
+            ["virtual_hosts", "", ..] => {
+                let host = at(config, way.get(..table + 2)?)?;
+                match *host == refusing(host) {
+                    true => cut(table + 2, Kind::Matches),
+                    false => cut(table + 2, Kind::Answers),
+                }
+            }
+            ["listeners", "", "access_log", "", ..] => cut(4, Kind::Part),
+            ["listeners" | "clusters", "", ..] | ["filters", _, ..] => cut(2, Kind::Part),
+            [_, ..] => cut(1, Kind::Part),
+            [] => None,
+        }
+    }
+
+    fn effect(&self) -> Effect {
+        let protects = |step: &Step| step.name().ends_with("_to_remove");
+        match self.kind {
+            Kind::Matches => Effect::Protection,
+            Kind::Part if self.way.iter().any(protects) => Effect::Protection,
+            Kind::Part | Kind::Answers => Effect::Behaviour,
+        }
+    }
+
+    fn result(&self) -> String {
+        let what = match self.way.iter().rev().find(|step| !step.name().is_empty()) {
+            _ if self.way.len() == 1 => "it",
+            Some(Step::Key(list)) => match list.as_str() {
+                "listeners" => "the whole listener",
+                "clusters" => "the whole cluster",
+                "virtual_hosts" => "the virtual host",
+                "routes" => "the route",
+                "domains" => "the domain",
+                "access_log" => "the access log",
+                _ => "the filter",
+            },
+            _ => "it",
+        };
+        match self.kind {
+            Kind::Part | Kind::Matches => format!("{what} is left out"),
+            Kind::Answers => format!("{what} answers with 500"),
+        }
+    }
+
+    fn make(&self, config: &mut Json) {
+        let Some((last, way)) = self.way.split_last() else {
+            return;
+        };
+        if self.kind == Kind::Answers {
+            if let Some(part) = at_mut(config, &self.way) {
+                *part = match part.get("domains") {
+                    Some(_) => refusing(part),
+                    None => refusal(&part["match"]),
+                };
+            }
+            return;
+        }
+        match (at_mut(config, way), last) {
+            (Some(Json::Object(map)), Step::Key(name)) => {
+                map.remove(name);
+            }
+            (Some(Json::Array(items)), Step::Item(index)) if *index < items.len() => {
+                items.remove(*index);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The route that refuses what another took.
+fn refusal(matches: &Json) -> Json {
+    json!({ "match": matches, "direct_response": { "status": 500 } })
+}
+
+/// The virtual host that refuses what another took.
+fn refusing(host: &Json) -> Json {
+    json!({
+        "name": host["name"],
+        "domains": host["domains"],
+        "routes": [refusal(&json!({ "prefix": "/" }))],
+    })
+}
+
+fn at<'c>(config: &'c Json, way: &[Step]) -> Option<&'c Json> {
+    way.iter().try_fold(config, |part, step| match step {
+        Step::Key(name) => part.get(name),
+        Step::Item(index) => part.get(index),
+    })
+}
+
+fn at_mut<'c>(config: &'c mut Json, way: &[Step]) -> Option<&'c mut Json> {
+    way.iter().try_fold(config, |part, step| match step {
+        Step::Key(name) => part.get_mut(name),
+        Step::Item(index) => part.get_mut(index),
+    })
+}
+
+/// Where each mistake stands.
+fn located(errors: &attache_service::config::Errors, root: &Node) -> Vec<(Vec<Step>, String)> {
+    let mut all = Vec::new();
+    for error in errors {
+        let mut way = Vec::new();
+        if find(root, error.span(), &mut way) {
+            all.push((way, error.message().to_owned()));
+        }
+    }
+    all
+}
+
+fn find(node: &Node, wanted: &Span, way: &mut Vec<Step>) -> bool {
+    let is = |span: &Span| (span.line(), span.column()) == (wanted.line(), wanted.column());
+    let mut inside = |step: Step, node: &Node, key: Option<&Span>| {
+        way.push(step);
+        let found = key.is_some_and(is) || find(node, wanted, way);
+        if !found {
+            way.pop();
+        }
+        found
+    };
+    let found = match &node.value {
+        Value::Map(entries) => entries.iter().any(|entry| {
+            let step = Step::Key(entry.key.name.to_string());
+            inside(step, &entry.value, Some(&entry.key.span))
+        }),
+        Value::Seq(items) => {
+            let mut items = items.iter().enumerate();
+            items.any(|(index, item)| inside(Step::Item(index), item, None))
+        }
+        _ => false,
+    };
+    found || is(node.span())
+}
+
+fn written(way: &[Step]) -> String {
+    let mut text = String::new();
+    for step in way {
+        match step {
+            Step::Key(name) if text.is_empty() => text.push_str(name),
+            Step::Key(name) => text.push_str(&format!(".{name}")),
+            Step::Item(index) => text.push_str(&format!("[{index}]")),
+        }
+    }
+    text
+}
+
+/// Where in Envoy's file stands what was made from it: the thing of that name, in a list of that
+/// name.
+fn place(way: &[Step], config: &Json, root: &Node) -> Span {
+    let mut best = root
+        .entry("static_resources")
+        .map(|entry| entry.key.span.clone());
+    for (len, pair) in way.windows(2).enumerate() {
+        let name = match pair {
+            [Step::Key(_), Step::Item(_)] => way.get(..len + 2).and_then(|way| at(config, way)),
+            _ => None,
+        };
+        let name = name
+            .and_then(|part| part.get("name"))
+            .and_then(Json::as_str);
+        let list = pair.first().map(Step::name).unwrap_or_default();
+        if let Some(node) = name.and_then(|name| named(root, list, name)) {
+            best = Some(node.span.clone());
+        }
+        if let [Step::Key(list), Step::Key(name)] = pair
+            && list == "filters"
+            && let Some(node) = named(root, "http_filters", name)
+        {
+            best = Some(node.span.clone());
+        }
+    }
+    best.unwrap_or_else(|| root.span.clone())
+}
+
+fn named<'n>(node: &'n Node, list: &str, name: &str) -> Option<&'n Node> {
+    match &node.value {
+        Value::Map(entries) => entries.iter().find_map(|entry| {
+            let items = entry.value.as_seq().filter(|_| &*entry.key.name == list);
+            let mut items = items.unwrap_or_default().iter();
+            items
+                .find(|item| item.get("name").and_then(Node::text) == Some(name))
+                .or_else(|| named(&entry.value, list, name))
+        }),
+        Value::Seq(items) => items.iter().find_map(|item| named(item, list, name)),
+        _ => None,
+    }
+}

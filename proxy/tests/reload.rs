@@ -1,0 +1,169 @@
+//! What a configuration that takes over does not forget.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests may panic"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use attache_proxy::{
+    Config, Plan,
+    config::NothingEmbedded,
+    plan::{ListenerPlan, OverloadPlan},
+    route::Forward,
+};
+use attache_service::config::Document;
+use support::{
+    OK, PATIENCE, Raw, Tested, echo_origin, header, origin, plan_to, plan_with, read_head, start,
+    status,
+};
+
+/// Copies of requests that one worker may have under way at a time.
+const MOST_COPIES: i64 = 1024;
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect(what);
+}
+
+/// The value of a metric; 0 where there is none.
+fn metric(proxy: &Tested, name: &str) -> i64 {
+    let text = proxy.metrics.render();
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
+        .sum()
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[tokio::test]
+async fn memory_that_is_short_stays_so_until_it_has_fallen_clearly() {
+    let (origin, _heads) = echo_origin(OK).await;
+    let max_memory = resident() + (128 << 20);
+    let short = || {
+        let mut plan = plan_to(origin.at);
+        plan.overload = Some(OverloadPlan {
+            resume: 0.001,
+            refresh_interval: Duration::from_millis(10),
+            ..OverloadPlan::new(max_memory)
+        });
+        plan
+    };
+    let proxy = start(short()).await;
+    let much = vec![1_u8; 256 << 20];
+    eventually("it is seen", || {
+        metric(&proxy, "attache_overload_active") == 1
+    })
+    .await;
+    drop(much);
+    eventually("it is given back", || resident() < max_memory).await;
+
+    proxy.running.reload(short()).await.unwrap();
+
+    for _ in 0..20 {
+        let (head, _) = Raw::connect(proxy.at).await.get("/").await;
+        assert_eq!(status(&head), 503);
+        assert_eq!(header(&head, "x-envoy-local-overloaded"), Some("true"));
+        assert_eq!(metric(&proxy, "attache_overload_active"), 1);
+    }
+}
+
+#[tokio::test]
+async fn requests_and_connections_of_the_plan_before_count() {
+    let silent =
+        origin(|_, mut stream| async move { while read_head(&mut stream).await.is_some() {} })
+            .await;
+    let (other, _heads) = echo_origin(OK).await;
+    let with = |origin, more: fn(&mut ListenerPlan)| {
+        plan_with(
+            origin,
+            |listener| {
+                listener.limits.max_requests = Some(1);
+                listener.limits.max_connections = 2;
+                more(listener);
+            },
+            |_| {},
+            Forward::to(0),
+        )
+    };
+    let proxy = start(with(silent.at, |_| {})).await;
+    let mut first = Raw::connect(proxy.at).await;
+    first.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut second = Raw::connect(proxy.at).await;
+    eventually("both are there", || {
+        metric(&proxy, "attache_downstream_connections{") == 2
+    })
+    .await;
+
+    let next = with(other.at, |listener| listener.limits.max_headers = 50);
+    proxy.running.reload(next).await.unwrap();
+
+    assert_eq!(status(&second.get("/").await.0), 503);
+    assert_eq!(Raw::connect(proxy.at).await.rest().await, "");
+    drop(first);
+    eventually("one is left", || {
+        metric(&proxy, "attache_downstream_connections{") == 1
+    })
+    .await;
+    assert_eq!(status(&second.get("/").await.0), 200);
+    let mut third = Raw::connect(proxy.at).await;
+    assert_eq!(status(&third.get("/").await.0), 200);
+}
+
+#[tokio::test]
+async fn copies_of_the_plan_before_count() {
+    let (web, _heads) = echo_origin(OK).await;
+    // Takes what comes, and never answers.
+    let silent = origin(|_, mut stream| async move {
+        let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+    })
+    .await;
+    let plan = || -> Plan {
+        let text = format!(
+            "
+listeners: [{{ name: test, address: '127.0.0.1:0' }}]
+routes:
+- match: {{ prefix: / }}
+  route: {{ cluster: web, timeout: 600s, request_mirror_policies: [{{ cluster: silent }}] }}
+clusters:
+- {{ name: web, endpoints: ['{}'] }}
+- {{ name: silent, endpoints: ['{}'], http2: {{}}, connect_timeout: 600s }}
+workers: 1
+",
+            web.at, silent.at
+        );
+        let document = Document::parse("proxy.yaml", text).unwrap();
+        Config::read(&document, &NothingEmbedded).unwrap().1
+    };
+    let proxy = start(plan()).await;
+    let mut client = Raw::connect(proxy.at).await;
+    for _ in 0..MOST_COPIES {
+        assert_eq!(status(&client.get("/").await.0), 200);
+    }
+    assert_eq!(
+        metric(&proxy, "attache_upstream_mirrored_total"),
+        MOST_COPIES
+    );
+    assert_eq!(metric(&proxy, "attache_upstream_mirrors_dropped_total"), 0);
+
+    proxy.running.reload(plan()).await.unwrap();
+
+    assert_eq!(status(&client.get("/").await.0), 200);
+    assert_eq!(metric(&proxy, "attache_upstream_mirrors_dropped_total"), 1);
+}
