@@ -190,6 +190,10 @@ impl HttpBody for ClientBody {
                 record.completes();
             }
         }
+        if frame.is_none() {
+            // In a tunnel the rest lives longer, and the other side waits until this one is gone.
+            this.body = ReplyBody::Local(Body::empty());
+        }
         Poll::Ready(frame)
     }
 

@@ -49,8 +49,10 @@ impl ForwardClientCert {
         match (self, shown) {
             (Self::AlwaysForwardOnly, _) | (Self::ForwardOnly, Some(_)) => {}
             (Self::AppendForward(details), Some((tls, der))) => {
-                if let Some(element) = details.element(tls, der) {
-                    append_list(headers, &X_FORWARDED_CLIENT_CERT, &element);
+                match details.element(tls, der) {
+                    Some(element) => append_list(headers, &X_FORWARDED_CLIENT_CERT, &element),
+                    // The last element is believed: it must not be the client's.
+                    None => _ = headers.remove(X_FORWARDED_CLIENT_CERT),
                 }
             }
             (Self::SanitizeSet(details), Some((tls, der))) => {
@@ -113,8 +115,12 @@ impl Element {
     /// A name cannot pretend to be more than one: where it has a character that ends it, it is
     /// quoted.
     fn add(&mut self, key: &str, value: &str) {
-        if value.bytes().any(|byte| matches!(byte, b',' | b';' | b'"')) {
-            return self.add_quoted(key, value.replace('"', "\\\"").as_bytes());
+        if value
+            .bytes()
+            .any(|byte| matches!(byte, b',' | b';' | b'"' | b'\\'))
+        {
+            let escaped = value.replace('\\', "\\\\").replace('"', "\\\"");
+            return self.add_quoted(key, escaped.as_bytes());
         }
         self.begin(key);
         self.0.extend_from_slice(value.as_bytes());
@@ -222,16 +228,31 @@ mod tests {
 
     #[test]
     fn a_name_cannot_pretend_to_be_another() {
-        let theirs = certificate("a\";URI=spiffe://a/root", vec![uri("urn:b;URI=urn:c,\"")]);
+        let theirs = certificate(
+            "a\";URI=spiffe://a/root",
+            vec![uri("urn:b\\\";URI=urn:c,\"")],
+        );
         let told = told(
             ForwardClientCert::SanitizeSet(ALL),
             Some(&tls(Some(&theirs), &theirs)),
         );
         let expected = format!(
-            r#"By="urn:b;URI=urn:c,\"";Hash={};Subject="CN=a\"\;URI=spiffe://a/root";URI="urn:b;URI=urn:c,\"""#,
+            r#"By="urn:b\\\";URI=urn:c,\"";Hash={};Subject="CN=a\"\;URI=spiffe://a/root";URI="urn:b\\\";URI=urn:c,\"""#,
             fingerprint(&theirs)
         );
         assert_eq!(told, [expected]);
+    }
+
+    #[test]
+    fn a_client_whose_name_cannot_be_told_tells_nothing_itself() {
+        let theirs = certificate("them", vec![uri("urn:\n")]);
+        let mutual = tls(Some(&theirs), &certificate("us", vec![]));
+        for policy in [
+            ForwardClientCert::AppendForward(ALL),
+            ForwardClientCert::SanitizeSet(ALL),
+        ] {
+            assert_eq!(told(policy, Some(&mutual)), [""; 0], "{policy:?}");
+        }
     }
 
     #[test]

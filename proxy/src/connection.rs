@@ -390,7 +390,8 @@ fn drive<C: Connection>(
             .as_ref()
             .err()
             .and_then(|error| connection.unserved(error, &limits));
-        if !closing || ended.is_err() {
+        // What a client sends behind our GOAWAY is for its next connection.
+        if !closing || refused.is_some() {
             Unserved::of::<C>(&listening, &downstream).end(refused, ended.is_err());
         }
         Ok(ended?)
@@ -435,7 +436,8 @@ impl<'c> Unserved<'c> {
         let activity = &self.downstream.activity;
         let begun = activity.in_head.load(Ordering::Relaxed);
         if self.version == Version::HTTP_2 {
-            self.settle(refused.unwrap_or(Cause::MalformedStream));
+            // What was malformed before is settled; of the last bytes the codec tells nothing.
+            self.settle(refused.unwrap_or(Cause::Left));
             if begun {
                 self.note(refused.unwrap_or(Cause::Left), Duration::ZERO);
             }

@@ -257,7 +257,7 @@ impl Edge {
         let response = response.map(|body| ClientBody::new(body, record, active));
         Ok(form.answer(match tunnel {
             None => response,
-            Some(tunnel) => tunnel.begin(response),
+            Some(tunnel) => tunnel.begin(response, self.plan.limits.write_timeout),
         }))
     }
 

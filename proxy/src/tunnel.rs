@@ -18,7 +18,7 @@ use std::{
 
 use attache_filter::{Body, BoxError, RequestContext, context::ResponseFlag};
 use attache_service::cluster::breakers::Permit;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http::{Extensions, HeaderMap, Method, Response, StatusCode, header, request};
 use http_body::{Body as HttpBody, Frame};
 use http_body_util::BodyExt as _;
@@ -116,16 +116,23 @@ impl Wanted {
     }
 
     /// Opens the tunnel if `response` says so: what would be its body goes there, and all that
-    /// the body holds is held until the tunnel has ended.
-    pub(crate) fn begin(self, response: Response<ClientBody>) -> Response<ClientBody> {
+    /// the body holds is held until the tunnel has ended. A client that takes nothing for
+    /// `patience` ends it.
+    pub(crate) fn begin(
+        self,
+        response: Response<ClientBody>,
+        patience: Duration,
+    ) -> Response<ClientBody> {
         if !self.opens(response.status()) {
             return response;
         }
-        let (parts, body) = response.into_parts();
+        let (parts, mut body) = response.into_parts();
         tokio::spawn(async move {
-            if let Err(ended) = serve(self.side, self.feed, body).await {
+            let ended = serve(self.side, self.feed, &mut body, Some(patience)).await;
+            if let Err(ended) = ended {
                 tracing::debug!(%ended, "tunnel ended");
             }
+            drop(body);
         });
         Response::from_parts(parts, ClientBody::empty())
     }
@@ -200,7 +207,8 @@ impl Upstream {
         let context = &self.context;
         let shared = feed.shared.clone();
         let serve = async {
-            let ended = serve(self.side, feed, outgoing).await;
+            // Silence bounds it.
+            let ended = serve(self.side, feed, outgoing, None).await;
             if let Err(ended) = ended {
                 tracing::debug!(%ended, "the upstream's side of a tunnel ended");
                 if matches!(ended, Ended::NotOpened(_) | Ended::Write(_)) {
@@ -383,7 +391,12 @@ enum Ended {
 
 /// Opens one side of a tunnel: what it reads goes to the body of `feed`, and `outgoing` is
 /// written to it. Ends when both are done, or when one fails.
-async fn serve<B>(side: Side, feed: Feed, outgoing: B) -> Result<(), Ended>
+async fn serve<B>(
+    side: Side,
+    feed: Feed,
+    outgoing: B,
+    patience: Option<Duration>,
+) -> Result<(), Ended>
 where
     B: HttpBody<Data = Bytes, Error = BoxError>,
 {
@@ -397,7 +410,7 @@ where
     if opened.send(read).is_err() {
         return Ok(());
     }
-    let mut writing = pin!(write_out(write, outgoing, &shared));
+    let mut writing = pin!(write_out(write, outgoing, &shared, patience));
     tokio::select! {
         biased;
         () = alive.closed() => match shared.failed.load(Ordering::Relaxed) {
@@ -415,17 +428,35 @@ async fn write_out<B>(
     mut write: WriteHalf<Box<dyn Io>>,
     outgoing: B,
     shared: &Shared,
+    patience: Option<Duration>,
 ) -> Result<(), Ended>
 where
     B: HttpBody<Data = Bytes, Error = BoxError>,
 {
     let mut outgoing = pin!(outgoing);
     while let Some(frame) = outgoing.frame().await {
-        if let Ok(piece) = frame.map_err(Ended::OtherSide)?.into_data() {
-            write.write_all(&piece).await.map_err(Ended::Write)?;
-            write.flush().await.map_err(Ended::Write)?;
+        if let Ok(mut piece) = frame.map_err(Ended::OtherSide)?.into_data() {
+            while piece.has_remaining() {
+                within(patience, write.write_buf(&mut piece)).await?;
+            }
+            within(patience, write.flush()).await?;
             shared.moved();
         }
     }
-    write.shutdown().await.map_err(Ended::Write)
+    within(patience, write.shutdown()).await
+}
+
+/// Waits for a step of writing as long as there is patience.
+async fn within<T>(
+    patience: Option<Duration>,
+    step: impl Future<Output = io::Result<T>>,
+) -> Result<T, Ended> {
+    let done = match patience {
+        None => step.await,
+        Some(patience) => match tokio::time::timeout(patience, step).await {
+            Ok(done) => done,
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        },
+    };
+    done.map_err(Ended::Write)
 }

@@ -529,3 +529,81 @@ async fn a_request_to_upgrade_may_have_a_body_which_comes_before_the_tunnel() {
     assert_eq!(line["bytes_in"], 9);
     assert_eq!(line["bytes_out"], 4);
 }
+
+/// An origin for a tunnel, which does `then` with it.
+async fn switching<F>(kind: Kind, then: impl Fn(TcpStream) -> F + Clone + Send + 'static) -> Origin
+where
+    F: Future<Output = ()> + Send,
+{
+    origin(move |_, mut stream| {
+        let then = then.clone();
+        async move {
+            if kind.switches() {
+                let _ = read_head(&mut stream).await;
+                stream.write_all(SWITCH.as_bytes()).await.unwrap();
+            }
+            then(stream).await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_upstream_has_ended_its_half_goes_on_and_counts() {
+    for kind in [Upgrade, Connect] {
+        let (told, mut rest) = tokio::sync::mpsc::unbounded_channel();
+        let origin = switching(kind, move |mut stream| {
+            let told = told.clone();
+            async move {
+                stream.shutdown().await.unwrap();
+                let mut text = String::new();
+                stream.read_to_string(&mut text).await.unwrap();
+                told.send(text).unwrap();
+            }
+        })
+        .await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("log");
+        let proxy = start(logged(origin.at, &file, Forward::to(0))).await;
+        let mut tunnel = Tunnel::open(kind, proxy.at).await;
+        assert!(tunnel.ended().await, "{kind:?}");
+        assert!(
+            proxy.metrics.render().contains(&open_connections(1)),
+            "{kind:?}"
+        );
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "", "{kind:?}");
+
+        let Tunnel::Http1(client) = &mut tunnel else {
+            unreachable!("both are of HTTP/1.1")
+        };
+        client.send("late").await;
+        client.0.shutdown().await.unwrap();
+
+        let received = tokio::time::timeout(PATIENCE, rest.recv()).await;
+        assert_eq!(
+            received.expect("an end").as_deref(),
+            Some("late"),
+            "{kind:?}"
+        );
+        assert_eq!(line(&file).await["bytes_in"], 4, "{kind:?}");
+        shown(&proxy, &open_connections(0)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_ends_its_tunnel() {
+    for kind in [Upgrade, Connect] {
+        let origin = switching(kind, |mut stream| async move {
+            while stream.write_all(&[b'x'; 64 << 10]).await.is_ok() {}
+        })
+        .await;
+        let impatient = |listener: &mut ListenerPlan| {
+            listener.limits.write_timeout = Duration::from_millis(300);
+        };
+        let proxy = start(plan(origin.at, impatient, Forward::to(0))).await;
+
+        let _tunnel = Tunnel::open(kind, proxy.at).await;
+
+        shown(&proxy, &open_connections(0)).await;
+    }
+}

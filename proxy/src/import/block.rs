@@ -31,6 +31,12 @@ impl<'n> Block<'n> {
         self.entry(name).map(|entry| &entry.value)
     }
 
+    /// Whether a field is there, read or not.
+    pub(super) fn has(&self, name: &str) -> bool {
+        let mut entries = self.entries.iter();
+        entries.any(|entry| &*entry.key.name == name && !entry.value.is_null())
+    }
+
     fn entry(&mut self, name: &str) -> Option<&'n Entry> {
         let at = self.entries.iter().position(|e| &*e.key.name == name)?;
         let used = self.used.get_mut(at)?;

@@ -76,8 +76,12 @@ pub(super) fn convert(
         if output::has_field::<Listener>(&entry.key.name) {
             out.put(&entry.key.name, entry.value.clone());
         } else {
+            let effect = match &*entry.key.name {
+                "early_header_mutation_extensions" => Effect::Protection,
+                _ => Effect::Behaviour,
+            };
             let why = format!("`{}` has no counterpart here", entry.key.name);
-            found.push(&entry.key, Effect::Behaviour, why);
+            found.push(&entry.key, effect, why);
         }
     }
     Beside { routes, tracing }

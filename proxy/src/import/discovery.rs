@@ -1,6 +1,6 @@
 //! A control plane: `dynamic_resources` with an aggregated stream.
 
-use attache_service::config::{Node, json::Value as Json};
+use attache_service::config::{Node, json::Value as Json, parse_duration};
 
 use super::{
     block::Block,
@@ -42,7 +42,13 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
         };
         resources.push(text_at(ours, &node.span));
         if let Some(timeout) = source.take("initial_fetch_timeout") {
-            out.put("initial_fetch_timeout", timeout.clone());
+            let duration = timeout.text().and_then(parse_duration);
+            if duration.is_some_and(|duration| duration.is_zero()) {
+                let why = "a start does not wait for ever here";
+                found.push(timeout, Effect::Behaviour, why);
+            } else {
+                out.put("initial_fetch_timeout", timeout.clone());
+            }
         }
         aggregated(&mut source, found);
     }

@@ -509,3 +509,97 @@ fn chains_that_differ_in_more_than_certificates_are_not_put_together() {
 
     assert_eq!(names(&imported), [""; 0]);
 }
+
+#[test]
+fn what_envoy_does_not_upgrade_is_not_upgraded() {
+    let upgrades = |more: Json| {
+        let chains = json!([chain(json!([manager(&more)]))]);
+        let imported = holds(&bootstrap_of(json!([listener("web", chains)])));
+        imported.config["listeners"][0]["upgrades"].clone()
+    };
+
+    assert_eq!(upgrades(json!({})), json!([]));
+    let websocket = json!({ "upgrade_configs": [{ "upgrade_type": "websocket" }] });
+    assert_eq!(upgrades(websocket), json!(["websocket"]));
+}
+
+#[test]
+fn a_listener_that_envoy_does_not_bind_is_left_out() {
+    let web = json!([chain(json!([manager(&json!({}))]))]);
+    let mut unbound = listener("unbound", web.clone());
+    unbound["bind_to_port"] = false.into();
+    let internal = json!({ "name": "internal", "internal_listener": {}, "filter_chains": web });
+    for other in [unbound, internal] {
+        let bound = listener("web", web.clone());
+
+        let imported = holds(&bootstrap_of(json!([bound, other])));
+
+        assert_eq!(names(&imported), ["web"]);
+        let said = said(&imported, Effect::Behaviour);
+        assert!(
+            said.iter().any(|one| one.contains("listeners[1]")),
+            "{said:#?}"
+        );
+    }
+}
+
+#[test]
+fn what_protects_a_whole_table_leaves_its_listener_out() {
+    for (field, value) in [
+        ("typed_per_filter_config", json!({ "auth": {} })),
+        ("internal_only_headers", json!(["x-user"])),
+    ] {
+        let mut table = json!({ "virtual_hosts": [host(&["*"])] });
+        table[field] = value;
+        let more = json!({ "route_config": table });
+        let chains = json!([chain(json!([manager(&more)]))]);
+
+        let imported = holds(&bootstrap_of(json!([listener("web", chains)])));
+
+        assert_eq!(names(&imported), [""; 0], "{field}");
+    }
+}
+
+#[test]
+fn certificates_that_are_asked_for_have_an_authority() {
+    let folder = tempfile::tempdir().unwrap();
+    for context in [json!({}), json!({ "trusted_ca": {} })] {
+        let mut socket = tls(
+            folder.path(),
+            &["a.test"],
+            &json!({ "validation_context": context }),
+        );
+        socket["typed_config"]["require_client_certificate"] = true.into();
+        let chains = json!([{ "transport_socket": socket, "filters": [manager(&json!({}))] }]);
+
+        let imported = holds(&bootstrap_of(json!([listener("web", chains)])));
+
+        assert_eq!(names(&imported), [""; 0]);
+        let lost = said(&imported, Effect::Protection);
+        assert!(
+            lost.iter().any(|one| one.contains("authority")),
+            "{lost:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_cluster_whose_authority_cannot_be_read_does_not_trust_others_instead() {
+    for context in [
+        json!({ "validation_context": { "trusted_ca": { "inline_string": "x" } } }),
+        json!({ "validation_context_sds_secret_config": { "name": "ca" } }),
+    ] {
+        let kind = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
+        let mut pinned = cluster("web");
+        pinned["transport_socket"] = typed(kind, json!({ "common_tls_context": context }));
+        let chains = json!([chain(json!([manager(&json!({}))]))]);
+        let mut bootstrap = bootstrap_of(json!([listener("web", chains)]));
+        bootstrap["static_resources"]["clusters"] = json!([pinned]);
+
+        let imported = holds(&bootstrap);
+
+        assert_eq!(imported.config["clusters"], json!([]), "{context}");
+        let routes = &imported.config["virtual_hosts"][0]["routes"];
+        assert_eq!(routes[0]["direct_response"]["status"], 500, "{routes}");
+    }
+}

@@ -39,7 +39,18 @@ pub(super) fn convert(
 ) -> Option<Converted> {
     let mut listener = Block::open(node, found)?;
     let mut out = Output::default();
-    let address = address::text(listener.take("address")?, found)?;
+    let Some(address) = listener.take("address") else {
+        let why = "it has no address of its own: the whole listener is left out";
+        found.push(node, Effect::Behaviour, why);
+        return None;
+    };
+    let address = address::text(address, found)?;
+    if listener.flag("bind_to_port") == Some(false) {
+        let why = "connections come to it from other listeners only: the whole listener is left \
+            out";
+        found.push(node, Effect::Behaviour, why);
+        return None;
+    }
     match listener.take("name") {
         Some(name) => out.put("name", name.clone()),
         None => out.text("name", &address, &node.span),
@@ -63,6 +74,8 @@ pub(super) fn convert(
     if let Some(limit) = listener.take("per_connection_buffer_limit_bytes") {
         out.put("per_connection_buffer_limit_bytes", limit.clone());
     }
+    let why = "connections are logged where they are served: by what serves HTTP, or passes on";
+    listener.drop("access_log", Effect::Behaviour, why, found);
     let beside = chain::convert(&chains, peers, &mut out, filters, found);
     first_bytes(&mut listener, &mut out, found);
     for entry in listener.rest() {
@@ -73,6 +86,7 @@ pub(super) fn convert(
             found.push(&entry.key, Effect::Behaviour, why);
         }
     }
+    let serves_http = matches!(beside, chain::Served::Http(_));
     let (routes, tracing) = match beside {
         chain::Served::Http(Beside { routes, tracing }) => {
             if routes.is_none() {
@@ -91,8 +105,14 @@ pub(super) fn convert(
         }
     };
     let what = "the whole listener";
-    let config =
+    let mut config =
         output::decode::<Listener>(&out.into_node(), node, what, Effect::Behaviour, found)?;
+    if serves_http && let Some(fields) = config.as_object_mut() {
+        // Left out, it means the default, which is not Envoy's.
+        fields
+            .entry("upgrades")
+            .or_insert_with(|| Json::Array(Vec::new()));
+    }
     Some(Converted {
         config,
         routes,

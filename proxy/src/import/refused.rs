@@ -132,6 +132,8 @@ impl Cut {
             }
             ["listeners", "", "access_log", "", ..] => cut(4, Kind::Part),
             ["listeners" | "clusters", "", ..] | ["filters", _, ..] => cut(2, Kind::Part),
+            // What is wrong with the whole of a listener's own table is wrong with the listener.
+            [..] if table > 0 => cut(2, Kind::Part),
             [_, ..] => cut(1, Kind::Part),
             [] => None,
         }

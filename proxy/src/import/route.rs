@@ -40,14 +40,19 @@ pub(super) fn table(
         if output::has_field::<RouteConfiguration>(&entry.key.name) {
             out.put(&entry.key.name, entry.value.clone());
         } else {
+            let effect = match &*entry.key.name {
+                "typed_per_filter_config" | "internal_only_headers" => Effect::Protection,
+                _ => Effect::Behaviour,
+            };
             let why = format!("`{}` has no counterpart here", entry.key.name);
-            found.push(&entry.key, Effect::Behaviour, why);
+            found.push(&entry.key, effect, why);
         }
     }
     let mut json = out.into_node().to_json();
     let hosts = hosts.iter().filter_map(|(at, host)| {
         let what = "the whole virtual host";
-        output::decode::<VirtualHost>(host, *at, what, Effect::Behaviour, found)
+        // Its requests would go to a host with fewer labels.
+        output::decode::<VirtualHost>(host, *at, what, Effect::Protection, found)
     });
     json["virtual_hosts"] = Json::Array(hosts.collect());
     Some(json)

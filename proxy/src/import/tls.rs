@@ -13,6 +13,12 @@ use super::{
 
 const CONTEXT: &str = "envoy.extensions.transport_sockets.tls.v3.";
 
+/// Fields of a `CommonTlsContext` that have a control plane tell whom to trust.
+const DISCOVERED: [&str; 2] = [
+    "combined_validation_context",
+    "validation_context_sds_secret_config",
+];
+
 /// What a transport socket speaks.
 enum Spoken<'n> {
     Tls(Block<'n>),
@@ -54,14 +60,16 @@ pub(super) fn listener(socket: &Node, out: &mut Output, found: &mut Findings) ->
             tls.put("certificates", output::list(more));
         }
         versions(&mut common, &mut tls, found);
+        let mut authority = None;
         if let Some(mut validation) = common.block("validation_context", found) {
-            if let Some(ca) = file(&mut validation, "trusted_ca", found) {
-                tls.put("client_ca", ca.clone());
-                if !required {
-                    tls.flag("require_client_certificate", false, &ca.span);
-                }
-            }
+            authority = file(&mut validation, "trusted_ca", found);
             validation.finish(Effect::Protection, found);
+        }
+        if let Some(ca) = authority {
+            tls.put("client_ca", ca.clone());
+            if !required {
+                tls.flag("require_client_certificate", false, &ca.span);
+            }
         } else if required {
             let why = "client certificates are asked for, and no authority is named";
             found.push(socket, Effect::Protection, why);
@@ -113,12 +121,20 @@ pub(super) fn cluster(socket: &Node, out: &mut Output, found: &mut Findings) -> 
         );
         match common.block("validation_context", found) {
             Some(mut validation) => {
-                if let Some(ca) = file(&mut validation, "trusted_ca", found) {
-                    tls.put("ca", ca.clone());
+                let pinned = validation.has("trusted_ca");
+                match file(&mut validation, "trusted_ca", found) {
+                    Some(ca) => tls.put("ca", ca.clone()),
+                    // The system's authorities would be trusted instead.
+                    None if pinned => return false,
+                    None => {}
                 }
                 validation.take("system_root_certs");
                 names(&mut validation, sni, found);
                 validation.finish(Effect::Protection, found);
+            }
+            None if DISCOVERED.iter().any(|name| common.has(name)) => {
+                common.finish(Effect::Protection, found);
+                return false;
             }
             None => found.push(
                 socket,
