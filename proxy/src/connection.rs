@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use attache_filter::ConnectionInfo;
-use attache_service::{cluster::Io, listen, metrics::Gauge};
+use attache_service::{Io, listen, metrics::Gauge};
 use bytes::Bytes;
 use http::{Request, Version};
 use hyper::{

@@ -6,7 +6,7 @@ use attache_filter::{
     ConnectionInfo, RequestContext,
     context::{Handshake, Route, TlsInfo},
 };
-use attache_service::{cluster::Io, tls};
+use attache_service::{Io, tls};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 

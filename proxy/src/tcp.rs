@@ -16,8 +16,7 @@ use attache_filter::{
     context::{ResponseFlag, UpstreamAttempt},
 };
 use attache_service::{
-    Metrics,
-    cluster::{self, Io},
+    Io, Metrics, cluster,
     metrics::{Counter, Gauge},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};

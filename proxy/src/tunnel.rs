@@ -17,7 +17,7 @@ use std::{
 };
 
 use attache_filter::{Body, BoxError, RequestContext, context::ResponseFlag};
-use attache_service::cluster::{Io, breakers::Permit};
+use attache_service::{Io, cluster::breakers::Permit};
 use bytes::{Buf as _, Bytes};
 use http::{Extensions, HeaderMap, Method, Response, StatusCode, header, request};
 use http_body::{Body as HttpBody, Frame};

@@ -22,10 +22,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::Instant;
 
 use crate::{
-    ChannelSettings,
+    ChannelSettings, Io,
     channel::notice_vanished_peers,
     cluster::{
-        Balancer, Endpoint, InFlight, Io, Opened, Room, Rooms,
+        Balancer, Endpoint, InFlight, Opened, Room, Rooms,
         breakers::{Breakers, Overflow, Permit, Resource},
         jittered,
         outlier::Outcome,

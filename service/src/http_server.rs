@@ -9,16 +9,10 @@ use http_body::Body;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    sync::Semaphore,
-};
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use crate::{
-    listen::{Listener, Socket},
-    shutdown::Shutdown,
-};
+use crate::{Io, listen::Listener, shutdown::Shutdown};
 
 /// Plain text.
 pub const TEXT: &str = "text/plain; charset=utf-8";
@@ -74,12 +68,7 @@ where
         let (limits, respond, shutdown) = (limits.clone(), respond.clone(), shutdown.clone());
         connections.spawn(async move {
             let _place = place;
-            let served = async {
-                match socket {
-                    Socket::Tcp(stream) => connection(stream, &limits, respond, &shutdown).await,
-                    Socket::Unix(stream) => connection(stream, &limits, respond, &shutdown).await,
-                }
-            };
+            let served = connection(socket.boxed(), &limits, respond, &shutdown);
             let ended = match limits.age {
                 None => served.await,
                 Some(age) => match tokio::time::timeout(age, served).await {
@@ -97,14 +86,13 @@ where
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await;
 }
 
-async fn connection<IO, R, F, B>(
-    io: IO,
+async fn connection<R, F, B>(
+    io: Box<dyn Io>,
     limits: &HttpLimits,
     respond: R,
     shutdown: &Shutdown,
 ) -> hyper::Result<()>
 where
-    IO: AsyncRead + AsyncWrite + Unpin,
     R: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<B>>,
     B: Body<Data = Bytes, Error = Infallible> + 'static,

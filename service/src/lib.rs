@@ -37,7 +37,6 @@ pub mod http_server;
 pub mod listen;
 pub mod metrics;
 pub mod notify;
-mod pacing;
 pub mod probe;
 pub mod shutdown;
 pub mod standalone;
@@ -45,6 +44,7 @@ pub mod telemetry;
 pub mod time;
 pub mod tls;
 pub mod trace;
+mod transport;
 pub mod unary;
 pub mod xds;
 
@@ -54,6 +54,7 @@ pub use host::{Health, Host};
 pub use http_client::{HttpClient, HttpError};
 pub use metrics::Metrics;
 pub use shutdown::Shutdown;
+pub use transport::Io;
 pub use unary::{Unary, UnaryMethod};
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use attache_service::cluster::Io;
+use attache_service::Io;
 use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::time::Instant;

@@ -7,7 +7,10 @@ use std::sync::{
 };
 
 use attache_filter::context::UpstreamConnection;
-use attache_service::cluster::{Endpoint, Io, Room, Rooms, jittered};
+use attache_service::{
+    Io,
+    cluster::{Endpoint, Room, Rooms, jittered},
+};
 use hyper::client::conn::{http1, http2};
 use tokio::time::Instant;
 

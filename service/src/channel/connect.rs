@@ -10,8 +10,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{ChannelSettings, OutageLog, Target};
 use crate::{
+    Io,
     cluster::{
-        Endpoint, Guards, Io, Opened,
+        Endpoint, Guards, Opened,
         breakers::{Permit, Resource},
         jittered,
     },

@@ -4,12 +4,12 @@ use std::{io, time::Duration};
 
 use rand::Rng;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream},
+    io::DuplexStream,
     net::{TcpStream, UnixStream},
 };
 
 use super::Endpoint;
-use crate::{Address, channel::Target, pacing::send_unpaced_on_this_host, tls::ClientTls};
+use crate::{Address, Io, channel::Target, tls::ClientTls, transport::send_unpaced_on_this_host};
 
 /// A new connection without anything on it.
 #[derive(Debug)]
@@ -21,11 +21,6 @@ pub enum Opened {
     /// To a service of this process.
     Embedded(DuplexStream),
 }
-
-/// Bytes both ways, whatever carries them. What speaks HTTP over a connection takes it in a box:
-/// made for each transport by itself, the code of both versions of HTTP would be there five times.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 impl Endpoint {
     /// Opens a connection. A name that its source has not looked up is looked up anew each time,

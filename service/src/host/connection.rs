@@ -5,11 +5,10 @@ use std::{future::pending, pin::pin, sync::atomic::Ordering, time::Duration};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::Rng as _;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::service::Routes;
 
 use super::{calls::Calls, preface::PrefaceDeadline, services::Services};
-use crate::{gather::gather, listen::Socket, shutdown::Shutdown, tls::ServerTls};
+use crate::{Io, gather::gather, listen::Socket, shutdown::Shutdown, tls::ServerTls};
 
 /// What one call may have unread. Small beside [`CONNECTION_WINDOW`], so that calls whose handler
 /// does not read do not stop the others on the connection.
@@ -61,19 +60,12 @@ pub(super) struct Server {
 impl Server {
     /// Serves one accepted socket until it closes or the drain has finished it.
     pub(super) async fn serve_socket(self, socket: Socket) {
-        let served = match socket {
-            Socket::Tcp(stream) => self.secure(stream).await,
-            Socket::Unix(stream) => self.secure(stream).await,
-        };
-        if let Err(error) = served {
+        if let Err(error) = self.secure(socket.boxed()).await {
             tracing::debug!(%error, "connection ended");
         }
     }
 
-    async fn secure<IO>(self, io: IO) -> Result<(), BoxError>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn secure(self, io: Box<dyn Io>) -> Result<(), BoxError> {
         let Some(tls) = &self.tls else {
             return self.serve_newcomer(io).await;
         };
@@ -82,25 +74,24 @@ impl Server {
             io = handshake => io??,
             () = self.drain.recv() => return Ok(()),
         };
-        self.serve_newcomer(io).await
+        self.serve_newcomer(Box::new(io)).await
     }
 
     /// Serves a peer that has yet to prove that it speaks HTTP/2.
-    async fn serve_newcomer<IO>(self, io: IO) -> Result<(), BoxError>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn serve_newcomer(self, io: Box<dyn Io>) -> Result<(), BoxError> {
         let io = PrefaceDeadline::new(io, HANDSHAKE_TIMEOUT);
         let spoken = io.spoken();
-        self.serve(io, move || spoken.load(Ordering::Relaxed)).await
+        self.serve(Box::new(io), move || spoken.load(Ordering::Relaxed))
+            .await
     }
 
     /// Speaks HTTP/2 on `io`. A drain, and the connection's age, send GOAWAY and let the calls in
     /// flight finish; when the peer has not `spoken` yet, it just closes, for hyper would wait until it has.
-    pub(super) async fn serve<IO>(self, io: IO, spoken: impl Fn() -> bool) -> Result<(), BoxError>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    pub(super) async fn serve(
+        self,
+        io: Box<dyn Io>,
+        spoken: impl Fn() -> bool,
+    ) -> Result<(), BoxError> {
         let (io, sender) = gather(io);
         let calls = Calls::default();
         let connection = http2::Builder::new(calls.clone())

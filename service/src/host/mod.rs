@@ -270,7 +270,7 @@ impl Host {
                 ..server.clone()
             };
             tokio::spawn(async move {
-                if let Err(error) = server.serve(io, || true).await {
+                if let Err(error) = server.serve(Box::new(io), || true).await {
                     tracing::debug!(%error, "embedded connection ended");
                 }
             });

@@ -23,7 +23,7 @@ use refusal::Refusal;
 pub(crate) use unix::SocketFile;
 pub use unix::SocketMode;
 
-use crate::{address::Address, metrics::Counter, pacing::send_unpaced_on_this_host};
+use crate::{Io, address::Address, metrics::Counter, transport::send_unpaced_on_this_host};
 
 /// Connections that the kernel holds for us before we accept them.
 const BACKLOG: u32 = 1024;
@@ -119,6 +119,16 @@ pub enum Socket {
     Tcp(TcpStream),
     /// Over a Unix domain socket.
     Unix(UnixStream),
+}
+
+impl Socket {
+    /// Whichever it is.
+    pub fn boxed(self) -> Box<dyn Io> {
+        match self {
+            Self::Tcp(stream) => Box::new(stream),
+            Self::Unix(stream) => Box::new(stream),
+        }
+    }
 }
 
 impl Bound {

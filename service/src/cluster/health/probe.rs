@@ -17,11 +17,7 @@ use super::{
     config::{CHECKER, GrpcQuestion, HealthPlan, HttpQuestion, Question},
     state::Verdict,
 };
-use crate::{
-    channel::frame_message,
-    cluster::{Endpoint, Io},
-    tls::ClientTls,
-};
+use crate::{Io, channel::frame_message, cluster::Endpoint, tls::ClientTls};
 
 /// Most bytes of an answer; longer ones are no health answers.
 const LONGEST_ANSWER: usize = 64 << 10;

@@ -16,10 +16,10 @@ use tonic::service::Routes;
 
 use super::{config::tests::planned, *};
 use crate::{
-    Address, Host, Shutdown,
+    Address, Host, Io, Shutdown,
     channel::Target,
     cluster::{
-        Described, Io,
+        Described,
         outlier::{Detector, Outcome},
     },
     config::Errors,

@@ -1,8 +1,16 @@
-//! How TCP sends between two processes of one host.
+//! What carries HTTP.
 
 use std::net::SocketAddr;
 
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+/// Bytes both ways. What speaks HTTP takes them in a box: made for each transport by itself, the
+/// code of both versions of HTTP would be in the program five times.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// Between two processes of one host no link can be congested, while an algorithm that paces what
 /// is sent, as BBR does, spends timers and small segments on it.
