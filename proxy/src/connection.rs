@@ -252,7 +252,12 @@ trait Connection: Future<Output = Result<(), hyper::Error>> + Unpin {
     }
 
     /// Why it ended with `error` before a request that had come could be served, if one had.
-    fn unserved(&mut self, error: &hyper::Error, limits: &Limits) -> Option<Cause>;
+    fn unserved(
+        &mut self,
+        error: &hyper::Error,
+        limits: &Limits,
+        activity: &Activity,
+    ) -> Option<Cause>;
 }
 
 impl<IO, S> Connection for Http1<IO, S>
@@ -278,7 +283,7 @@ where
         self.answer_late(cx)
     }
 
-    fn unserved(&mut self, error: &hyper::Error, limits: &Limits) -> Option<Cause> {
+    fn unserved(&mut self, error: &hyper::Error, limits: &Limits, _: &Activity) -> Option<Cause> {
         self.unserved(error, limits)
     }
 }
@@ -300,14 +305,14 @@ where
         Pin::new(self).graceful_shutdown();
     }
 
-    fn unserved(&mut self, error: &hyper::Error, _: &Limits) -> Option<Cause> {
+    fn unserved(&mut self, error: &hyper::Error, _: &Limits, activity: &Activity) -> Option<Cause> {
         let source = std::error::Error::source(error)?;
         let error = source.downcast_ref::<h2::Error>()?;
         if !error.is_library() || !error.is_go_away() {
             return None;
         }
         Some(match error.reason() {
-            Some(h2::Reason::ENHANCE_YOUR_CALM) => Cause::HeadersTooLarge { answered: false },
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => Cause::of_calm(activity),
             _ => Cause::BrokenConnection,
         })
     }
@@ -389,7 +394,7 @@ fn drive<C: Connection>(
         let refused = ended
             .as_ref()
             .err()
-            .and_then(|error| connection.unserved(error, &limits));
+            .and_then(|error| connection.unserved(error, &limits, activity));
         // What a client sends behind our GOAWAY is for its next connection.
         if !closing || refused.is_some() {
             Unserved::of::<C>(&listening, &downstream).end(refused, ended.is_err());

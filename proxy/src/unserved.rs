@@ -1,14 +1,19 @@
 //! Requests that end before anything here could serve them: refused by the codec, given up by
 //! the client in the middle of their head, or too slow. They are counted and logged all the same.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use attache_filter::{RequestContext, context::ResponseFlag};
 use http::{StatusCode, Version};
 
 use crate::{
+    activity::Activity,
     edge::{Downstream, Edge},
     framing::Fault,
+    header_blocks::Excess,
 };
 
 /// Why nobody served a request.
@@ -40,6 +45,10 @@ pub(crate) enum Cause {
     },
     /// HTTP/2: the connection ended with it, as its frames or its header block make no sense.
     BrokenConnection,
+    /// HTTP/2: the connection ended with it, as the client had reset too many requests at once.
+    TooManyResets,
+    /// HTTP/2: the connection ended with it, as the client floods it with frames.
+    Flood,
     /// Its head did not end in time; whether the client was told.
     Late {
         /// A response was written.
@@ -64,6 +73,22 @@ impl From<Fault> for Cause {
 }
 
 impl Cause {
+    /// Why the codec of HTTP/2 ended a connection with `ENHANCE_YOUR_CALM`, and with it what had
+    /// come on it.
+    pub(crate) fn of_calm(activity: &Activity) -> Self {
+        match activity.calmed.get() {
+            Some(Excess::Headers) => Self::HeadersTooLarge { answered: false },
+            Some(Excess::Resets) => Self::TooManyResets,
+            Some(Excess::Errors) => Self::MalformedStream,
+            Some(Excess::Other) => Self::Flood,
+            // What it says is not written yet.
+            None if activity.in_head.load(Ordering::Relaxed) => {
+                Self::HeadersTooLarge { answered: false }
+            }
+            None => Self::Flood,
+        }
+    }
+
     /// The status of the answer, if there was one.
     pub(crate) fn status(self) -> Option<StatusCode> {
         Some(match self {
@@ -81,6 +106,8 @@ impl Cause {
             | Self::MalformedStream
             | Self::HeadersTooLarge { answered: false }
             | Self::BrokenConnection
+            | Self::TooManyResets
+            | Self::Flood
             | Self::Late { answered: false }
             | Self::Left => return None,
         })
@@ -98,6 +125,8 @@ impl Cause {
             Self::MalformedStream => "http2.violation.of.messaging.rule",
             Self::HeadersTooLarge { .. } => "http2.header_list_size_too_large",
             Self::BrokenConnection => "http2.codec_error",
+            Self::TooManyResets => "too_many_premature_resets",
+            Self::Flood => "http2.inbound_empty_frames_flood",
             Self::Late { .. } => "request_header_timeout",
             Self::Left => "downstream_remote_disconnect",
         }

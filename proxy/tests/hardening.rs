@@ -51,11 +51,13 @@ use std::{
 };
 
 use attache_proxy::{
+    access_log::{AccessLogPlan, Sink},
     config::{Config, NothingEmbedded},
     plan::{Codec, Limits, OverloadPlan},
     route::Forward,
 };
 use attache_service::config::Document;
+use serde_json::Value;
 use support::{
     OK, Origin, PATIENCE, Raw, Tested, echo_origin,
     frames::{self, Http2, Outcome, frame, request},
@@ -1189,6 +1191,84 @@ async fn empty_data_frames_end_the_connection() {
         client.end().await.unwrap_or(ENHANCE_YOUR_CALM),
         ENHANCE_YOUR_CALM
     );
+}
+
+/// The lines that a listener logs of one client, which `sends` until its connection ends.
+async fn logged_of<F: Future<Output = ()>>(
+    sends: impl FnOnce(Http2, Arc<AtomicUsize>) -> F,
+) -> Vec<Value> {
+    let (origin, asked) = silent_origin().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("log");
+    let log = AccessLogPlan::new(Sink::File(file.clone()));
+    let plan = plan_with(
+        origin.at,
+        |listener| listener.access_logs = vec![log],
+        |_| {},
+        Forward::to(0),
+    );
+    let proxy = start(plan).await;
+
+    sends(Http2::connect(proxy.at).await, asked).await;
+
+    let stopped = tokio::time::timeout(PATIENCE, proxy.running.shutdown()).await;
+    stopped.expect("the end of the connection");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.collect()
+}
+
+#[tokio::test]
+async fn the_log_says_which_flood_has_ended_a_connection() {
+    let block = frames::block(&request("GET", "/", &[]));
+    let resets = logged_of(async |mut client, _| {
+        let flags = frames::END_HEADERS | frames::END_STREAM;
+        let mut bytes = Vec::new();
+        for stream in (1..80).step_by(2) {
+            bytes.extend(frame(frames::HEADERS, flags, stream, &block));
+            bytes.extend(frame(frames::RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        }
+        client.send(&bytes).await;
+        assert_eq!(client.end().await, Some(ENHANCE_YOUR_CALM));
+    })
+    .await;
+    let headers = logged_of(async |mut client, _| {
+        client
+            .send(&frame(frames::HEADERS, frames::END_STREAM, 1, &block))
+            .await;
+        let more = frame(frames::CONTINUATION, 0, 1, &frames::block(&[("x", "y")]));
+        while client.send(&more).await {}
+    })
+    .await;
+    let empty = frame(frames::DATA, 0, 1, &[]).repeat(2000);
+    let pieces = logged_of(async |mut client, _| {
+        let head = frames::block(&request("POST", "/", &[]));
+        let mut bytes = frame(frames::HEADERS, frames::END_HEADERS, 1, &head);
+        bytes.extend(&empty);
+        while client.send(&bytes).await {
+            bytes.clone_from(&empty);
+        }
+    })
+    .await;
+    let late_pieces = logged_of(async |mut client, asked| {
+        client.head(1, &request("POST", "/", &[]), false).await;
+        eventually("it is served", || asked.load(Ordering::Relaxed) == 1).await;
+        while client.send(&empty).await {}
+    })
+    .await;
+
+    assert_eq!(resets.len(), 40, "{resets:?}");
+    for line in resets {
+        assert_eq!(line["details"], "too_many_premature_resets", "{line}");
+        assert_eq!(line["status"], 0, "{line}");
+    }
+    assert_eq!(headers.len(), 1, "{headers:?}");
+    assert_eq!(headers[0]["details"], "http2.header_list_size_too_large");
+    assert_eq!(pieces.len(), 1, "{pieces:?}");
+    assert_eq!(pieces[0]["details"], "http2.inbound_empty_frames_flood");
+    // Its request was one, and there was no other.
+    assert_eq!(late_pieces.len(), 1, "{late_pieces:?}");
+    assert_eq!(late_pieces[0]["method"], "POST", "{late_pieces:?}");
 }
 
 #[tokio::test]
