@@ -149,6 +149,8 @@ pub(crate) enum Verdict {
     Old,
     /// The client gives up what it began, again and again: drop.
     Resets,
+    /// Its listener was removed, and what runs on it has had its time: drop.
+    Removed,
 }
 
 /// What a connection may still do.

@@ -333,7 +333,8 @@ fn drive<C: Connection>(
 ) -> impl Future<Output = Result<(), Broken>> {
     async move {
         let activity = &*downstream.activity;
-        let mut drained = pin!(leave(&listening.drain, activity, C::TOLD_IN_RESPONSES));
+        let leaves = |stage| leave(&listening.drain, activity, C::TOLD_IN_RESPONSES, stage);
+        let mut drained = pin!(leaves(Stage::Open));
         let mut watchdog = pin!(activity::watch(activity, &limits, Stage::Open));
         let bell = Bell::rung();
         let waker = Waker::from(bell.clone());
@@ -370,7 +371,10 @@ fn drive<C: Connection>(
                     }
                     return Poll::Ready(Err(verdict));
                 }
-                Poll::Pending if closing => return Poll::Pending,
+                Poll::Pending if closing => {
+                    let cut = drained.as_mut().poll(apart);
+                    return cut.map(|()| Err(Verdict::Removed));
+                }
                 Poll::Pending if used_up => {}
                 Poll::Pending if drained.as_mut().poll(apart).is_ready() => {}
                 Poll::Pending if activity.may_rest() => {
@@ -381,13 +385,14 @@ fn drive<C: Connection>(
             }
             closing = true;
             watchdog.set(activity::watch(activity, &limits, Stage::Closing));
+            drained.set(leaves(Stage::Closing));
             connection.close_politely();
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(Ok(ended));
             }
             // The first look of the watchdog sets its timer.
             let _ = watchdog.as_mut().poll(apart);
-            Poll::Pending
+            drained.as_mut().poll(apart).map(|()| Err(Verdict::Removed))
         })
         .await;
         let ended = verdict.map_err(Broken::Watchdog)?;
@@ -456,8 +461,12 @@ impl<'c> Unserved<'c> {
     }
 }
 
-/// Resolves when a connection is to close as soon as it has no request.
-async fn leave(drain: &Drain, activity: &Activity, told_in_responses: bool) {
+/// Resolves when a connection is to close as soon as it has no request; of one that is closing, when
+/// it is to end whatever it has.
+async fn leave(drain: &Drain, activity: &Activity, told_in_responses: bool, stage: Stage) {
+    if stage == Stage::Closing {
+        return drain.cut_off().await;
+    }
     let within = drain.leaving().await;
     if told_in_responses {
         activity.closing.store(true, Ordering::Relaxed);

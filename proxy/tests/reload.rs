@@ -9,7 +9,10 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use attache_proxy::{
     Config, Plan,
@@ -19,8 +22,9 @@ use attache_proxy::{
 };
 use attache_service::config::Document;
 use support::{
-    OK, PATIENCE, Raw, Tested, echo_origin, header, origin, plan_to, plan_with, read_head, start,
-    status,
+    OK, PATIENCE, Raw, Tested, any_port, echo_origin,
+    frames::{Http2, Outcome, request},
+    header, origin, plan_to, plan_with, read_head, start, status,
 };
 
 /// Copies of requests that one worker may have under way at a time.
@@ -124,6 +128,38 @@ async fn requests_and_connections_of_the_plan_before_count() {
     assert_eq!(status(&second.get("/").await.0), 200);
     let mut third = Raw::connect(proxy.at).await;
     assert_eq!(status(&third.get("/").await.0), 200);
+}
+
+#[tokio::test]
+async fn requests_of_a_listener_that_was_removed_have_until_the_drain_is_over() {
+    let silent =
+        origin(|_, mut stream| async move { while read_head(&mut stream).await.is_some() {} })
+            .await;
+    let unbounded = || {
+        let mut forward = Forward::to(0).with_timeout(None);
+        forward.idle_timeout = None;
+        plan_with(silent.at, |_| {}, |_| {}, forward)
+    };
+    let proxy = start(unbounded()).await;
+    let mut one = Raw::connect(proxy.at).await;
+    one.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut two = Http2::connect(proxy.at).await;
+    two.head(1, &request("GET", "/", &[]), true).await;
+    eventually("both have a request", || {
+        let clusters = proxy.running.status().clusters();
+        clusters[0].cluster.endpoints[0].active_requests == 2
+    })
+    .await;
+    let mut other = unbounded();
+    other.listeners = vec![Arc::new(ListenerPlan::new("other", any_port()))];
+    other.drain_timeout = Duration::from_millis(1500);
+
+    let removed = Instant::now();
+    proxy.running.reload(other).await.unwrap();
+
+    assert_eq!(one.rest().await, "");
+    assert_ne!(two.outcome(1).await, Outcome::Answered(Some(200)));
+    assert!(removed.elapsed() >= Duration::from_millis(1400));
 }
 
 #[tokio::test]
