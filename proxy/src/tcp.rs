@@ -261,17 +261,14 @@ async fn connect(
         };
         let begun = context.map(|context| context.started.elapsed());
         let made = endpoint.own.connect_plain().await;
+        cluster.note_connect(&mut endpoint, &made);
         if let (Some(context), Some(begun)) = (context, begun) {
             let failure = made.as_ref().err().and_then(UpstreamError::connect_failure);
             note(context, &endpoint.endpoint, begun, failure);
         }
         match made {
-            Ok(io) => {
-                endpoint.answered();
-                return Some((endpoint, io));
-            }
+            Ok(io) => return Some((endpoint, io)),
             Err(error) => {
-                endpoint.failed();
                 cluster.stats.failed.inc();
                 tracing::debug!(cluster = %cluster.plan.name, %error, "cannot connect");
                 unreachable.push(endpoint);

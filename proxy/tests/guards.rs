@@ -142,6 +142,74 @@ async fn an_endpoint_that_answers_badly_is_left_out_but_never_the_last() {
 }
 
 #[tokio::test]
+async fn an_endpoint_that_takes_no_connections_is_left_out_for_tunnels_too() {
+    let echo = origin(|_, mut stream| async move {
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await;
+    let connect = "{ upgrade_type: CONNECT, connect_config: {} }";
+    for (listener, routes, ask) in [
+        (
+            "",
+            format!(
+                "routes:
+- match: {{ connect_matcher: {{}} }}
+  route: {{ cluster: web, upgrade_configs: [{connect}] }}"
+            ),
+            "CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n",
+        ),
+        (", tcp: { cluster: web }", String::new(), ""),
+    ] {
+        // Nobody listens on a port that only root may have.
+        let text = format!(
+            "listeners: [{{ name: test, address: '127.0.0.1:0'{listener} }}]
+{routes}
+clusters:
+- name: web
+  endpoints: ['127.0.0.1:1', '{}']
+  lb_policy: ROUND_ROBIN
+  outlier_detection: {{ consecutive_5xx: 2, max_ejection_percent: 100 }}
+workers: 1",
+            echo.at
+        );
+        let document = Document::parse("proxy.yaml", &text).unwrap();
+        let (_, plan): (Config, Plan) = Config::read(&document, &NothingEmbedded).unwrap();
+        let proxy = start(plan).await;
+        let mut lost = 0;
+        for _ in 0..10 {
+            let mut client = Raw::connect(proxy.at).await;
+            client.send(ask).await;
+            if ask.is_empty() || status(&client.head().await) == 200 {
+                client.send("ping").await;
+                client.0.shutdown().await.unwrap();
+                lost += usize::from(client.rest().await != "ping");
+            } else {
+                lost += 1;
+            }
+        }
+        assert_eq!(lost, 2, "{text}");
+        let ejected =
+            "attache_upstream_ejections_total{cluster=\"web\",reason=\"consecutive_5xx\"} 1";
+        until(&proxy, ejected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_switch_of_protocols_that_nobody_asked_for_is_counted_and_goes_no_further() {
+    const SWITCH: &str =
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let (switching, _) = answering(SWITCH).await;
+    let proxy = proxy(&[&switching], "", "timeout: 10s").await;
+
+    let (head, _) = Raw::connect(proxy.at).await.get("/").await;
+
+    assert_eq!(status(&head), 503);
+    let counted = "attache_upstream_requests_total{cluster=\"web\",code_class=\"1xx\"} 1";
+    until(&proxy, counted).await;
+}
+
+#[tokio::test]
 async fn an_endpoint_that_fails_its_checks_gets_no_requests() {
     let (bad, _) = answering(UNAVAILABLE).await;
     let (good, at_good) = answering(OK).await;
