@@ -25,14 +25,13 @@ use crate::{
     access_log::AccessLogs,
     edge::Edge,
     router::Router,
+    silence::LOOKS,
     tunnel::Io,
     upstream::{Endpoint, UpstreamError, Wanted},
 };
 
 /// Bytes on their way, each way.
 const BUFFER: usize = 16 << 10;
-/// Silence is looked for this many times per idle timeout.
-const LOOKS: u32 = 4;
 /// How a connection ended that outlasted the drain of its listener, or of the process.
 const CUT: &str = "drain_timeout";
 /// Bytes of long connections are counted at least this often.

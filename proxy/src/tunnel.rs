@@ -31,6 +31,7 @@ use tokio::{
 
 use crate::{
     body::ClientBody,
+    silence::LOOKS,
     upstream::{Endpoint, Lease, Lifetime},
 };
 
@@ -39,9 +40,6 @@ const SWITCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes read at once.
 const PIECE: usize = 16 << 10;
-
-/// Silence is looked for this many times per idle timeout.
-const LOOKS: u32 = 4;
 
 /// One side of an open tunnel.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
