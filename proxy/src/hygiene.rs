@@ -10,7 +10,7 @@ use http::{
     uri::Scheme,
 };
 
-use crate::client_cert::ForwardClientCert;
+use crate::client_cert::{ForwardClientCert, Told};
 
 pub(crate) const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 pub(crate) const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -79,6 +79,8 @@ pub(crate) struct Peer {
     /// The peer's address as a header value.
     pub(crate) text: Option<HeaderValue>,
     pub(crate) tls: bool,
+    /// What upstreams are told of its certificate.
+    told: Told,
 }
 
 impl Peer {
@@ -87,6 +89,7 @@ impl Peer {
             ip,
             text: ip.and_then(|ip| HeaderValue::try_from(ip.to_string()).ok()),
             tls,
+            told: Told::default(),
         }
     }
 
@@ -221,7 +224,7 @@ pub(crate) fn admit(
         headers.remove(PROXY_CONNECTION);
     }
     if found.forwarded_certificate || options.client_cert.writes() {
-        options.client_cert.apply(headers, tls);
+        options.client_cert.apply(headers, tls, &peer.told);
     }
     if admitted.upgrade.is_some() {
         headers.insert(header::CONNECTION, UPGRADE_TOKEN);
