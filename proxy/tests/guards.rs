@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-use attache_proxy::{Config, Plan, config::NothingEmbedded};
-use attache_service::config::Document;
+use attache_proxy::{Config, Plan, Proxy, config::NothingEmbedded, xds::ControlPlane};
+use attache_service::{Metrics, config::Document};
 use support::{OK, Origin, PATIENCE, Raw, Tested, header, origin, read_head, start, status};
 use tokio::{
     io::AsyncWriteExt,
@@ -395,4 +395,43 @@ async fn a_tunnel_lasts_as_long_as_its_route_lets_it() {
         .await;
     assert_eq!(status(&client.head().await), 101);
     assert_eq!(client.rest().await, "");
+}
+
+#[tokio::test]
+async fn the_stream_of_a_control_plane_is_a_request_of_its_cluster() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let _stream = connection.accept().await;
+        std::future::poll_fn(|cx| connection.poll_closed(cx)).await
+    });
+    let text = format!(
+        "xds: {{ cluster: control-plane }}
+clusters:
+- name: control-plane
+  endpoints: ['{at}']
+  http2: {{}}
+  circuit_breakers: {{ thresholds: [{{ max_requests: 3, track_remaining: true }}] }}
+workers: 1"
+    );
+    let document = Document::parse("proxy.yaml", &text).unwrap();
+    let (config, plan): (Config, Plan) = Config::read(&document, &NothingEmbedded).unwrap();
+    let metrics = Metrics::default();
+    let running = Proxy::start(plan, metrics.clone()).await.unwrap();
+    let mut control =
+        ControlPlane::new(config, document, &running.plan(), &metrics).expect("a control plane");
+    let following = tokio::spawn(async move { control.next().await });
+
+    let left = "attache_upstream_remaining{cluster=\"control-plane\",resource=\"requests\"} 2\n";
+    let counted = async {
+        while !metrics.render().contains(left) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let counted = tokio::time::timeout(PATIENCE, counted).await;
+    assert!(counted.is_ok(), "{}", metrics.render());
+    following.abort();
+    serving.abort();
 }
