@@ -37,7 +37,7 @@ use crate::{
     plan::Limits,
     proxy_protocol,
     socket::Socket,
-    unserved::{self, Cause},
+    unserved::{Cause, Unserved},
 };
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -349,7 +349,7 @@ fn drive<C: Connection>(
                 && !closing
                 && !activity.blocked.load(Ordering::Relaxed)
             {
-                Unserved::of::<C>(&listening, &downstream).settle(Cause::MalformedStream);
+                Unserved::of(C::VERSION, &listening, &downstream).settle(Cause::MalformedStream);
             }
             if activity.is_resetting(&limits) {
                 return Poll::Ready(Err(Verdict::Resets));
@@ -366,7 +366,7 @@ fn drive<C: Connection>(
                     if verdict == Verdict::SlowHead && activity.in_head.load(Ordering::Relaxed) {
                         let blocked = activity.blocked.load(Ordering::Relaxed);
                         let answered = !blocked && connection.answer_late(cx);
-                        Unserved::of::<C>(&listening, &downstream)
+                        Unserved::of(C::VERSION, &listening, &downstream)
                             .note(Cause::Late { answered }, limits.header_timeout);
                     }
                     return Poll::Ready(Err(verdict));
@@ -402,62 +402,9 @@ fn drive<C: Connection>(
             .and_then(|error| connection.unserved(error, &limits, activity));
         // What a client sends behind our GOAWAY is for its next connection.
         if !closing || refused.is_some() {
-            Unserved::of::<C>(&listening, &downstream).end(refused, ended.is_err());
+            Unserved::of(C::VERSION, &listening, &downstream).end(refused, ended.is_err());
         }
         Ok(ended?)
-    }
-}
-
-/// Notes the requests of one connection that nobody served.
-struct Unserved<'c> {
-    listening: &'c Listening,
-    downstream: &'c Downstream,
-    version: Version,
-}
-
-impl<'c> Unserved<'c> {
-    fn of<C: Connection>(listening: &'c Listening, downstream: &'c Downstream) -> Self {
-        let version = C::VERSION;
-        Self {
-            listening,
-            downstream,
-            version,
-        }
-    }
-
-    fn note(&self, cause: Cause, since: Duration) {
-        let edge = self.listening.edge.load();
-        unserved::note(&edge, self.downstream, self.version, cause, since);
-    }
-
-    /// The codec of HTTP/2 has done with what has come, for `cause` where it took offence.
-    fn settle(&self, cause: Cause) {
-        let refused = self.downstream.activity.settle();
-        for _ in 0..refused.malformed {
-            self.note(cause, Duration::ZERO);
-        }
-        for _ in 0..refused.too_large {
-            self.note(Cause::HeadersTooLarge { answered: true }, Duration::ZERO);
-        }
-    }
-
-    /// The connection has ended, for `refused` where the codec could not go on.
-    fn end(&self, refused: Option<Cause>, failed: bool) {
-        let activity = &self.downstream.activity;
-        let begun = activity.in_head.load(Ordering::Relaxed);
-        if self.version == Version::HTTP_2 {
-            // What was malformed before is settled; of the last bytes the codec tells nothing.
-            self.settle(refused.unwrap_or(Cause::Left));
-            if begun {
-                self.note(refused.unwrap_or(Cause::Left), Duration::ZERO);
-            }
-            return;
-        }
-        // A head behind a request that is not over would not be read yet.
-        let begun = begun && failed && activity.requests.load(Ordering::Relaxed) == 0;
-        if let Some(cause) = refused.or(begun.then_some(Cause::Left)) {
-            self.note(cause, Duration::ZERO);
-        }
     }
 }
 

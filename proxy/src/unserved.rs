@@ -11,6 +11,7 @@ use http::{StatusCode, Version};
 
 use crate::{
     activity::Activity,
+    connection::Listening,
     edge::{Downstream, Edge},
     framing::Fault,
     header_blocks::Excess,
@@ -141,14 +142,65 @@ impl Cause {
     }
 }
 
-/// Counts and logs a request that nobody served, `since` after its begin.
-pub(crate) fn note(
-    edge: &Edge,
-    downstream: &Downstream,
+/// Notes the requests of one connection that nobody served.
+pub(crate) struct Unserved<'c> {
+    listening: &'c Listening,
+    downstream: &'c Downstream,
     version: Version,
-    cause: Cause,
-    since: Duration,
-) {
+}
+
+impl<'c> Unserved<'c> {
+    pub(crate) fn of(
+        version: Version,
+        listening: &'c Listening,
+        downstream: &'c Downstream,
+    ) -> Self {
+        Self {
+            listening,
+            downstream,
+            version,
+        }
+    }
+
+    /// Notes one, `since` after its begin.
+    pub(crate) fn note(&self, cause: Cause, since: Duration) {
+        let edge = self.listening.edge.load();
+        note(&edge, self.downstream, self.version, cause, since);
+    }
+
+    /// The codec of HTTP/2 has done with what has come, for `cause` where it took offence.
+    pub(crate) fn settle(&self, cause: Cause) {
+        let refused = self.downstream.activity.settle();
+        for _ in 0..refused.malformed {
+            self.note(cause, Duration::ZERO);
+        }
+        for _ in 0..refused.too_large {
+            self.note(Cause::HeadersTooLarge { answered: true }, Duration::ZERO);
+        }
+    }
+
+    /// The connection has ended, for `refused` where the codec could not go on.
+    pub(crate) fn end(&self, refused: Option<Cause>, failed: bool) {
+        let activity = &self.downstream.activity;
+        let begun = activity.in_head.load(Ordering::Relaxed);
+        if self.version == Version::HTTP_2 {
+            // What was malformed before is settled; of the last bytes the codec tells nothing.
+            self.settle(refused.unwrap_or(Cause::Left));
+            if begun {
+                self.note(refused.unwrap_or(Cause::Left), Duration::ZERO);
+            }
+            return;
+        }
+        // A head behind a request that is not over would not be read yet.
+        let begun = begun && failed && activity.requests.load(Ordering::Relaxed) == 0;
+        if let Some(cause) = refused.or(begun.then_some(Cause::Left)) {
+            self.note(cause, Duration::ZERO);
+        }
+    }
+}
+
+/// Counts and logs a request that nobody served, `since` after its begin.
+fn note(edge: &Edge, downstream: &Downstream, version: Version, cause: Cause, since: Duration) {
     tracing::debug!(listener = %edge.plan.name, ?cause, "request refused");
     let status = cause.status();
     if cause != Cause::Left {
