@@ -10,17 +10,14 @@
 
 mod support;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
 use attache_proxy::{Config, Plan, Proxy, config::NothingEmbedded, xds::ControlPlane};
 use attache_service::{Metrics, config::Document};
-use support::{OK, Origin, PATIENCE, Raw, Tested, header, origin, read_head, start, status};
+use support::{OK, Origin, PATIENCE, Raw, Tested, header, origin, read_head, shown, start, status};
 use tokio::{
     io::AsyncWriteExt,
     sync::{Notify, Semaphore},
@@ -101,16 +98,6 @@ impl Held {
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-async fn until(proxy: &Tested, line: &str) {
-    let wait = async {
-        while !proxy.metrics.render().contains(line) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let waited = tokio::time::timeout(PATIENCE, wait).await;
-    waited.unwrap_or_else(|_| panic!("no `{line}` in {}", proxy.metrics.render()));
-}
-
 #[tokio::test]
 async fn an_endpoint_that_answers_badly_is_left_out_but_never_the_last() {
     let (bad, at_bad) = answering(UNAVAILABLE).await;
@@ -122,7 +109,7 @@ async fn an_endpoint_that_answers_badly_is_left_out_but_never_the_last() {
         client.get("/").await;
     }
     assert_eq!((at_bad.load(SeqCst), at_good.load(SeqCst)), (2, 8));
-    until(
+    shown(
         &both,
         "attache_upstream_ejections_total{cluster=\"web\",reason=\"consecutive_5xx\"} 1",
     )
@@ -134,7 +121,7 @@ async fn an_endpoint_that_answers_badly_is_left_out_but_never_the_last() {
         assert_eq!(status(&client.get("/").await.0), 503);
     }
     assert_eq!(at_bad.load(SeqCst), 7);
-    until(
+    shown(
         &alone,
         "attache_upstream_ejections_refused_total{cluster=\"web\"} 2",
     )
@@ -191,7 +178,7 @@ workers: 1",
         assert_eq!(lost, 2, "{text}");
         let ejected =
             "attache_upstream_ejections_total{cluster=\"web\",reason=\"consecutive_5xx\"} 1";
-        until(&proxy, ejected).await;
+        shown(&proxy, ejected).await;
     }
 }
 
@@ -206,7 +193,7 @@ async fn a_switch_of_protocols_that_nobody_asked_for_is_counted_and_goes_no_furt
 
     assert_eq!(status(&head), 503);
     let counted = "attache_upstream_requests_total{cluster=\"web\",code_class=\"1xx\"} 1";
-    until(&proxy, counted).await;
+    shown(&proxy, counted).await;
 }
 
 #[tokio::test]
@@ -217,7 +204,7 @@ async fn an_endpoint_that_fails_its_checks_gets_no_requests() {
     let proxy = proxy(&[&bad, &good], checked, "timeout: 10s").await;
     for result in ["passed", "failed"] {
         let line = format!("attache_health_checks_total{{cluster=\"web\",result=\"{result}\"}} 1");
-        until(&proxy, &line).await;
+        shown(&proxy, &line).await;
     }
     let mut client = Raw::connect(proxy.at).await;
     for _ in 0..6 {
@@ -234,7 +221,7 @@ async fn an_answer_can_say_that_its_endpoint_is_unhealthy() {
     let (good, _) = answering(OK).await;
     let checked = "health_checks: [{ tcp_health_check: {}, interval: 60s }]";
     let proxy = proxy(&[&leaving, &good], checked, "timeout: 10s").await;
-    until(
+    shown(
         &proxy,
         "attache_health_checks_total{cluster=\"web\",result=\"passed\"} 2",
     )
@@ -261,13 +248,13 @@ async fn requests_over_the_limit_are_refused_until_others_have_ended() {
     assert_eq!(status(&head), 503);
     assert_eq!(header(&head, "x-envoy-overloaded"), Some("true"));
     let remaining = "attache_upstream_remaining{cluster=\"web\",resource=\"requests\"}";
-    until(&proxy, &format!("{remaining} 0")).await;
+    shown(&proxy, &format!("{remaining} 0")).await;
 
     held.go.add_permits(10);
     for client in &mut clients {
         assert_eq!(status(&client.response().await.0), 200);
     }
-    until(&proxy, &format!("{remaining} 2")).await;
+    shown(&proxy, &format!("{remaining} 2")).await;
     let (head, _) = Raw::connect(proxy.at).await.get("/").await;
     assert_eq!(status(&head), 200);
 }
@@ -282,7 +269,7 @@ async fn a_request_waits_where_there_may_be_no_more_connections() {
     held.asked(1).await;
     let mut second = Raw::connect(proxy.at).await;
     second.send(GET).await;
-    until(
+    shown(
         &proxy,
         "attache_upstream_overflowed_total{cluster=\"web\",resource=\"connections\"} 1",
     )
@@ -319,7 +306,7 @@ async fn retries_that_run_at_the_same_time_have_a_budget() {
     // All fail: two are sent again, and two are not.
     held.go.add_permits(4);
     held.asked(2).await;
-    until(
+    shown(
         &proxy,
         "attache_upstream_retries_overflowed_total{cluster=\"web\"} 2",
     )
@@ -328,7 +315,7 @@ async fn retries_that_run_at_the_same_time_have_a_budget() {
     for client in &mut clients {
         assert_eq!(status(&client.response().await.0), 503);
     }
-    until(&proxy, "attache_upstream_retries_total{cluster=\"web\"} 2").await;
+    shown(&proxy, "attache_upstream_retries_total{cluster=\"web\"} 2").await;
 }
 
 #[tokio::test]

@@ -59,9 +59,9 @@ use attache_proxy::{
 use attache_service::config::Document;
 use serde_json::Value;
 use support::{
-    OK, Origin, PATIENCE, Raw, Tested, echo_origin,
+    OK, Origin, PATIENCE, Raw, Tested, echo_origin, eventually,
     frames::{self, Http2, Outcome, frame, request},
-    header, http2, once, origin, plan_to, plan_with, read_head, start, status,
+    header, http2, metric, once, origin, plan_to, plan_with, read_head, resident, start, status,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -87,25 +87,6 @@ async fn limited(limits: impl FnOnce(&mut Limits)) -> (Tested, Origin, Unbounded
 
 async fn proxy() -> (Tested, Origin, UnboundedReceiver<String>) {
     limited(|_| {}).await
-}
-
-/// Waits until a condition holds.
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect(what);
-}
-
-/// The value of a metric; 0 where there is none.
-fn metric(proxy: &Tested, name: &str) -> i64 {
-    let text = proxy.metrics.render();
-    let lines = text.lines().filter(|line| line.starts_with(name));
-    lines
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
-        .sum()
 }
 
 /// What comes back, until the connection ends or nothing more comes.
@@ -1132,14 +1113,6 @@ async fn endless_header_blocks_end_the_connection() {
     assert!(heads.try_recv().is_err());
     let mut other = Http2::connect(proxy.at).await;
     assert!(other.is_alive(1).await);
-}
-
-/// Resident bytes of this process.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    let kib = line.unwrap().trim().trim_end_matches(" kB");
-    kib.parse::<usize>().unwrap() << 10
 }
 
 #[tokio::test]

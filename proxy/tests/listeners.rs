@@ -38,7 +38,7 @@ use attache_service::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use support::{
     OK, Origin, PATIENCE, Raw, Tested, address, any_port, echo_origin, header, origin, plan_with,
-    read_head, start, status,
+    read_head, shown, start, status,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -67,17 +67,6 @@ async fn tcp_origin() -> Origin {
         }
     })
     .await
-}
-
-/// Waits until the metrics contain this.
-async fn shown(proxy: &Tested, line: &str) {
-    let shown = async {
-        while !proxy.metrics.render().contains(line) {
-            tokio::task::yield_now().await;
-        }
-    };
-    let shown = tokio::time::timeout(PATIENCE, shown).await;
-    assert!(shown.is_ok(), "{line}\n{}", proxy.metrics.render());
 }
 
 // PROXY protocol

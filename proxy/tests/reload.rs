@@ -22,39 +22,13 @@ use attache_proxy::{
 };
 use attache_service::config::Document;
 use support::{
-    OK, PATIENCE, Raw, Tested, any_port, echo_origin,
+    OK, Raw, any_port, echo_origin, eventually,
     frames::{Http2, Outcome, request},
-    header, origin, plan_to, plan_with, read_head, start, status,
+    header, metric, origin, plan_to, plan_with, read_head, resident, start, status,
 };
 
 /// Copies of requests that one worker may have under way at a time.
 const MOST_COPIES: i64 = 1024;
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect(what);
-}
-
-/// The value of a metric; 0 where there is none.
-fn metric(proxy: &Tested, name: &str) -> i64 {
-    let text = proxy.metrics.render();
-    let lines = text.lines().filter(|line| line.starts_with(name));
-    lines
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
-        .sum()
-}
-
-/// Resident memory of this process, in bytes.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    kib.unwrap().parse::<u64>().unwrap() << 10
-}
 
 #[tokio::test]
 async fn memory_that_is_short_stays_so_until_it_has_fallen_clearly() {

@@ -21,7 +21,7 @@ use h2::{RecvStream, SendStream, client::SendRequest};
 use http::Request;
 use serde_json::Value;
 use support::{
-    Origin, PATIENCE, Raw, Tested, any_port, entry, header, origin, plan_with, read_head, start,
+    Origin, PATIENCE, Raw, any_port, entry, header, origin, plan_with, read_head, shown, start,
     status,
 };
 use tokio::{
@@ -213,17 +213,6 @@ fn plan(origin: SocketAddr, listener: impl FnOnce(&mut ListenerPlan), forward: F
     };
     plan.routes = Arc::new(RouteTable::of(vec![entry("/", forward), connect]));
     plan
-}
-
-/// Waits until the metrics contain this.
-async fn shown(proxy: &Tested, line: &str) {
-    let shown = async {
-        while !proxy.metrics.render().contains(line) {
-            tokio::task::yield_now().await;
-        }
-    };
-    let shown = tokio::time::timeout(PATIENCE, shown).await;
-    assert!(shown.is_ok(), "{line}\n{}", proxy.metrics.render());
 }
 
 fn open_connections(count: usize) -> String {
