@@ -4,11 +4,14 @@
 //! timeout.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
-use crate::plan::Limits;
+use crate::{header_blocks::Excess, plan::Limits};
 
 /// Shared by the socket, the requests and the watchdog of one connection.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub(crate) struct Activity {
     pub(crate) too_large: AtomicU32,
     /// So many of those were too many at a time.
     pub(crate) crowded: AtomicU32,
+    /// What the codec of HTTP/2 says that it had too much of, when it ends the connection for that.
+    pub(crate) calmed: OnceLock<Excess>,
     /// A header block of HTTP/2 has begun and not ended: nothing else can come meanwhile.
     pub(crate) in_block: AtomicBool,
     /// What the client sends is followed no more: no request may come behind it.
@@ -144,6 +149,8 @@ pub(crate) enum Verdict {
     Old,
     /// The client gives up what it began, again and again: drop.
     Resets,
+    /// Its listener was removed, and what runs on it has had its time: drop.
+    Removed,
 }
 
 /// What a connection may still do.

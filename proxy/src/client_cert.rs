@@ -1,5 +1,7 @@
 //! `x-forwarded-client-cert`: who the client is by its certificate, told onward.
 
+use std::sync::OnceLock;
+
 use attache_filter::context::TlsInfo;
 use attache_service::tls::{Certificate, fingerprint, write_encoded_pem};
 use http::{HeaderMap, HeaderValue};
@@ -43,13 +45,13 @@ impl ForwardClientCert {
         matches!(self, Self::AppendForward(_) | Self::SanitizeSet(_))
     }
 
-    /// Does so to the headers of a request.
-    pub(crate) fn apply(self, headers: &mut HeaderMap, tls: Option<&TlsInfo>) {
+    /// Does so to the headers of a request on the connection of `told`.
+    pub(crate) fn apply(self, headers: &mut HeaderMap, tls: Option<&TlsInfo>, told: &Told) {
         let shown = tls.and_then(|tls| Some((tls, tls.peer_certificate.as_deref()?)));
         match (self, shown) {
             (Self::AlwaysForwardOnly, _) | (Self::ForwardOnly, Some(_)) => {}
             (Self::AppendForward(details), Some((tls, der))) => {
-                match details.element(tls, der) {
+                match told.element(details, tls, der) {
                     Some(element) => append_list(headers, &X_FORWARDED_CLIENT_CERT, &element),
                     // The last element is believed: it must not be the client's.
                     None => _ = headers.remove(X_FORWARDED_CLIENT_CERT),
@@ -57,7 +59,7 @@ impl ForwardClientCert {
             }
             (Self::SanitizeSet(details), Some((tls, der))) => {
                 headers.remove(X_FORWARDED_CLIENT_CERT);
-                if let Some(element) = details.element(tls, der) {
+                if let Some(element) = told.element(details, tls, der) {
                     headers.insert(X_FORWARDED_CLIENT_CERT, element);
                 }
             }
@@ -68,11 +70,41 @@ impl ForwardClientCert {
     }
 }
 
+/// What is told of the client of one connection: made for the first request that needs it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Told(OnceLock<Box<Element>>);
+
+#[derive(Debug, Clone)]
+struct Element {
+    details: ClientCertDetails,
+    value: Option<HeaderValue>,
+}
+
+impl Told {
+    /// The element of the header; none if a name in a certificate cannot stand in a header.
+    fn element(
+        &self,
+        details: ClientCertDetails,
+        tls: &TlsInfo,
+        der: &[u8],
+    ) -> Option<HeaderValue> {
+        let known = self.0.get_or_init(|| {
+            let value = details.element(tls, der);
+            Box::new(Element { details, value })
+        });
+        // A reload may have changed what is to be told.
+        match known.details == details {
+            true => known.value.clone(),
+            false => details.element(tls, der),
+        }
+    }
+}
+
 impl ClientCertDetails {
     /// The element of the header; none if a name in a certificate cannot stand in a header.
     fn element(self, tls: &TlsInfo, der: &[u8]) -> Option<HeaderValue> {
         let peer = tls.peer.as_deref();
-        let mut element = Element::default();
+        let mut element = Text::default();
         for uri in tls.local.iter().flat_map(|ours| ours.uris()) {
             element.add("By", uri);
         }
@@ -101,9 +133,9 @@ impl ClientCertDetails {
 
 /// `key=value`, with `;` between.
 #[derive(Default)]
-struct Element(Vec<u8>);
+struct Text(Vec<u8>);
 
-impl Element {
+impl Text {
     fn begin(&mut self, key: &str) {
         if !self.0.is_empty() {
             self.0.push(b';');
@@ -188,7 +220,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         let claim = HeaderValue::from_static("URI=spiffe://a/root");
         headers.insert(X_FORWARDED_CLIENT_CERT, claim);
-        policy.apply(&mut headers, tls);
+        policy.apply(&mut headers, tls, &Told::default());
         let values = headers.get_all(X_FORWARDED_CLIENT_CERT);
         let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
         values.iter().map(text).collect()
@@ -224,6 +256,25 @@ mod tests {
             assert_eq!(told(policy, Some(&tls(None, &ours))), unknown, "{policy:?}");
             assert_eq!(told(policy, None), unknown, "{policy:?}");
         }
+    }
+
+    #[test]
+    fn what_is_told_of_a_connection_is_made_once() {
+        let theirs = certificate("them", vec![dns("a.test")]);
+        let tls = tls(Some(&theirs), &theirs);
+        let told = Told::default();
+        let of = |details| told.element(details, &tls, &theirs).unwrap();
+
+        let (first, second) = (of(ALL), of(ALL));
+
+        assert_eq!(Some(&first), ALL.element(&tls, &theirs).as_ref());
+        assert_eq!(first.as_bytes().as_ptr(), second.as_bytes().as_ptr());
+        let without_names = ClientCertDetails { dns: false, ..ALL };
+        assert_eq!(
+            Some(of(without_names)),
+            without_names.element(&tls, &theirs)
+        );
+        assert_ne!(of(without_names), first);
     }
 
     #[test]

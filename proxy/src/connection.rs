@@ -37,7 +37,7 @@ use crate::{
     plan::Limits,
     proxy_protocol,
     socket::Socket,
-    unserved::{self, Cause},
+    unserved::{Cause, Unserved},
 };
 
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -249,7 +249,12 @@ trait Connection: Future<Output = Result<(), hyper::Error>> + Unpin {
     }
 
     /// Why it ended with `error` before a request that had come could be served, if one had.
-    fn unserved(&mut self, error: &hyper::Error, limits: &Limits) -> Option<Cause>;
+    fn unserved(
+        &mut self,
+        error: &hyper::Error,
+        limits: &Limits,
+        activity: &Activity,
+    ) -> Option<Cause>;
 }
 
 impl<IO, S> Connection for Http1<IO, S>
@@ -275,7 +280,7 @@ where
         self.answer_late(cx)
     }
 
-    fn unserved(&mut self, error: &hyper::Error, limits: &Limits) -> Option<Cause> {
+    fn unserved(&mut self, error: &hyper::Error, limits: &Limits, _: &Activity) -> Option<Cause> {
         self.unserved(error, limits)
     }
 }
@@ -297,14 +302,14 @@ where
         Pin::new(self).graceful_shutdown();
     }
 
-    fn unserved(&mut self, error: &hyper::Error, _: &Limits) -> Option<Cause> {
+    fn unserved(&mut self, error: &hyper::Error, _: &Limits, activity: &Activity) -> Option<Cause> {
         let source = std::error::Error::source(error)?;
         let error = source.downcast_ref::<h2::Error>()?;
         if !error.is_library() || !error.is_go_away() {
             return None;
         }
         Some(match error.reason() {
-            Some(h2::Reason::ENHANCE_YOUR_CALM) => Cause::HeadersTooLarge { answered: false },
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => Cause::of_calm(activity),
             _ => Cause::BrokenConnection,
         })
     }
@@ -325,7 +330,8 @@ fn drive<C: Connection>(
 ) -> impl Future<Output = Result<(), Broken>> {
     async move {
         let activity = &*downstream.activity;
-        let mut drained = pin!(leave(&listening.drain, activity, C::TOLD_IN_RESPONSES));
+        let leaves = |stage| leave(&listening.drain, activity, C::TOLD_IN_RESPONSES, stage);
+        let mut drained = pin!(leaves(Stage::Open));
         let mut watchdog = pin!(activity::watch(activity, &limits, Stage::Open));
         let bell = Bell::rung();
         let waker = Waker::from(bell.clone());
@@ -340,7 +346,7 @@ fn drive<C: Connection>(
                 && !closing
                 && !activity.blocked.load(Ordering::Relaxed)
             {
-                Unserved::of::<C>(&listening, &downstream).settle(Cause::MalformedStream);
+                Unserved::of(C::VERSION, &listening, &downstream).settle(Cause::MalformedStream);
             }
             if activity.is_resetting(&limits) {
                 return Poll::Ready(Err(Verdict::Resets));
@@ -357,12 +363,15 @@ fn drive<C: Connection>(
                     if verdict == Verdict::SlowHead && activity.in_head.load(Ordering::Relaxed) {
                         let blocked = activity.blocked.load(Ordering::Relaxed);
                         let answered = !blocked && connection.answer_late(cx);
-                        Unserved::of::<C>(&listening, &downstream)
+                        Unserved::of(C::VERSION, &listening, &downstream)
                             .note(Cause::Late { answered }, limits.header_timeout);
                     }
                     return Poll::Ready(Err(verdict));
                 }
-                Poll::Pending if closing => return Poll::Pending,
+                Poll::Pending if closing => {
+                    let cut = drained.as_mut().poll(apart);
+                    return cut.map(|()| Err(Verdict::Removed));
+                }
                 Poll::Pending if used_up => {}
                 Poll::Pending if drained.as_mut().poll(apart).is_ready() => {}
                 Poll::Pending if activity.may_rest() => {
@@ -373,83 +382,35 @@ fn drive<C: Connection>(
             }
             closing = true;
             watchdog.set(activity::watch(activity, &limits, Stage::Closing));
+            drained.set(leaves(Stage::Closing));
             connection.close_politely();
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
                 return Poll::Ready(Ok(ended));
             }
             // The first look of the watchdog sets its timer.
             let _ = watchdog.as_mut().poll(apart);
-            Poll::Pending
+            drained.as_mut().poll(apart).map(|()| Err(Verdict::Removed))
         })
         .await;
         let ended = verdict.map_err(Broken::Watchdog)?;
         let refused = ended
             .as_ref()
             .err()
-            .and_then(|error| connection.unserved(error, &limits));
+            .and_then(|error| connection.unserved(error, &limits, activity));
         // What a client sends behind our GOAWAY is for its next connection.
         if !closing || refused.is_some() {
-            Unserved::of::<C>(&listening, &downstream).end(refused, ended.is_err());
+            Unserved::of(C::VERSION, &listening, &downstream).end(refused, ended.is_err());
         }
         Ok(ended?)
     }
 }
 
-/// Notes the requests of one connection that nobody served.
-struct Unserved<'c> {
-    listening: &'c Listening,
-    downstream: &'c Downstream,
-    version: Version,
-}
-
-impl<'c> Unserved<'c> {
-    fn of<C: Connection>(listening: &'c Listening, downstream: &'c Downstream) -> Self {
-        let version = C::VERSION;
-        Self {
-            listening,
-            downstream,
-            version,
-        }
+/// Resolves when a connection is to close as soon as it has no request; of one that is closing, when
+/// it is to end whatever it has.
+async fn leave(drain: &Drain, activity: &Activity, told_in_responses: bool, stage: Stage) {
+    if stage == Stage::Closing {
+        return drain.cut_off().await;
     }
-
-    fn note(&self, cause: Cause, since: Duration) {
-        let edge = self.listening.edge.load();
-        unserved::note(&edge, self.downstream, self.version, cause, since);
-    }
-
-    /// The codec of HTTP/2 has done with what has come, for `cause` where it took offence.
-    fn settle(&self, cause: Cause) {
-        let refused = self.downstream.activity.settle();
-        for _ in 0..refused.malformed {
-            self.note(cause, Duration::ZERO);
-        }
-        for _ in 0..refused.too_large {
-            self.note(Cause::HeadersTooLarge { answered: true }, Duration::ZERO);
-        }
-    }
-
-    /// The connection has ended, for `refused` where the codec could not go on.
-    fn end(&self, refused: Option<Cause>, failed: bool) {
-        let activity = &self.downstream.activity;
-        let begun = activity.in_head.load(Ordering::Relaxed);
-        if self.version == Version::HTTP_2 {
-            // What was malformed before is settled; of the last bytes the codec tells nothing.
-            self.settle(refused.unwrap_or(Cause::Left));
-            if begun {
-                self.note(refused.unwrap_or(Cause::Left), Duration::ZERO);
-            }
-            return;
-        }
-        // A head behind a request that is not over would not be read yet.
-        let begun = begun && failed && activity.requests.load(Ordering::Relaxed) == 0;
-        if let Some(cause) = refused.or(begun.then_some(Cause::Left)) {
-            self.note(cause, Duration::ZERO);
-        }
-    }
-}
-
-/// Resolves when a connection is to close as soon as it has no request.
-async fn leave(drain: &Drain, activity: &Activity, told_in_responses: bool) {
     let within = drain.leaving().await;
     if told_in_responses {
         activity.closing.store(true, Ordering::Relaxed);

@@ -18,6 +18,8 @@ enum Stage {
     Closed(Queue),
     /// Connections end with the request that they have.
     Ending,
+    /// Whatever runs is dropped.
+    Cut,
 }
 
 /// What becomes of connections that wait to be accepted when a listener closes.
@@ -53,6 +55,11 @@ impl Drain {
         self.advance(Stage::Ending);
     }
 
+    /// Drops what still runs.
+    pub(crate) fn cut(&self) {
+        self.advance(Stage::Cut);
+    }
+
     fn advance(&self, to: Stage) {
         self.0.send_if_modified(|stage| {
             let changed = *stage < to;
@@ -73,7 +80,7 @@ impl Drain {
 
     /// When no new connections are to be accepted.
     pub(crate) async fn closed(&self) -> Queue {
-        let closed = |stage| matches!(stage, Stage::Closed(_) | Stage::Ending);
+        let closed = |stage| !matches!(stage, Stage::Open | Stage::Leaving(_));
         match self.reached(closed).await {
             Stage::Closed(queue) => queue,
             _ => Queue::Served,
@@ -82,7 +89,12 @@ impl Drain {
 
     /// When connections without a request are to end.
     pub(crate) async fn ending(&self) {
-        self.reached(|stage| stage == Stage::Ending).await;
+        self.reached(|stage| stage >= Stage::Ending).await;
+    }
+
+    /// When whatever still runs is to be dropped.
+    pub(crate) async fn cut_off(&self) {
+        self.reached(|stage| stage == Stage::Cut).await;
     }
 
     async fn reached(&self, wanted: impl Fn(Stage) -> bool) -> Stage {
@@ -90,7 +102,7 @@ impl Drain {
         match receiver.wait_for(|stage| wanted(*stage)).await {
             Ok(stage) => *stage,
             // The sender is `self`.
-            Err(_) => Stage::Ending,
+            Err(_) => Stage::Cut,
         }
     }
 }
@@ -115,5 +127,9 @@ mod tests {
         assert_eq!(drain.leaving().await, Duration::ZERO);
         drain.end();
         drain.ending().await;
+        assert!(drain.cut_off().now_or_never().is_none());
+        drain.cut();
+        drain.ending().await;
+        drain.cut_off().await;
     }
 }

@@ -257,7 +257,10 @@ impl Edge {
         let response = response.map(|body| ClientBody::new(body, record, active));
         Ok(form.answer(match tunnel {
             None => response,
-            Some(tunnel) => tunnel.begin(response, self.plan.limits.write_timeout),
+            Some(tunnel) => {
+                let cut = async move { downstream.counted.listening.drain.cut_off().await };
+                tunnel.begin(response, self.plan.limits.write_timeout, cut)
+            }
         }))
     }
 

@@ -9,9 +9,11 @@ const FRAME_HEAD: usize = 9;
 
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 4;
 const REFUSED_STREAM: [u8; 4] = [0, 0, 0, 7];
+const ENHANCE_YOUR_CALM: [u8; 4] = [0, 0, 0, 11];
 
 /// Follows frames by their heads alone.
 #[derive(Debug)]
@@ -40,6 +42,34 @@ pub(crate) struct Answers {
     pub(crate) too_large: u32,
     /// It took no note of so many, as there were too many others.
     pub(crate) crowded: u32,
+    /// It ended the connection with `ENHANCE_YOUR_CALM`, for too much of this.
+    pub(crate) calmed: Option<Excess>,
+}
+
+/// What a codec had too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Excess {
+    /// The headers of a request.
+    Headers,
+    /// Requests that the client reset before they were passed on.
+    Resets,
+    /// Requests that the codec reset for what was wrong with them.
+    Errors,
+    /// Frames.
+    Other,
+}
+
+impl Excess {
+    /// By the payload of a GOAWAY, if that says `ENHANCE_YOUR_CALM`.
+    fn of(goaway: &[u8]) -> Option<Self> {
+        let (_last_stream, said) = goaway.split_at_checked(4)?;
+        Some(match said.strip_prefix(&ENHANCE_YOUR_CALM)? {
+            b"header_list_way_too_large" | b"too_many_continuations" => Self::Headers,
+            b"too_many_resets" => Self::Resets,
+            b"too_many_internal_resets" => Self::Errors,
+            _ => Self::Other,
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +138,7 @@ impl HeaderBlocks {
                 RST_STREAM if stream > self.settled && payload == REFUSED_STREAM => {
                     answers.crowded += 1;
                 }
+                GOAWAY => answers.calmed = answers.calmed.or(Excess::of(payload)),
                 _ => {}
             }
             bytes = rest;
@@ -261,6 +292,27 @@ mod tests {
         let (too_large, crowded) = (blocks.answers(&too_large), blocks.answers(&on(3, reset(7))));
         assert_eq!((too_large.too_large, too_large.crowded), (1, 0));
         assert_eq!((crowded.too_large, crowded.crowded), (0, 1));
+    }
+
+    #[test]
+    fn a_codec_that_has_too_much_says_of_what() {
+        let calmed = |code: u8, said: &[u8]| {
+            let payload = [&[0, 0, 0, 1, 0, 0, 0, code], said].concat();
+            let mut goaway = frame(GOAWAY, 0, payload.len());
+            goaway[FRAME_HEAD..].copy_from_slice(&payload);
+            HeaderBlocks::default().answers(&goaway).calmed
+        };
+        for (code, said, excess) in [
+            (11, "header_list_way_too_large", Some(Excess::Headers)),
+            (11, "too_many_resets", Some(Excess::Resets)),
+            (11, "too_many_internal_resets", Some(Excess::Errors)),
+            (11, "", Some(Excess::Other)),
+            (0, "too_many_resets", None),
+        ] {
+            assert_eq!(calmed(code, said.as_bytes()), excess, "{code} {said}");
+        }
+        let short = frame(GOAWAY, 0, 3);
+        assert_eq!(HeaderBlocks::default().answers(&short).calmed, None);
     }
 
     proptest! {

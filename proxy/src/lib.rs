@@ -55,6 +55,7 @@ pub mod route;
 mod router;
 mod running;
 pub mod server_names;
+mod shares;
 mod silence;
 mod socket;
 mod stats;

@@ -3,8 +3,8 @@
 use std::{future::ready, pin::Pin, sync::Arc, time::Instant};
 
 use attache_filter::{
-    ConnectionInfo, RequestContext,
-    context::{Handshake, Route, TlsInfo},
+    ConnectionInfo,
+    context::{Handshake, TlsInfo},
 };
 use attache_service::{Io, tls};
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use crate::{
     plan::Codec,
     proxy_protocol::{self, Header},
     socket::detect,
-    tcp::{self, TcpPlan},
+    tcp::{Passage, TcpPlan},
 };
 
 /// What is found out of a connection at its beginning; gone with all of its state once it is.
@@ -46,7 +46,7 @@ where
         let looked = tokio::time::timeout(limit, look_ahead(&edge, io, &mut info)).await;
         let (io, passed_on) = looked.map_err(|_| Broken::SlowStart)??;
         match passed_on {
-            Some(plan) => Ok(Box::pin(pass_on(edge, plan, io, info)) as Serving),
+            Some(plan) => Ok(Box::pin(pass_on(counted, edge, plan, io, info)) as Serving),
             None => start(counted, edge, io, info).await,
         }
     })
@@ -100,8 +100,9 @@ async fn look_ahead(
     Ok((io, plan))
 }
 
-/// Passes a connection on as it is.
+/// Passes a connection on as it is, as long as its listener may.
 async fn pass_on<IO>(
+    counted: Arc<Counted>,
     edge: Arc<Edge>,
     plan: TcpPlan,
     io: IO,
@@ -113,24 +114,10 @@ where
     let Some(stats) = &edge.tcp_stats else {
         return Ok(());
     };
-    let logged = edge.log.as_ref().map(|log| {
-        let client_ip = info.peer.map(|peer| peer.ip());
-        // No version: it need not be HTTP.
-        let mut context = RequestContext::new(Arc::new(info), http::Version::HTTP_09);
-        context.client_ip = client_ip;
-        let cluster = edge.router.clusters.get(plan.cluster);
-        context.set_route(Some(Arc::new(Route {
-            cluster: cluster.map(|cluster| cluster.plan.name.clone()),
-            ..Route::default()
-        })));
-        (log, context)
-    });
-    let context = logged.as_ref().map(|(_, context)| context);
-    let ended = tcp::pass_on(&edge.router, &plan, stats, context, io).await;
-    tracing::debug!(listener = %edge.plan.name, ?ended, "connection passed on");
-    if let Some((log, context)) = logged {
-        context.set_details(ended.details);
-        log.passed(Arc::new(context), &ended);
+    let passage = Passage::new(&edge, &plan, info);
+    tokio::select! {
+        () = passage.run(&plan, stats, io) => {}
+        () = counted.listening.drain.cut_off() => {}
     }
     Ok(())
 }
@@ -149,7 +136,7 @@ where
     let tcp = edge.plan.tcp.clone();
     let Some(tls) = &edge.plan.tls else {
         if let Some(plan) = tcp {
-            return Ok(Box::pin(pass_on(edge, plan, io, info)));
+            return Ok(Box::pin(pass_on(counted, edge, plan, io, info)));
         }
         let detected = tokio::select! {
             detected = tokio::time::timeout(limit, detect(&mut io)) => detected,
@@ -191,7 +178,7 @@ where
         }),
     });
     Ok(match tcp {
-        Some(plan) => Box::pin(pass_on(edge, plan, io, info)),
+        Some(plan) => Box::pin(pass_on(counted, edge, plan, io, info)),
         None => connection::http(counted, &edge, Box::new(io), info, http2, Bytes::new()),
     })
 }

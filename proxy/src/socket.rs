@@ -181,12 +181,18 @@ impl<IO: AsyncWrite + Unpin> Socket<IO> {
     /// Looks for answers of the codec to requests that nobody else knows of.
     fn answers(&self, bytes: &[u8]) {
         if let Followed::Http2(blocks) = &self.followed
-            && self.activity.unserved() > 0
+            && (self.activity.unserved() > 0 || blocks.is_inside_head())
         {
             let answers = blocks.answers(bytes);
             let Activity {
-                too_large, crowded, ..
+                too_large,
+                crowded,
+                calmed,
+                ..
             } = &*self.activity;
+            if let Some(excess) = answers.calmed {
+                calmed.get_or_init(|| excess);
+            }
             too_large.fetch_add(answers.too_large, Ordering::Relaxed);
             crowded.fetch_add(answers.crowded, Ordering::Relaxed);
         }

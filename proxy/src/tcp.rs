@@ -12,8 +12,8 @@ use std::{
 };
 
 use attache_filter::{
-    RequestContext,
-    context::{ResponseFlag, UpstreamAttempt},
+    ConnectionInfo, RequestContext,
+    context::{ResponseFlag, Route, UpstreamAttempt},
 };
 use attache_service::{
     Io, Metrics, cluster,
@@ -22,14 +22,17 @@ use attache_service::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
+    access_log::AccessLogs,
+    edge::Edge,
     router::Router,
+    silence::LOOKS,
     upstream::{Endpoint, UpstreamError, Wanted},
 };
 
 /// Bytes on their way, each way.
 const BUFFER: usize = 16 << 10;
-/// Silence is looked for this many times per idle timeout.
-const LOOKS: u32 = 4;
+/// How a connection ended that outlasted the drain of its listener, or of the process.
+const CUT: &str = "drain_timeout";
 /// Bytes of long connections are counted at least this often.
 const COUNTED_EVERY: Duration = Duration::from_secs(5);
 
@@ -105,7 +108,7 @@ impl TcpStats {
 
 /// What passed through one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Passed {
+struct Passed {
     received: AtomicU64,
     sent: AtomicU64,
     /// It was the upstream that ended it badly.
@@ -123,31 +126,86 @@ pub(crate) struct Ended {
     pub(crate) details: &'static str,
 }
 
-/// Passes a connection on until both sides have ended it. What there is to log of it is noted in
-/// `context`.
-pub(crate) async fn pass_on<IO>(
+/// A connection that is passed on. However it ends, it is logged.
+pub(crate) struct Passage<'e> {
+    edge: &'e Edge,
+    /// Where it is logged.
+    logged: Option<(&'e AccessLogs, Arc<RequestContext>)>,
+    passed: Arc<Passed>,
+    details: &'static str,
+}
+
+impl<'e> Passage<'e> {
+    /// One from `info` to where `plan` says.
+    pub(crate) fn new(edge: &'e Edge, plan: &TcpPlan, info: ConnectionInfo) -> Self {
+        let logged = edge.log.as_ref().map(|log| {
+            let client_ip = info.peer.map(|peer| peer.ip());
+            // No version: it need not be HTTP.
+            let mut context = RequestContext::new(Arc::new(info), http::Version::HTTP_09);
+            context.client_ip = client_ip;
+            let cluster = edge.router.clusters.get(plan.cluster);
+            context.set_route(Some(Arc::new(Route {
+                cluster: cluster.map(|cluster| cluster.plan.name.clone()),
+                ..Route::default()
+            })));
+            (log, Arc::new(context))
+        });
+        Self {
+            edge,
+            logged,
+            passed: Arc::default(),
+            details: CUT,
+        }
+    }
+
+    /// Passes it on until both sides have ended it. To drop this cuts it.
+    pub(crate) async fn run<IO>(mut self, plan: &TcpPlan, stats: &TcpStats, io: IO)
+    where
+        IO: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let context = self.logged.as_ref().map(|(_, context)| &**context);
+        self.details = pass_on(&self.edge.router, plan, stats, context, &self.passed, io).await;
+    }
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        let ended = Ended {
+            received: self.passed.received.load(Ordering::Relaxed),
+            sent: self.passed.sent.load(Ordering::Relaxed),
+            details: self.details,
+        };
+        tracing::debug!(listener = %self.edge.plan.name, ?ended, "connection passed on");
+        if let Some((log, context)) = self.logged.take() {
+            if self.details == CUT {
+                context.add_flag(ResponseFlag::DownstreamConnectionTermination);
+            }
+            context.set_details(self.details);
+            log.passed(context, &ended);
+        }
+    }
+}
+
+/// Passes a connection on until both sides have ended it; gives how that came. What there is to
+/// log of it is noted in `context`.
+async fn pass_on<IO>(
     router: &Router,
     plan: &TcpPlan,
     stats: &TcpStats,
     context: Option<&RequestContext>,
+    passed: &Arc<Passed>,
     io: IO,
-) -> Ended
+) -> &'static str
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send,
 {
     stats.total.inc();
-    let mut ended = Ended {
-        received: 0,
-        sent: 0,
-        details: "upstream_connect_failure",
-    };
     // Held while the connection lasts, so that it counts there.
     let Some((_endpoint, upstream)) = connect(router, plan, context).await else {
         stats.failed.inc();
-        return ended;
+        return "upstream_connect_failure";
     };
     let _open = Open::new(&stats.open);
-    let passed = Arc::<Passed>::default();
     let mut downstream = Watched {
         io,
         side: Side::Client,
@@ -162,11 +220,11 @@ where
         tokio::io::copy_bidirectional_with_sizes(&mut downstream, &mut upstream, BUFFER, BUFFER);
     let mut counted = Counted {
         stats,
-        passed: &passed,
+        passed,
         received: 0,
         sent: 0,
     };
-    ended.details = tokio::select! {
+    tokio::select! {
         copied = copy => match copied {
             Ok(_) => "closed",
             Err(error) => {
@@ -184,11 +242,7 @@ where
             stats.idle.inc();
             "idle_timeout"
         }
-    };
-    counted.update();
-    ended.received = passed.received.load(Ordering::Relaxed);
-    ended.sent = passed.sent.load(Ordering::Relaxed);
-    ended
+    }
 }
 
 async fn connect(
@@ -205,17 +259,14 @@ async fn connect(
         };
         let begun = context.map(|context| context.started.elapsed());
         let made = endpoint.own.connect_plain().await;
+        cluster.note_connect(&mut endpoint, &made);
         if let (Some(context), Some(begun)) = (context, begun) {
             let failure = made.as_ref().err().and_then(UpstreamError::connect_failure);
             note(context, &endpoint.endpoint, begun, failure);
         }
         match made {
-            Ok(io) => {
-                endpoint.answered();
-                return Some((endpoint, io));
-            }
+            Ok(io) => return Some((endpoint, io)),
             Err(error) => {
-                endpoint.failed();
                 cluster.stats.failed.inc();
                 tracing::debug!(cluster = %cluster.plan.name, %error, "cannot connect");
                 unreachable.push(endpoint);
@@ -296,6 +347,12 @@ impl Counted<'_> {
         self.stats.sent.inc_by(more_sent);
         (self.received, self.sent) = (received, sent);
         more > 0 || more_sent > 0
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.update();
     }
 }
 

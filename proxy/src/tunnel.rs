@@ -31,6 +31,7 @@ use tokio::{
 
 use crate::{
     body::ClientBody,
+    silence::LOOKS,
     upstream::{Endpoint, Lease, Lifetime},
 };
 
@@ -39,9 +40,6 @@ const SWITCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes read at once.
 const PIECE: usize = 16 << 10;
-
-/// Silence is looked for this many times per idle timeout.
-const LOOKS: u32 = 4;
 
 /// One side of a tunnel, open or about to be.
 pub(crate) enum Side {
@@ -113,18 +111,22 @@ impl Wanted {
 
     /// Opens the tunnel if `response` says so: what would be its body goes there, and all that
     /// the body holds is held until the tunnel has ended. A client that takes nothing for
-    /// `patience` ends it.
+    /// `patience` ends it, and so does `cut`.
     pub(crate) fn begin(
         self,
         response: Response<ClientBody>,
         patience: Duration,
+        cut: impl Future<Output = ()> + Send + 'static,
     ) -> Response<ClientBody> {
         if !self.opens(response.status()) {
             return response;
         }
         let (parts, mut body) = response.into_parts();
         tokio::spawn(async move {
-            let ended = serve(self.side, self.feed, &mut body, Some(patience)).await;
+            let ended = tokio::select! {
+                ended = serve(self.side, self.feed, &mut body, Some(patience)) => ended,
+                () = cut => Err(Ended::Removed),
+            };
             if let Err(ended) = ended {
                 tracing::debug!(%ended, "tunnel ended");
             }
@@ -383,6 +385,8 @@ enum Ended {
     Read,
     #[error("the other side broke off: {0}")]
     OtherSide(BoxError),
+    #[error("its listener was removed, and its time is over")]
+    Removed,
 }
 
 /// Opens one side of a tunnel: what it reads goes to the body of `feed`, and `outgoing` is

@@ -1,14 +1,20 @@
 //! Requests that end before anything here could serve them: refused by the codec, given up by
 //! the client in the middle of their head, or too slow. They are counted and logged all the same.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use attache_filter::{RequestContext, context::ResponseFlag};
 use http::{StatusCode, Version};
 
 use crate::{
+    activity::Activity,
+    connection::Listening,
     edge::{Downstream, Edge},
     framing::Fault,
+    header_blocks::Excess,
 };
 
 /// Why nobody served a request.
@@ -40,6 +46,10 @@ pub(crate) enum Cause {
     },
     /// HTTP/2: the connection ended with it, as its frames or its header block make no sense.
     BrokenConnection,
+    /// HTTP/2: the connection ended with it, as the client had reset too many requests at once.
+    TooManyResets,
+    /// HTTP/2: the connection ended with it, as the client floods it with frames.
+    Flood,
     /// Its head did not end in time; whether the client was told.
     Late {
         /// A response was written.
@@ -64,6 +74,22 @@ impl From<Fault> for Cause {
 }
 
 impl Cause {
+    /// Why the codec of HTTP/2 ended a connection with `ENHANCE_YOUR_CALM`, and with it what had
+    /// come on it.
+    pub(crate) fn of_calm(activity: &Activity) -> Self {
+        match activity.calmed.get() {
+            Some(Excess::Headers) => Self::HeadersTooLarge { answered: false },
+            Some(Excess::Resets) => Self::TooManyResets,
+            Some(Excess::Errors) => Self::MalformedStream,
+            Some(Excess::Other) => Self::Flood,
+            // What it says is not written yet.
+            None if activity.in_head.load(Ordering::Relaxed) => {
+                Self::HeadersTooLarge { answered: false }
+            }
+            None => Self::Flood,
+        }
+    }
+
     /// The status of the answer, if there was one.
     pub(crate) fn status(self) -> Option<StatusCode> {
         Some(match self {
@@ -81,6 +107,8 @@ impl Cause {
             | Self::MalformedStream
             | Self::HeadersTooLarge { answered: false }
             | Self::BrokenConnection
+            | Self::TooManyResets
+            | Self::Flood
             | Self::Late { answered: false }
             | Self::Left => return None,
         })
@@ -98,6 +126,8 @@ impl Cause {
             Self::MalformedStream => "http2.violation.of.messaging.rule",
             Self::HeadersTooLarge { .. } => "http2.header_list_size_too_large",
             Self::BrokenConnection => "http2.codec_error",
+            Self::TooManyResets => "too_many_premature_resets",
+            Self::Flood => "http2.inbound_empty_frames_flood",
             Self::Late { .. } => "request_header_timeout",
             Self::Left => "downstream_remote_disconnect",
         }
@@ -112,14 +142,65 @@ impl Cause {
     }
 }
 
-/// Counts and logs a request that nobody served, `since` after its begin.
-pub(crate) fn note(
-    edge: &Edge,
-    downstream: &Downstream,
+/// Notes the requests of one connection that nobody served.
+pub(crate) struct Unserved<'c> {
+    listening: &'c Listening,
+    downstream: &'c Downstream,
     version: Version,
-    cause: Cause,
-    since: Duration,
-) {
+}
+
+impl<'c> Unserved<'c> {
+    pub(crate) fn of(
+        version: Version,
+        listening: &'c Listening,
+        downstream: &'c Downstream,
+    ) -> Self {
+        Self {
+            listening,
+            downstream,
+            version,
+        }
+    }
+
+    /// Notes one, `since` after its begin.
+    pub(crate) fn note(&self, cause: Cause, since: Duration) {
+        let edge = self.listening.edge.load();
+        note(&edge, self.downstream, self.version, cause, since);
+    }
+
+    /// The codec of HTTP/2 has done with what has come, for `cause` where it took offence.
+    pub(crate) fn settle(&self, cause: Cause) {
+        let refused = self.downstream.activity.settle();
+        for _ in 0..refused.malformed {
+            self.note(cause, Duration::ZERO);
+        }
+        for _ in 0..refused.too_large {
+            self.note(Cause::HeadersTooLarge { answered: true }, Duration::ZERO);
+        }
+    }
+
+    /// The connection has ended, for `refused` where the codec could not go on.
+    pub(crate) fn end(&self, refused: Option<Cause>, failed: bool) {
+        let activity = &self.downstream.activity;
+        let begun = activity.in_head.load(Ordering::Relaxed);
+        if self.version == Version::HTTP_2 {
+            // What was malformed before is settled; of the last bytes the codec tells nothing.
+            self.settle(refused.unwrap_or(Cause::Left));
+            if begun {
+                self.note(refused.unwrap_or(Cause::Left), Duration::ZERO);
+            }
+            return;
+        }
+        // A head behind a request that is not over would not be read yet.
+        let begun = begun && failed && activity.requests.load(Ordering::Relaxed) == 0;
+        if let Some(cause) = refused.or(begun.then_some(Cause::Left)) {
+            self.note(cause, Duration::ZERO);
+        }
+    }
+}
+
+/// Counts and logs a request that nobody served, `since` after its begin.
+fn note(edge: &Edge, downstream: &Downstream, version: Version, cause: Cause, since: Duration) {
     tracing::debug!(listener = %edge.plan.name, ?cause, "request refused");
     let status = cause.status();
     if cause != Cause::Left {

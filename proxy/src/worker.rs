@@ -297,13 +297,9 @@ impl Worker {
                 }
             }
         }
+        let limit = prepared.plan.drain_timeout;
         for removed in before.into_values() {
-            tokio::spawn(async move {
-                removed.drain.leave(Duration::ZERO);
-                removed.drain.close(Queue::Served);
-                tokio::time::sleep(LAST_REQUESTS).await;
-                removed.drain.end();
-            });
+            tokio::spawn(end(removed, limit));
         }
         self.helpers = helpers(&prepared.plan, &prepared.clients, self.index == 0);
         self.clients = prepared.clients;
@@ -437,6 +433,25 @@ fn helpers(plan: &Plan, clients: &[Clients], first: bool) -> Vec<AbortHandle> {
         }
     }
     helpers
+}
+
+/// Ends a listener that a reload removed: requests have a moment to come, and what is in flight has
+/// until `limit` to end.
+async fn end(removed: Arc<Listening>, limit: Duration) {
+    let last = LAST_REQUESTS.min(limit);
+    removed.drain.leave(Duration::ZERO);
+    removed.drain.close(Queue::Served);
+    tokio::time::sleep(last).await;
+    removed.drain.end();
+    // Its connections alone keep it from here.
+    let left = Arc::downgrade(&removed);
+    drop(removed);
+    tokio::time::sleep(limit.saturating_sub(last)).await;
+    if let Some(left) = left.upgrade() {
+        let listener = left.edge.load().plan.name.clone();
+        tracing::warn!(%listener, "connections of a removed listener after {limit:?} are dropped");
+        left.drain.cut();
+    }
 }
 
 /// Waits until connections are to be accepted; false when they never are, and those that wait are

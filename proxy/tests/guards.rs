@@ -10,17 +10,14 @@
 
 mod support;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
-use attache_proxy::{Config, Plan, config::NothingEmbedded};
-use attache_service::config::Document;
-use support::{OK, Origin, PATIENCE, Raw, Tested, header, origin, read_head, start, status};
+use attache_proxy::{Config, Plan, Proxy, config::NothingEmbedded, xds::ControlPlane};
+use attache_service::{Metrics, config::Document};
+use support::{OK, Origin, PATIENCE, Raw, Tested, header, origin, read_head, shown, start, status};
 use tokio::{
     io::AsyncWriteExt,
     sync::{Notify, Semaphore},
@@ -101,16 +98,6 @@ impl Held {
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
 
-async fn until(proxy: &Tested, line: &str) {
-    let wait = async {
-        while !proxy.metrics.render().contains(line) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
-    let waited = tokio::time::timeout(PATIENCE, wait).await;
-    waited.unwrap_or_else(|_| panic!("no `{line}` in {}", proxy.metrics.render()));
-}
-
 #[tokio::test]
 async fn an_endpoint_that_answers_badly_is_left_out_but_never_the_last() {
     let (bad, at_bad) = answering(UNAVAILABLE).await;
@@ -122,7 +109,7 @@ async fn an_endpoint_that_answers_badly_is_left_out_but_never_the_last() {
         client.get("/").await;
     }
     assert_eq!((at_bad.load(SeqCst), at_good.load(SeqCst)), (2, 8));
-    until(
+    shown(
         &both,
         "attache_upstream_ejections_total{cluster=\"web\",reason=\"consecutive_5xx\"} 1",
     )
@@ -134,11 +121,79 @@ async fn an_endpoint_that_answers_badly_is_left_out_but_never_the_last() {
         assert_eq!(status(&client.get("/").await.0), 503);
     }
     assert_eq!(at_bad.load(SeqCst), 7);
-    until(
+    shown(
         &alone,
         "attache_upstream_ejections_refused_total{cluster=\"web\"} 2",
     )
     .await;
+}
+
+#[tokio::test]
+async fn an_endpoint_that_takes_no_connections_is_left_out_for_tunnels_too() {
+    let echo = origin(|_, mut stream| async move {
+        let (mut read, mut write) = stream.split();
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+    })
+    .await;
+    let connect = "{ upgrade_type: CONNECT, connect_config: {} }";
+    for (listener, routes, ask) in [
+        (
+            "",
+            format!(
+                "routes:
+- match: {{ connect_matcher: {{}} }}
+  route: {{ cluster: web, upgrade_configs: [{connect}] }}"
+            ),
+            "CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n",
+        ),
+        (", tcp: { cluster: web }", String::new(), ""),
+    ] {
+        // Nobody listens on a port that only root may have.
+        let text = format!(
+            "listeners: [{{ name: test, address: '127.0.0.1:0'{listener} }}]
+{routes}
+clusters:
+- name: web
+  endpoints: ['127.0.0.1:1', '{}']
+  lb_policy: ROUND_ROBIN
+  outlier_detection: {{ consecutive_5xx: 2, max_ejection_percent: 100 }}
+workers: 1",
+            echo.at
+        );
+        let document = Document::parse("proxy.yaml", &text).unwrap();
+        let (_, plan): (Config, Plan) = Config::read(&document, &NothingEmbedded).unwrap();
+        let proxy = start(plan).await;
+        let mut lost = 0;
+        for _ in 0..10 {
+            let mut client = Raw::connect(proxy.at).await;
+            client.send(ask).await;
+            if ask.is_empty() || status(&client.head().await) == 200 {
+                client.send("ping").await;
+                client.0.shutdown().await.unwrap();
+                lost += usize::from(client.rest().await != "ping");
+            } else {
+                lost += 1;
+            }
+        }
+        assert_eq!(lost, 2, "{text}");
+        let ejected =
+            "attache_upstream_ejections_total{cluster=\"web\",reason=\"consecutive_5xx\"} 1";
+        shown(&proxy, ejected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_switch_of_protocols_that_nobody_asked_for_is_counted_and_goes_no_further() {
+    const SWITCH: &str =
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    let (switching, _) = answering(SWITCH).await;
+    let proxy = proxy(&[&switching], "", "timeout: 10s").await;
+
+    let (head, _) = Raw::connect(proxy.at).await.get("/").await;
+
+    assert_eq!(status(&head), 503);
+    let counted = "attache_upstream_requests_total{cluster=\"web\",code_class=\"1xx\"} 1";
+    shown(&proxy, counted).await;
 }
 
 #[tokio::test]
@@ -149,7 +204,7 @@ async fn an_endpoint_that_fails_its_checks_gets_no_requests() {
     let proxy = proxy(&[&bad, &good], checked, "timeout: 10s").await;
     for result in ["passed", "failed"] {
         let line = format!("attache_health_checks_total{{cluster=\"web\",result=\"{result}\"}} 1");
-        until(&proxy, &line).await;
+        shown(&proxy, &line).await;
     }
     let mut client = Raw::connect(proxy.at).await;
     for _ in 0..6 {
@@ -166,7 +221,7 @@ async fn an_answer_can_say_that_its_endpoint_is_unhealthy() {
     let (good, _) = answering(OK).await;
     let checked = "health_checks: [{ tcp_health_check: {}, interval: 60s }]";
     let proxy = proxy(&[&leaving, &good], checked, "timeout: 10s").await;
-    until(
+    shown(
         &proxy,
         "attache_health_checks_total{cluster=\"web\",result=\"passed\"} 2",
     )
@@ -193,13 +248,13 @@ async fn requests_over_the_limit_are_refused_until_others_have_ended() {
     assert_eq!(status(&head), 503);
     assert_eq!(header(&head, "x-envoy-overloaded"), Some("true"));
     let remaining = "attache_upstream_remaining{cluster=\"web\",resource=\"requests\"}";
-    until(&proxy, &format!("{remaining} 0")).await;
+    shown(&proxy, &format!("{remaining} 0")).await;
 
     held.go.add_permits(10);
     for client in &mut clients {
         assert_eq!(status(&client.response().await.0), 200);
     }
-    until(&proxy, &format!("{remaining} 2")).await;
+    shown(&proxy, &format!("{remaining} 2")).await;
     let (head, _) = Raw::connect(proxy.at).await.get("/").await;
     assert_eq!(status(&head), 200);
 }
@@ -214,7 +269,7 @@ async fn a_request_waits_where_there_may_be_no_more_connections() {
     held.asked(1).await;
     let mut second = Raw::connect(proxy.at).await;
     second.send(GET).await;
-    until(
+    shown(
         &proxy,
         "attache_upstream_overflowed_total{cluster=\"web\",resource=\"connections\"} 1",
     )
@@ -251,7 +306,7 @@ async fn retries_that_run_at_the_same_time_have_a_budget() {
     // All fail: two are sent again, and two are not.
     held.go.add_permits(4);
     held.asked(2).await;
-    until(
+    shown(
         &proxy,
         "attache_upstream_retries_overflowed_total{cluster=\"web\"} 2",
     )
@@ -260,7 +315,7 @@ async fn retries_that_run_at_the_same_time_have_a_budget() {
     for client in &mut clients {
         assert_eq!(status(&client.response().await.0), 503);
     }
-    until(&proxy, "attache_upstream_retries_total{cluster=\"web\"} 2").await;
+    shown(&proxy, "attache_upstream_retries_total{cluster=\"web\"} 2").await;
 }
 
 #[tokio::test]
@@ -327,4 +382,43 @@ async fn a_tunnel_lasts_as_long_as_its_route_lets_it() {
         .await;
     assert_eq!(status(&client.head().await), 101);
     assert_eq!(client.rest().await, "");
+}
+
+#[tokio::test]
+async fn the_stream_of_a_control_plane_is_a_request_of_its_cluster() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let _stream = connection.accept().await;
+        std::future::poll_fn(|cx| connection.poll_closed(cx)).await
+    });
+    let text = format!(
+        "xds: {{ cluster: control-plane }}
+clusters:
+- name: control-plane
+  endpoints: ['{at}']
+  http2: {{}}
+  circuit_breakers: {{ thresholds: [{{ max_requests: 3, track_remaining: true }}] }}
+workers: 1"
+    );
+    let document = Document::parse("proxy.yaml", &text).unwrap();
+    let (config, plan): (Config, Plan) = Config::read(&document, &NothingEmbedded).unwrap();
+    let metrics = Metrics::default();
+    let running = Proxy::start(plan, metrics.clone()).await.unwrap();
+    let mut control =
+        ControlPlane::new(config, document, &running.plan(), &metrics).expect("a control plane");
+    let following = tokio::spawn(async move { control.next().await });
+
+    let left = "attache_upstream_remaining{cluster=\"control-plane\",resource=\"requests\"} 2\n";
+    let counted = async {
+        while !metrics.render().contains(left) {
+            tokio::task::yield_now().await;
+        }
+    };
+    let counted = tokio::time::timeout(PATIENCE, counted).await;
+    assert!(counted.is_ok(), "{}", metrics.render());
+    following.abort();
+    serving.abort();
 }

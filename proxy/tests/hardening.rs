@@ -51,15 +51,17 @@ use std::{
 };
 
 use attache_proxy::{
+    access_log::{AccessLogPlan, Sink},
     config::{Config, NothingEmbedded},
     plan::{Codec, Limits, OverloadPlan},
     route::Forward,
 };
 use attache_service::config::Document;
+use serde_json::Value;
 use support::{
-    OK, Origin, PATIENCE, Raw, Tested, echo_origin,
+    OK, Origin, PATIENCE, Raw, Tested, echo_origin, eventually,
     frames::{self, Http2, Outcome, frame, request},
-    header, http2, once, origin, plan_to, plan_with, read_head, start, status,
+    header, http2, metric, once, origin, plan_to, plan_with, read_head, resident, start, status,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -85,25 +87,6 @@ async fn limited(limits: impl FnOnce(&mut Limits)) -> (Tested, Origin, Unbounded
 
 async fn proxy() -> (Tested, Origin, UnboundedReceiver<String>) {
     limited(|_| {}).await
-}
-
-/// Waits until a condition holds.
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect(what);
-}
-
-/// The value of a metric; 0 where there is none.
-fn metric(proxy: &Tested, name: &str) -> i64 {
-    let text = proxy.metrics.render();
-    let lines = text.lines().filter(|line| line.starts_with(name));
-    lines
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
-        .sum()
 }
 
 /// What comes back, until the connection ends or nothing more comes.
@@ -1132,14 +1115,6 @@ async fn endless_header_blocks_end_the_connection() {
     assert!(other.is_alive(1).await);
 }
 
-/// Resident bytes of this process.
-fn resident() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
-    let kib = line.unwrap().trim().trim_end_matches(" kB");
-    kib.parse::<usize>().unwrap() << 10
-}
-
 #[tokio::test]
 async fn floods_of_frames_take_no_memory() {
     let (proxy, _origin, _heads) = proxy().await;
@@ -1189,6 +1164,84 @@ async fn empty_data_frames_end_the_connection() {
         client.end().await.unwrap_or(ENHANCE_YOUR_CALM),
         ENHANCE_YOUR_CALM
     );
+}
+
+/// The lines that a listener logs of one client, which `sends` until its connection ends.
+async fn logged_of<F: Future<Output = ()>>(
+    sends: impl FnOnce(Http2, Arc<AtomicUsize>) -> F,
+) -> Vec<Value> {
+    let (origin, asked) = silent_origin().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("log");
+    let log = AccessLogPlan::new(Sink::File(file.clone()));
+    let plan = plan_with(
+        origin.at,
+        |listener| listener.access_logs = vec![log],
+        |_| {},
+        Forward::to(0),
+    );
+    let proxy = start(plan).await;
+
+    sends(Http2::connect(proxy.at).await, asked).await;
+
+    let stopped = tokio::time::timeout(PATIENCE, proxy.running.shutdown()).await;
+    stopped.expect("the end of the connection");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    lines.collect()
+}
+
+#[tokio::test]
+async fn the_log_says_which_flood_has_ended_a_connection() {
+    let block = frames::block(&request("GET", "/", &[]));
+    let resets = logged_of(async |mut client, _| {
+        let flags = frames::END_HEADERS | frames::END_STREAM;
+        let mut bytes = Vec::new();
+        for stream in (1..80).step_by(2) {
+            bytes.extend(frame(frames::HEADERS, flags, stream, &block));
+            bytes.extend(frame(frames::RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        }
+        client.send(&bytes).await;
+        assert_eq!(client.end().await, Some(ENHANCE_YOUR_CALM));
+    })
+    .await;
+    let headers = logged_of(async |mut client, _| {
+        client
+            .send(&frame(frames::HEADERS, frames::END_STREAM, 1, &block))
+            .await;
+        let more = frame(frames::CONTINUATION, 0, 1, &frames::block(&[("x", "y")]));
+        while client.send(&more).await {}
+    })
+    .await;
+    let empty = frame(frames::DATA, 0, 1, &[]).repeat(2000);
+    let pieces = logged_of(async |mut client, _| {
+        let head = frames::block(&request("POST", "/", &[]));
+        let mut bytes = frame(frames::HEADERS, frames::END_HEADERS, 1, &head);
+        bytes.extend(&empty);
+        while client.send(&bytes).await {
+            bytes.clone_from(&empty);
+        }
+    })
+    .await;
+    let late_pieces = logged_of(async |mut client, asked| {
+        client.head(1, &request("POST", "/", &[]), false).await;
+        eventually("it is served", || asked.load(Ordering::Relaxed) == 1).await;
+        while client.send(&empty).await {}
+    })
+    .await;
+
+    assert_eq!(resets.len(), 40, "{resets:?}");
+    for line in resets {
+        assert_eq!(line["details"], "too_many_premature_resets", "{line}");
+        assert_eq!(line["status"], 0, "{line}");
+    }
+    assert_eq!(headers.len(), 1, "{headers:?}");
+    assert_eq!(headers[0]["details"], "http2.header_list_size_too_large");
+    assert_eq!(pieces.len(), 1, "{pieces:?}");
+    assert_eq!(pieces[0]["details"], "http2.inbound_empty_frames_flood");
+    // Its request was one, and there was no other.
+    assert_eq!(late_pieces.len(), 1, "{late_pieces:?}");
+    assert_eq!(late_pieces[0]["method"], "POST", "{late_pieces:?}");
 }
 
 #[tokio::test]

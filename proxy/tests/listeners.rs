@@ -38,7 +38,7 @@ use attache_service::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use support::{
     OK, Origin, PATIENCE, Raw, Tested, address, any_port, echo_origin, header, origin, plan_with,
-    read_head, start, status,
+    read_head, shown, start, status,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -67,17 +67,6 @@ async fn tcp_origin() -> Origin {
         }
     })
     .await
-}
-
-/// Waits until the metrics contain this.
-async fn shown(proxy: &Tested, line: &str) {
-    let shown = async {
-        while !proxy.metrics.render().contains(line) {
-            tokio::task::yield_now().await;
-        }
-    };
-    let shown = tokio::time::timeout(PATIENCE, shown).await;
-    assert!(shown.is_ok(), "{line}\n{}", proxy.metrics.render());
 }
 
 // PROXY protocol
@@ -664,6 +653,85 @@ clusters:
     let mut plain = Raw::connect(alone.at).await;
     plain.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(plain.rest().await, "");
+}
+
+/// What a TLS client that wants this server says first.
+async fn client_hello(name: &'static str) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    Authority::new(folder.path());
+    let client = trusting(folder.path());
+    let (io, mut server) = tokio::io::duplex(16 << 10);
+    let connecting = tokio::spawn(async move { client.connect(name, io).await.is_ok() });
+    let mut hello = Vec::with_capacity(16 << 10);
+    server.read_buf(&mut hello).await.unwrap();
+    connecting.abort();
+    hello
+}
+
+#[tokio::test]
+async fn a_connection_that_is_passed_on_has_until_the_drain_is_over_and_is_logged_then() {
+    let ways = [
+        ("tcp: { cluster: raw }", b"hello".to_vec()),
+        (
+            "tls_passthrough: [{ server_names: [db.test], cluster: raw }]",
+            client_hello("db.test").await,
+        ),
+    ];
+    for (way, sent) in &ways {
+        for removed in [false, true] {
+            let case = format!("{way} {removed}");
+            let origin = tcp_origin().await;
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("log");
+            let config = |name: &str, address: &str| {
+                format!(
+                    "
+listeners:
+- name: {name}
+  address: {address}
+  access_log: {{ path: {} }}
+  {way}
+clusters: [{{ name: raw, endpoints: ['{}'] }}]
+drain: {{ max: 0.1s }}
+",
+                    file.display(),
+                    origin.at
+                )
+            };
+            let proxy = proxy_of(&config("edge", "127.0.0.1:0")).await;
+            let mut client = TcpStream::connect(proxy.at).await.unwrap();
+            client.write_all(sent).await.unwrap();
+            let mut back = vec![0; sent.len()];
+            client.read_exact(&mut back).await.unwrap();
+            assert_eq!(&back, sent, "{case}");
+
+            if removed {
+                let other = read(&config("other", "127.0.0.2:0")).unwrap().1;
+                proxy.running.reload(other).await.unwrap();
+            } else {
+                let stopped = tokio::time::timeout(PATIENCE, proxy.running.shutdown()).await;
+                stopped.expect("a bounded drain");
+            }
+
+            let end = tokio::time::timeout(PATIENCE, client.read(&mut back)).await;
+            assert!(matches!(end.expect(&case), Ok(0) | Err(_)), "{case}");
+            let line = async {
+                loop {
+                    let text = std::fs::read_to_string(&file).unwrap();
+                    if text.ends_with('\n') {
+                        return text;
+                    }
+                    tokio::task::yield_now().await;
+                }
+            };
+            let line = tokio::time::timeout(PATIENCE, line).await.expect(&case);
+            let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(line["details"], "drain_timeout", "{case}: {line}");
+            assert_eq!(line["flags"], "DC", "{case}: {line}");
+            assert_eq!(line["bytes_in"], sent.len(), "{case}: {line}");
+            assert_eq!(line["bytes_out"], sent.len(), "{case}: {line}");
+        }
+    }
 }
 
 #[tokio::test]

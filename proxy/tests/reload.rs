@@ -9,7 +9,10 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use attache_proxy::{
     Config, Plan,
@@ -19,38 +22,13 @@ use attache_proxy::{
 };
 use attache_service::config::Document;
 use support::{
-    OK, PATIENCE, Raw, Tested, echo_origin, header, origin, plan_to, plan_with, read_head, start,
-    status,
+    OK, Raw, any_port, echo_origin, eventually,
+    frames::{Http2, Outcome, request},
+    header, metric, origin, plan_to, plan_with, read_head, resident, start, status,
 };
 
 /// Copies of requests that one worker may have under way at a time.
 const MOST_COPIES: i64 = 1024;
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let wait = async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, wait).await.expect(what);
-}
-
-/// The value of a metric; 0 where there is none.
-fn metric(proxy: &Tested, name: &str) -> i64 {
-    let text = proxy.metrics.render();
-    let lines = text.lines().filter(|line| line.starts_with(name));
-    lines
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
-        .sum()
-}
-
-/// Resident memory of this process, in bytes.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    kib.unwrap().parse::<u64>().unwrap() << 10
-}
 
 #[tokio::test]
 async fn memory_that_is_short_stays_so_until_it_has_fallen_clearly() {
@@ -124,6 +102,38 @@ async fn requests_and_connections_of_the_plan_before_count() {
     assert_eq!(status(&second.get("/").await.0), 200);
     let mut third = Raw::connect(proxy.at).await;
     assert_eq!(status(&third.get("/").await.0), 200);
+}
+
+#[tokio::test]
+async fn requests_of_a_listener_that_was_removed_have_until_the_drain_is_over() {
+    let silent =
+        origin(|_, mut stream| async move { while read_head(&mut stream).await.is_some() {} })
+            .await;
+    let unbounded = || {
+        let mut forward = Forward::to(0).with_timeout(None);
+        forward.idle_timeout = None;
+        plan_with(silent.at, |_| {}, |_| {}, forward)
+    };
+    let proxy = start(unbounded()).await;
+    let mut one = Raw::connect(proxy.at).await;
+    one.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let mut two = Http2::connect(proxy.at).await;
+    two.head(1, &request("GET", "/", &[]), true).await;
+    eventually("both have a request", || {
+        let clusters = proxy.running.status().clusters();
+        clusters[0].cluster.endpoints[0].active_requests == 2
+    })
+    .await;
+    let mut other = unbounded();
+    other.listeners = vec![Arc::new(ListenerPlan::new("other", any_port()))];
+    other.drain_timeout = Duration::from_millis(1500);
+
+    let removed = Instant::now();
+    proxy.running.reload(other).await.unwrap();
+
+    assert_eq!(one.rest().await, "");
+    assert_ne!(two.outcome(1).await, Outcome::Answered(Some(200)));
+    assert!(removed.elapsed() >= Duration::from_millis(1400));
 }
 
 #[tokio::test]

@@ -21,7 +21,8 @@ use h2::{RecvStream, SendStream, client::SendRequest};
 use http::Request;
 use serde_json::Value;
 use support::{
-    Origin, PATIENCE, Raw, Tested, entry, header, origin, plan_with, read_head, start, status,
+    Origin, PATIENCE, Raw, any_port, entry, header, origin, plan_with, read_head, shown, start,
+    status,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -214,17 +215,6 @@ fn plan(origin: SocketAddr, listener: impl FnOnce(&mut ListenerPlan), forward: F
     plan
 }
 
-/// Waits until the metrics contain this.
-async fn shown(proxy: &Tested, line: &str) {
-    let shown = async {
-        while !proxy.metrics.render().contains(line) {
-            tokio::task::yield_now().await;
-        }
-    };
-    let shown = tokio::time::timeout(PATIENCE, shown).await;
-    assert!(shown.is_ok(), "{line}\n{}", proxy.metrics.render());
-}
-
 fn open_connections(count: usize) -> String {
     format!("attache_downstream_connections{{listener=\"test\"}} {count}\n")
 }
@@ -406,6 +396,28 @@ async fn a_tunnel_that_outlasts_the_drain_is_cut_and_logged() {
         tunnel.ended().await;
         let text = std::fs::read_to_string(&file).unwrap();
         let line: Value = serde_json::from_str(&text).expect("a line before the process ends");
+        assert_eq!(line["bytes_in"], 4, "{kind:?}: {line}");
+        assert_eq!(line["flags"], "DC", "{kind:?}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_listener_was_removed_is_cut_when_the_drain_is_over() {
+    for kind in ALL {
+        let origin = kind.echo().await;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("log");
+        let proxy = start(logged(origin.at, &file, Forward::to(0))).await;
+        let mut tunnel = Tunnel::open(kind, proxy.at).await;
+        tunnel.echoes("ping").await;
+        let mut other = plan(origin.at, |_| {}, Forward::to(0));
+        other.listeners = vec![Arc::new(ListenerPlan::new("other", any_port()))];
+        other.drain_timeout = Duration::from_millis(100);
+
+        proxy.running.reload(other).await.unwrap();
+
+        tunnel.ended().await;
+        let line = line(&file).await;
         assert_eq!(line["bytes_in"], 4, "{kind:?}: {line}");
         assert_eq!(line["flags"], "DC", "{kind:?}: {line}");
     }

@@ -5,37 +5,27 @@
 //! HTTP/1.1 request that meets a kept connection just as the server closes it is sent again on a
 //! new one; an HTTP/2 request fails then.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod connections;
+
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, Uri, Version, header, uri};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::{
-    body::Incoming,
-    client::conn::{http1, http2},
-};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::time::Instant;
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+
+use connections::{Aging, Http1, Pool};
 
 use crate::{
-    ChannelSettings, Io,
-    channel::notice_vanished_peers,
+    ChannelSettings,
     cluster::{
-        Balancer, Endpoint, InFlight, Opened, Room, Rooms,
+        Balancer, Endpoint, InFlight,
         breakers::{Breakers, Overflow, Permit, Resource},
-        jittered,
         outlier::Outcome,
     },
 };
 
-/// Unused HTTP/1.1 connections kept per endpoint; more are closed after their answer.
-const MAX_KEPT: usize = 16;
-/// An HTTP/1.1 connection unused for longer is closed when it is come across.
-const KEPT_FOR: Duration = Duration::from_secs(30);
 /// A request that waits for a connection looks this often: those of other workers become free
 /// unseen.
 const LOOKS_EVERY: Duration = Duration::from_millis(5);
@@ -90,9 +80,6 @@ pub enum HttpError {
     },
 }
 
-type Http1 = http1::SendRequest<Full<Bytes>>;
-type Http2 = http2::SendRequest<Full<Bytes>>;
-
 /// An HTTP client for one cluster, owned by one worker. Cheap to clone.
 #[derive(Clone)]
 pub struct HttpClient {
@@ -103,28 +90,6 @@ struct Inner {
     settings: ChannelSettings,
     speaks_http2: bool,
     balancer: Balancer<Pool>,
-}
-
-/// The connections to one endpoint.
-#[derive(Default)]
-struct Pool {
-    kept: Mutex<Vec<(Aging<Http1>, Instant)>>,
-    http2: tokio::sync::Mutex<Option<Aging<Http2>>>,
-    open: Rooms,
-}
-
-/// A connection, and when it takes no further requests.
-struct Aging<C> {
-    connection: C,
-    ends: Option<Instant>,
-    /// Where connections are limited.
-    _room: Option<Room>,
-}
-
-impl<C> Aging<C> {
-    fn is_over(&self) -> bool {
-        self.ends.is_some_and(|ends| ends <= Instant::now())
-    }
 }
 
 impl HttpClient {
@@ -341,34 +306,6 @@ impl Inner {
         ))
     }
 
-    async fn http2(&self, at: &InFlight<Pool>) -> Result<Http2, HttpError> {
-        let mut current = at.own.http2.lock().await;
-        let usable = |one: &&Aging<Http2>| !one.connection.is_closed() && !one.is_over();
-        if let Some(sender) = current.as_ref().filter(usable) {
-            return Ok(sender.connection.clone());
-        }
-        let breakers = self.breakers();
-        let _pending = self.admit(Resource::PendingRequests)?;
-        // There may always be the one.
-        let room = breakers.map(|breakers| at.own.open.take_anyway(breakers));
-        let io = self.connect(&at.endpoint).await?;
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(io))
-            .await
-            .map_err(|e| self.broken(e))?;
-        tokio::spawn(connection);
-        *current = Some(self.aging(sender.clone(), room));
-        Ok(sender)
-    }
-
-    fn aging<C>(&self, connection: C, room: Option<Room>) -> Aging<C> {
-        let max_age = self.settings.max_connection_duration;
-        Aging {
-            connection,
-            ends: max_age.and_then(|max_age| Instant::now().checked_add(jittered(max_age))),
-            _room: room,
-        }
-    }
-
     async fn read(
         &self,
         response: Response<Incoming>,
@@ -385,63 +322,10 @@ impl Inner {
         }
     }
 
-    async fn connect(&self, endpoint: &Endpoint) -> Result<Box<dyn Io>, HttpError> {
-        let limit = self.settings.connect_timeout;
-        let attempt = async {
-            let opened = tokio::time::timeout(limit, self.open(endpoint)).await;
-            opened.unwrap_or_else(|_| {
-                let message = format!("not connected within {limit:?}");
-                Err(io::Error::new(io::ErrorKind::TimedOut, message))
-            })
-        };
-        let opened = endpoint.counted(attempt).await;
-        opened.map_err(|reason| HttpError::Connect {
-            target: endpoint.to_string(),
-            cluster: self.settings.name.clone(),
-            reason,
-        })
-    }
-
-    async fn open(&self, endpoint: &Endpoint) -> io::Result<Box<dyn Io>> {
-        let opened = endpoint.open().await?;
-        if let Opened::Tcp(io) = &opened {
-            notice_vanished_peers(io)?;
-        }
-        let tls = self.settings.tls.as_ref();
-        opened.secured(tls, endpoint.hostname()).await
-    }
-
     fn broken(&self, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> HttpError {
         HttpError::Broken {
             cluster: self.settings.name.clone(),
             reason: reason.into(),
-        }
-    }
-}
-
-impl Pool {
-    fn take_kept(&self) -> Option<Aging<Http1>> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut not_yet = None;
-        let found = loop {
-            match kept.pop() {
-                None => break None,
-                Some((sender, since)) if sender.is_over() || since.elapsed() >= KEPT_FOR => {}
-                Some((sender, _)) if sender.connection.is_ready() => break Some(sender),
-                Some((sender, _)) if sender.connection.is_closed() || not_yet.is_some() => {}
-                // Its task has not seen the end of the last answer yet.
-                Some(one) => not_yet = Some(one),
-            }
-        };
-        kept.extend(not_yet);
-        found
-    }
-
-    fn keep(&self, sender: Aging<Http1>) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let usable = !sender.connection.is_closed() && !sender.is_over();
-        if usable && kept.len() < MAX_KEPT {
-            kept.push((sender, Instant::now()));
         }
     }
 }
@@ -451,6 +335,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use hyper::{server::conn, service::service_fn};
+    use hyper_util::rt::TokioExecutor;
     use tokio::net::TcpListener;
 
     use super::*;

@@ -11,7 +11,7 @@
 //! - [`service`] and [`script`]: the scripted policy service
 //! - [`origin`]: the scripted origin
 //! - [`client`]: the client, HTTP/1.1 and HTTP/2
-//! - [`h1`]: HTTP/1.1 byte for byte
+//! - [`h1`]: HTTP/1.1 byte for byte; [`frames`]: HTTP/2 frame by frame
 //! - [`envoy_config`] and [`envoy`]: the scenario as an Envoy bootstrap, and
 //!   the process that runs it
 //! - [`ours`]: the scenario as our configuration, and our proxy
@@ -36,6 +36,9 @@ pub mod discovery;
 pub mod envoy;
 pub mod envoy_config;
 pub mod expect;
+#[path = "../../proxy/tests/support/frames.rs"]
+#[allow(missing_docs, reason = "shared with the tests of the proxy")]
+pub mod frames;
 pub mod h1;
 pub mod left_out;
 pub mod message;
@@ -51,3 +54,6 @@ pub mod script;
 pub mod service;
 pub mod text;
 pub mod tls;
+
+/// Far longer than anything is waited for.
+pub const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);

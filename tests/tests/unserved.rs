@@ -3,30 +3,19 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-#[path = "../../proxy/tests/support/frames.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "shared with the tests of the proxy"
-)]
-mod frames;
-
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use attache_tests::{
+    PATIENCE,
     envoy::{self, Envoy},
-    envoy_config, ours,
+    envoy_config,
+    frames::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, block, frame},
+    ours,
 };
-use frames::{CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, block, frame};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
-
-/// Far longer than anything is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 fn config(log: &Path) -> String {
     format!(

@@ -15,11 +15,23 @@ use std::{
 
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
+use super::Sink;
+
 /// The files that logs write to, by path, and who writes. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Files {
     open: Arc<Mutex<HashMap<PathBuf, Weak<LogFile>>>>,
     writers: TaskTracker,
+    /// The logs of those who write.
+    written: Arc<Mutex<Vec<Weak<str>>>>,
+}
+
+/// Somebody who writes a log, as long as this lives.
+#[derive(Debug)]
+pub(super) struct Writing {
+    /// Where to.
+    pub(super) log: Arc<str>,
+    _token: TaskTrackerToken,
 }
 
 impl Files {
@@ -53,8 +65,21 @@ impl Files {
     }
 
     /// Who writes, to files or elsewhere, holds this meanwhile.
-    pub(super) fn writer(&self) -> TaskTrackerToken {
-        self.writers.token()
+    pub(super) fn writer(&self, sink: &Sink) -> Writing {
+        let log: Arc<str> = sink.to_string().into();
+        let mut written = lock(&self.written);
+        written.retain(|log| log.strong_count() > 0);
+        written.push(Arc::downgrade(&log));
+        Writing {
+            log,
+            _token: self.writers.token(),
+        }
+    }
+
+    /// The logs that somebody writes.
+    fn written(&self) -> Vec<Arc<str>> {
+        let written = lock(&self.written);
+        written.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Waits until all lines are written, when nobody hands over any more.
@@ -62,7 +87,9 @@ impl Files {
         self.writers.close();
         let written = tokio::time::timeout(limit, self.writers.wait()).await;
         if written.is_err() {
-            tracing::warn!("an access log is not written to its end within {limit:?}");
+            for log in self.written() {
+                tracing::warn!(%log, "an access log is not written to its end within {limit:?}");
+            }
         }
     }
 }
@@ -148,6 +175,19 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(files.open(&path).is_err());
+    }
+
+    #[test]
+    fn it_is_known_which_logs_are_not_written_to_their_end() {
+        let files = Files::default();
+        let writing = files.writer(&Sink::File("/var/log/edge".into()));
+        drop(files.writer(&Sink::Stdout));
+
+        let names: Vec<_> = files.written().iter().map(ToString::to_string).collect();
+
+        assert_eq!(names, ["/var/log/edge"]);
+        drop(writing);
+        assert!(files.written().is_empty());
     }
 
     #[test]

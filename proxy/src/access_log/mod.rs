@@ -69,6 +69,16 @@ pub enum Sink {
     File(PathBuf),
 }
 
+impl fmt::Display for Sink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("standard output"),
+            Self::Stderr => f.write_str("standard error"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
+}
+
 /// The way to the access logs of a listener. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct AccessLogs(Arc<[Log]>);

@@ -31,12 +31,12 @@ impl Writer {
         };
         let (queue, lines) = sync_channel(QUEUE);
         let form = plan.form.clone();
-        let writer = files.writer();
+        let writing = files.writer(&plan.sink);
         std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || {
-                write_all(&lines, &form, output);
-                drop(writer);
+                write_all(&lines, &form, output, &writing.log);
+                drop(writing);
             })?;
         Ok(Self(queue))
     }
@@ -64,7 +64,7 @@ impl Output {
     }
 }
 
-fn write_all(lines: &Receiver<Arc<Line>>, form: &Form, mut output: Output) {
+fn write_all(lines: &Receiver<Arc<Line>>, form: &Form, mut output: Output, log: &str) {
     let mut text = Vec::new();
     let mut failing = false;
     let mut next = lines.recv().ok();
@@ -78,7 +78,7 @@ fn write_all(lines: &Receiver<Arc<Line>>, form: &Form, mut output: Output) {
                 let failed = output.write(&text).err();
                 text.clear();
                 if let Some(error) = failed.as_ref().filter(|_| !failing) {
-                    tracing::warn!(%error, "the access log cannot be written");
+                    tracing::warn!(log, %error, "the access log cannot be written");
                 }
                 failing = failed.is_some();
                 match other {

@@ -36,7 +36,7 @@ impl Router {
     ) -> Response<ReplyBody> {
         let Connecting {
             received,
-            endpoint,
+            mut endpoint,
             permit,
             limits,
         } = connecting;
@@ -53,6 +53,7 @@ impl Router {
         };
         let begun = Instant::now();
         let connected = endpoint.own.connect_plain().await;
+        cluster.note_connect(&mut endpoint, &connected);
         note_connect(context, &endpoint, begun, &connected);
         let io = match connected {
             Ok(io) => io,

@@ -258,6 +258,9 @@ impl Router {
         let after = now.saturating_duration_since(kept.limits.started);
         let upgrading = kept.through.is_some();
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        kept.cluster.stats.count(response.status());
+        let took = now.saturating_duration_since(begun);
+        kept.cluster.stats.duration.observe(took);
         if switched && !upgrading {
             by.context
                 .add_flag(ResponseFlag::UpstreamConnectionTermination);
@@ -287,9 +290,6 @@ impl Router {
                 after,
             });
         }
-        kept.cluster.stats.count(response.status());
-        let took = now.saturating_duration_since(begun);
-        kept.cluster.stats.duration.observe(took);
         if let Some(through) = kept.through.filter(|_| switched) {
             let upstream = tunnel::Upstream {
                 side: Side::Switching(hyper::upgrade::on(&mut response)),

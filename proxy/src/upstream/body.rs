@@ -18,10 +18,13 @@ use attache_service::cluster::breakers::Permit;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use super::{Endpoint, Lease, Lifetime, LifetimeOf, Limits, pool::Made};
-use crate::hygiene;
+use crate::{
+    hygiene,
+    silence::{Over, Silence},
+};
 
 /// How far a request body has come.
 #[derive(Debug, Default)]
@@ -175,10 +178,7 @@ pub(crate) struct UpstreamBody {
     lifetime: Option<Lifetime>,
     /// Where the cluster limits requests.
     _permit: Option<Permit>,
-    /// Only set once the body has made us wait.
-    timer: Option<Pin<Box<Sleep>>>,
-    /// Whether a frame came since the timer was set.
-    moved: bool,
+    silence: Silence,
     context: Arc<RequestContext>,
 }
 
@@ -201,8 +201,7 @@ impl UpstreamBody {
             lifetime: limits.lifetime,
             upload,
             _permit: permit,
-            timer: None,
-            moved: false,
+            silence: Silence::default(),
             context,
         };
         if body.incoming.is_end_stream() {
@@ -230,31 +229,17 @@ impl UpstreamBody {
 
     /// Ready when time is up.
     fn poll_cut_off(&mut self, cx: &mut Context<'_>) -> Poll<CutOff> {
-        loop {
-            let Some(timer) = &mut self.timer else {
-                let idle = self.idle.map(|idle| Instant::now() + idle);
-                let end = self.lifetime.map(|lifetime| lifetime.until);
-                let ends = [self.deadline, idle, end].into_iter().flatten();
-                let Some(next) = ends.min() else {
-                    return Poll::Pending;
-                };
-                self.moved = false;
-                self.timer = Some(Box::pin(tokio::time::sleep_until(next)));
-                continue;
-            };
-            ready!(timer.as_mut().poll(cx));
-            let now = Instant::now();
-            if let Some(lifetime) = self.lifetime.filter(|lifetime| lifetime.until <= now) {
-                return Poll::Ready(CutOff::Lifetime(lifetime.of));
-            }
-            if self.deadline.is_some_and(|deadline| deadline <= now) {
-                return Poll::Ready(CutOff::Timeout);
-            }
-            if !self.moved {
-                return Poll::Ready(CutOff::Idle);
-            }
-            self.timer = None;
-        }
+        let ends = [self.deadline, self.lifetime.map(|lifetime| lifetime.until)];
+        let end = ends.into_iter().flatten().min();
+        let over = ready!(self.silence.poll_over(cx, self.idle, end));
+        let now = Instant::now();
+        Poll::Ready(match over {
+            Over::Silent => CutOff::Idle,
+            Over::Late => match self.lifetime.filter(|lifetime| lifetime.until <= now) {
+                Some(lifetime) => CutOff::Lifetime(lifetime.of),
+                None => CutOff::Timeout,
+            },
+        })
     }
 }
 
@@ -268,7 +253,7 @@ impl HttpBody for UpstreamBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         match Pin::new(&mut self.incoming).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.moved = true;
+                self.silence.broken();
                 if self.incoming.is_end_stream() {
                     self.release();
                 }

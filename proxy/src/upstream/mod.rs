@@ -22,7 +22,7 @@ use attache_service::{
         outlier::Outcome,
     },
 };
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -152,6 +152,29 @@ impl Cluster {
         }
     }
 
+    /// The same of a connection for what is not requests: one that stands is an answer.
+    pub(crate) fn note_connect<IO>(
+        &self,
+        endpoint: &mut Endpoint,
+        connected: &Result<IO, UpstreamError>,
+    ) {
+        let endpoints = &self.plan.endpoints;
+        match connected {
+            Ok(_) => {
+                endpoint.answered();
+                let (status, headers) = (StatusCode::OK, HeaderMap::new());
+                self.guards
+                    .answered(endpoints, &endpoint.endpoint, status, &headers);
+            }
+            Err(error) => {
+                endpoint.failed();
+                if let Some(outcome) = failure(error) {
+                    self.guards.failed(endpoints, &endpoint.endpoint, outcome);
+                }
+            }
+        }
+    }
+
     /// Drops connections that were unused for long or are too old, and those to endpoints that
     /// are gone; called by the worker's clock.
     pub(crate) fn sweep(&self) {
@@ -178,12 +201,18 @@ pub(crate) fn note(endpoint: &mut Endpoint, ended: &Ended) {
 /// What an exchange without an answer says of its endpoint; `None` where it says nothing.
 fn outcome(ended: &Ended) -> Option<Outcome> {
     match ended {
-        // The client's fault, or ours.
-        Waited::Done(Err(UpstreamError::Reset(error))) if error.is_user() => None,
-        Waited::Done(Err(UpstreamError::Overflow(_))) => None,
-        Waited::Done(Err(_)) => Some(Outcome::Broken),
+        Waited::Done(Err(error)) => failure(error),
         Waited::Timeout | Waited::AttemptTimeout | Waited::AttemptIdle => Some(Outcome::TimedOut),
         Waited::Done(Ok(_)) | Waited::Idle | Waited::Lifetime(_) => None,
+    }
+}
+
+fn failure(error: &UpstreamError) -> Option<Outcome> {
+    match error {
+        // The client's fault, or ours.
+        UpstreamError::Reset(error) if error.is_user() => None,
+        UpstreamError::Overflow(_) => None,
+        _ => Some(Outcome::Broken),
     }
 }
 

@@ -6,6 +6,7 @@ use attache_filter::context::ResponseFlag;
 use tokio::time::{Instant, timeout_at};
 
 use super::Upload;
+use crate::silence::LOOKS;
 
 /// The limits of one exchange.
 #[derive(Debug, Clone, Copy)]
@@ -129,7 +130,8 @@ fn earlier<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
 /// Runs `future` within `limits`.
 ///
 /// Without a request body there is one timer for all of it. With one, the timer looks at what
-/// the upload did meanwhile when it fires, so that frames need not touch it.
+/// the upload did meanwhile when it fires, so that frames need not touch it; that is a few times
+/// per idle timeout.
 pub(crate) async fn within<F: Future>(
     mut future: Pin<&mut F>,
     limits: Limits,
@@ -157,6 +159,11 @@ pub(crate) async fn within<F: Future>(
         let end = limits.lifetime.map(|lifetime| lifetime.until);
         let Some(next) = earlier(earlier(earliest, silent), end) else {
             return Waited::Done(future.await);
+        };
+        let moves = upload.is_some_and(|upload| upload.done().is_none());
+        let next = match idle.filter(|_| moves) {
+            Some(idle) => next.min(Instant::now() + idle / LOOKS),
+            None => next,
         };
         if let Ok(done) = timeout_at(next, future.as_mut()).await {
             return Waited::Done(done);
@@ -245,6 +252,32 @@ mod tests {
         assert_eq!(waited, Waited::Timeout);
         let took = limits.started.elapsed().as_secs_f64();
         assert!((25.0..25.1).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_upload_is_silent_from_its_last_piece() {
+        use http_body_util::BodyExt;
+        for pause in [1, 3, 5, 9] {
+            let pieces = futures_util::stream::unfold(3, move |left| async move {
+                if left == 0 {
+                    return std::future::pending().await;
+                }
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+                let frame = http_body::Frame::data(bytes::Bytes::from_static(b"x"));
+                Some((Ok::<_, attache_filter::BoxError>(frame), left - 1))
+            });
+            let body = http_body_util::StreamBody::new(pieces);
+            let (body, upload) =
+                crate::upstream::UploadBody::new(attache_filter::Body::new(body), None);
+            let limits = limits(0, 10);
+            let exchange = async {
+                let _ = body.collect().await;
+            };
+            let waited = within(pin!(exchange), limits, upload.as_deref()).await;
+            assert_eq!(waited, Waited::Idle);
+            let silent = limits.started.elapsed().as_secs_f64() - 3.0 * pause as f64;
+            assert!((10.0..12.6).contains(&silent), "{pause}: {silent}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -148,7 +148,12 @@ impl ControlPlane {
     /// Follows the control plane of a configuration; `None` when it has none. `plan` is that of
     /// `config` alone, which runs.
     pub fn new(config: Config, document: Document, plan: &Plan, metrics: &Metrics) -> Option<Self> {
-        let xds = plan.xds.clone()?;
+        let mut xds = plan.xds.clone()?;
+        let mut clusters = plan.clusters.iter();
+        if let Some(cluster) = clusters.find(|one| one.name == xds.settings.channel.name) {
+            // With the guards of all who call it.
+            xds.settings.channel = cluster.channel(metrics);
+        }
         let base = Base::new(config, document, plan);
         let saved = xds.cache.as_deref().map(cache::read);
         let saved = match (saved, &xds.cache) {

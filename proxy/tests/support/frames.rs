@@ -12,6 +12,9 @@ use tokio::{
 
 use super::PATIENCE;
 
+/// What a client sends first (RFC 9113 §3.4).
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const PRIORITY: u8 = 2;
@@ -122,7 +125,7 @@ impl Http2 {
             payload.extend(id.to_be_bytes());
             payload.extend(value.to_be_bytes());
         }
-        let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+        let mut bytes = PREFACE.to_vec();
         bytes.extend(frame(SETTINGS, 0, 0, &payload));
         bytes.extend(frame(SETTINGS, ACK, 0, &[]));
         client.send(&bytes).await;

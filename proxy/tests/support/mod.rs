@@ -88,6 +88,44 @@ pub async fn start(plan: Plan) -> Tested {
     }
 }
 
+/// Waits until a condition holds.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let wait = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.expect(what);
+}
+
+/// Waits until the metrics contain this.
+pub async fn shown(proxy: &Tested, line: &str) {
+    let shown = async {
+        while !proxy.metrics.render().contains(line) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let shown = tokio::time::timeout(PATIENCE, shown).await;
+    assert!(shown.is_ok(), "{line}\n{}", proxy.metrics.render());
+}
+
+/// The value of a metric; 0 where there is none.
+pub fn metric(proxy: &Tested, name: &str) -> i64 {
+    let text = proxy.metrics.render();
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok())
+        .sum()
+}
+
+/// Resident memory of this process, in bytes.
+pub fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.unwrap().trim().trim_end_matches(" kB");
+    kib.parse::<u64>().unwrap() << 10
+}
+
 /// An origin that serves each connection with `serve(number, stream)`.
 pub struct Origin {
     pub at: SocketAddr,

@@ -43,6 +43,7 @@ pub(super) struct Connector {
     tls: Option<ClientTls>,
     timeout: Duration,
     max_age: Option<Duration>,
+    keepalive: Option<Duration>,
     cluster: Arc<str>,
     guards: Option<Guards>,
     pub(super) outage_log: OutageLog,
@@ -65,6 +66,7 @@ impl Connector {
             tls: settings.tls.clone(),
             timeout: settings.connect_timeout,
             max_age: settings.max_connection_duration,
+            keepalive: settings.keepalive,
             cluster: settings.name.clone(),
             guards: settings.guards.clone(),
             outage_log: settings.outage_log,
@@ -95,10 +97,12 @@ impl Connector {
 
     /// Waits until a connection that begins now is as old as it may get.
     pub(super) async fn aged(&self) {
-        match self.max_age {
-            Some(max_age) => tokio::time::sleep(jittered(max_age)).await,
-            None => std::future::pending().await,
-        }
+        passed(self.max_age).await;
+    }
+
+    /// Waits until it is to be asked for a sign of life.
+    pub(super) async fn unheard(&self) {
+        passed(self.keepalive).await;
     }
 
     async fn open(&self) -> io::Result<Connected> {
@@ -108,6 +112,13 @@ impl Connector {
         }
         let host = self.endpoint.hostname();
         handshake(opened.secured(self.tls.as_ref(), host).await?).await
+    }
+}
+
+async fn passed(about: Option<Duration>) {
+    match about {
+        Some(about) => tokio::time::sleep(jittered(about)).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -187,6 +187,11 @@ async fn use_connection(
     loop {
         tokio::select! {
             () = &mut aged => break,
+            () = connector.unheard() => {
+                if let Some(link) = this.upgrade() {
+                    link.suspect();
+                }
+            }
             ended = &mut driver => {
                 if let Ok(Err(error)) = ended {
                     tracing::debug!(%error, "connection to {connector} ended");

@@ -56,7 +56,7 @@ impl Link {
         self.send.clone()
     }
 
-    /// A call was given up without an answer. Asks the peer for a sign of life, and ends the
+    /// A call was given up without an answer, or nothing may come for long. Asks the peer for a sign of life, and ends the
     /// connection when none comes: a host that was cut off, or a frozen process, would otherwise
     /// swallow calls until TCP gives up.
     pub(super) fn suspect(self: &Arc<Self>) {

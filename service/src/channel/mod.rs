@@ -103,6 +103,10 @@ pub struct ChannelSettings {
     /// A connection this old takes no further calls, give or take a tenth; those on it go on.
     /// Default: no bound.
     pub max_connection_duration: Option<Duration>,
+    /// How often each connection is asked for a sign of life, give or take a tenth; one that gives
+    /// none within 5 s is ended. Many servers end connections that ask more often than every
+    /// 5 minutes. Default: only after calls that were given up.
+    pub keepalive: Option<Duration>,
     /// Largest message accepted from the service, in bytes. Default 16 MiB.
     pub max_message_size: usize,
     /// Who logs outages. Default [`OutageLog::Channel`].
@@ -137,6 +141,7 @@ impl ChannelSettings {
             tls: None,
             connect_timeout: Duration::from_secs(1),
             max_connection_duration: None,
+            keepalive: None,
             max_message_size: 16 << 20,
             outage_log: OutageLog::default(),
             guards: None,

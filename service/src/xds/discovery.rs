@@ -19,6 +19,10 @@ use super::{
 };
 use crate::channel::{Channel, GrpcStream, Method};
 
+/// A control plane may have nothing to say for days, so it has to be asked whether it is there: as
+/// often as servers bear by default.
+const KEEPALIVE: Duration = Duration::from_secs(340);
+
 /// A subscription to resources of a control plane. It does something only while [`Discovery::next`]
 /// is awaited; dropped, it ends the subscription.
 ///
@@ -86,10 +90,11 @@ pub struct RefusedUpdate {
 impl Discovery {
     /// A subscription to these types. On each new stream they are asked for in this order.
     pub fn new(
-        settings: AdsSettings,
+        mut settings: AdsSettings,
         types: impl IntoIterator<Item = (ResourceType, Wanted)>,
     ) -> Self {
         let node = settings.node.clone().into();
+        settings.channel.keepalive.get_or_insert(KEEPALIVE);
         Self {
             subscriptions: subscriptions(settings.protocol, node, settings.max_resources, types),
             pauses: Pauses::new(settings.retry),
@@ -320,4 +325,40 @@ async fn at(due: Option<Instant>) {
 
 fn ended() -> Status {
     Status::ok("the server has ended the stream")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{ChannelSettings, channel::Target};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frozen_control_plane_is_noticed() {
+        let frozen = Target::Embedded(Arc::new(|| {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            tokio::spawn(async move {
+                let mut connection = h2::server::handshake(far).await.unwrap();
+                let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+                let head = http::Response::builder().header("content-type", "application/grpc");
+                let _body = respond.send_response(head.body(()).unwrap(), false);
+                // Nothing more is read or written but what is on its way.
+                let served = tokio::time::timeout(Duration::from_secs(1), connection.accept());
+                let _ = served.await;
+                std::future::pending::<()>().await;
+            });
+            near
+        }));
+        let settings = AdsSettings::new(ChannelSettings::new("control-plane", vec![frozen]));
+        let mut discovery = Discovery::new(settings, [(ResourceType::CLUSTER, Wanted::All)]);
+        assert!(matches!(discovery.next().await, Event::Connected));
+        let since = Instant::now();
+
+        let event = discovery.next().await;
+
+        assert!(matches!(event, Event::Lost { .. }), "{event:?}");
+        let noticed = since.elapsed().as_secs();
+        assert!((300..390).contains(&noticed), "{noticed}");
+    }
 }

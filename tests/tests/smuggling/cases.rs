@@ -2,12 +2,10 @@
 
 use std::net::SocketAddr;
 
+use attache_tests::frames::{self, Http2, Outcome, frame};
 use rand::{Rng, rngs::SmallRng, seq::IndexedRandom};
 
-use crate::{
-    frames::{self, Http2, Outcome, frame},
-    raw,
-};
+use crate::raw;
 
 /// Pipelined behind every case.
 pub(crate) const CANARY: &str = "GET /canary HTTP/1.1\r\nhost: canary\r\nconnection: close\r\n\r\n";

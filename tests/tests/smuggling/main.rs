@@ -9,13 +9,6 @@
 
 mod cases;
 mod emitted;
-#[path = "../../../proxy/tests/support/frames.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    reason = "shared with the tests of the proxy"
-)]
-mod frames;
 mod origin;
 mod parsers;
 mod responses;
@@ -23,6 +16,7 @@ mod responses;
 use std::{net::SocketAddr, time::Duration};
 
 use attache_tests::{
+    PATIENCE,
     envoy::{self, Envoy},
     envoy_config, ours,
 };
@@ -37,8 +31,6 @@ use emitted::{Emitted, Request};
 use origin::Recorder;
 use parsers::Parsers;
 
-/// Far longer than anything is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Nothing more comes back for a request that is not answered.
 const QUIET: Duration = Duration::from_millis(250);
 

@@ -1,0 +1,65 @@
+//! Endpoints that stand out by how many of their requests succeed.
+
+use super::Percent;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct SuccessRate {
+    pub(super) enforced: Percent,
+    pub(super) local: Percent,
+    pub(super) hosts: u32,
+    pub(super) volume: u32,
+    pub(super) deviations: f64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct FailurePercentage {
+    pub(super) enforced: Percent,
+    pub(super) local: Percent,
+    pub(super) hosts: u32,
+    pub(super) volume: u32,
+    pub(super) threshold: f64,
+}
+
+/// Percent that are good.
+fn success_rate((all, good): (u32, u32)) -> f64 {
+    100.0 * f64::from(good) / f64::from(all.max(1))
+}
+
+impl SuccessRate {
+    /// The places of those whose rate of success is far below the others'.
+    pub(super) fn outliers(&self, tallies: &[(usize, (u32, u32))]) -> Vec<usize> {
+        let rates: Vec<_> = tallies
+            .iter()
+            .filter(|(_, (all, _))| *all > 0 && *all >= self.volume)
+            .map(|(place, tally)| (*place, success_rate(*tally)))
+            .collect();
+        if rates.is_empty() || rates.len() < self.hosts as usize {
+            return Vec::new();
+        }
+        let count = rates.len() as f64;
+        let mean = rates.iter().map(|(_, rate)| rate).sum::<f64>() / count;
+        let squares = rates.iter().map(|(_, rate)| (rate - mean).powi(2));
+        let deviation = (squares.sum::<f64>() / count).sqrt();
+        let threshold = mean - self.deviations * deviation;
+        let bad = rates.into_iter().filter(|(_, rate)| *rate < threshold);
+        bad.map(|(place, _)| place).collect()
+    }
+}
+
+impl FailurePercentage {
+    /// The places of those that fail too often.
+    pub(super) fn outliers(&self, tallies: &[(usize, (u32, u32))]) -> Vec<usize> {
+        let rates: Vec<_> = tallies
+            .iter()
+            .filter(|(_, (all, _))| *all > 0 && *all >= self.volume)
+            .map(|(place, tally)| (*place, success_rate(*tally)))
+            .collect();
+        if rates.len() < self.hosts as usize {
+            return Vec::new();
+        }
+        let bad = rates
+            .into_iter()
+            .filter(|(_, rate)| 100.0 - rate >= self.threshold);
+        bad.map(|(place, _)| place).collect()
+    }
+}
