@@ -9,10 +9,11 @@ use std::{
     process::{Command, Stdio},
 };
 
+use attache_service::config::Document;
 use support::{
     Process, attache, folder, outcome, path,
     peers::{envoy_program, skip},
-    workspace,
+    schema, workspace,
 };
 
 const SIMPLE: &str = "
@@ -235,6 +236,87 @@ fn schemas_are_json_of_the_fields() {
         let ended = outcome(&["schema", kind]);
         let schema: serde_json::Value = serde_json::from_str(&ended.stdout()).unwrap();
         assert!(schema.to_string().contains(&format!("\"{field}\"")));
+    }
+}
+
+/// A file as a tree; variables stay as they are written.
+fn tree(text: &str) -> serde_json::Value {
+    let written = |name: &str| Some(format!("$${{{name}}}"));
+    let document = Document::parse_with("f.yaml", text, &written).unwrap();
+    document.root().to_json()
+}
+
+fn printed_schema(kind: &str) -> serde_json::Value {
+    serde_json::from_str(&outcome(&["schema", kind]).stdout()).unwrap()
+}
+
+#[test]
+fn every_example_is_what_its_schema_describes() {
+    let (proxy, auth) = (printed_schema("proxy"), printed_schema("ext-authz"));
+    for (schema, file) in [
+        (&proxy, "demo/attache.yaml"),
+        (&proxy, "edge/attache.yaml"),
+        (&proxy, "processors/attache.yaml"),
+        (&proxy, "xds/attache.yaml"),
+        (&auth, "demo/auth.yaml"),
+        (&auth, "edge/auth.yaml"),
+    ] {
+        let text = std::fs::read_to_string(workspace().join("examples").join(file)).unwrap();
+
+        let mistakes = schema::mistakes(schema, &tree(&text));
+
+        assert!(mistakes.is_empty(), "{file}: {mistakes:#?}");
+    }
+}
+
+#[test]
+fn a_filter_may_stand_in_each_of_its_forms_for_the_schema_as_for_the_check() {
+    const TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+    const SETTINGS: &str =
+        "transport_api_version: V3, grpc_service: { envoy_grpc: { cluster_name: web } }";
+    let schema = printed_schema("proxy");
+    for (filter, fits) in [
+        (format!("{{ ext_authz: {{ {SETTINGS} }} }}"), true),
+        (
+            format!("{{ disabled: true, ext_authz: {{ {SETTINGS} }} }}"),
+            true,
+        ),
+        (format!("{{ '@type': {TYPE}, {SETTINGS} }}"), true),
+        (
+            format!("{{ typed_config: {{ '@type': {TYPE}, {SETTINGS} }} }}"),
+            true,
+        ),
+        (
+            format!(
+                "{{ name: a, disabled: true, typed_config: {{ '@type': {TYPE}, {SETTINGS} }} }}"
+            ),
+            true,
+        ),
+        (
+            format!("{{ name: a, typed_config: {{ {SETTINGS} }} }}"),
+            false,
+        ),
+        (
+            format!("{{ name: a, typed_config: {{ '@type': {TYPE}x, {SETTINGS} }} }}"),
+            false,
+        ),
+        (
+            format!("{{ '@type': {TYPE}, {SETTINGS}, colour: blue }}"),
+            false,
+        ),
+        (format!("{{ name: a, ext_authz: {{ {SETTINGS} }} }}"), false),
+    ] {
+        let text = format!(
+            "{SIMPLE}filters:\n  a: {filter}\nclusters: [{{ name: web, http2: {{}}, endpoints: ['127.0.0.1:1'] }}]\n"
+        )
+        .replace("ADDRESS", "127.0.0.1:0");
+        let files = folder(&[("edge.yaml", &text)]);
+
+        let mistakes = schema::mistakes(&schema, &tree(&text));
+        let checked = outcome(&["check", &path(&files, "edge.yaml")]);
+
+        assert_eq!(mistakes.is_empty(), fits, "{filter}: {mistakes:#?}");
+        assert_eq!(checked.code() == 0, fits, "{filter}: {}", checked.stderr());
     }
 }
 
