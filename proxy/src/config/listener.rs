@@ -188,32 +188,32 @@ config_struct! {
 }
 
 config_struct! {
-    /// Bounds on what the clients of a listener may do.
+    /// Bounds on what the clients of a listener may do; none of them is 0, but for `max_resets`.
     pub struct LimitsConfig {
         /// Connections at a time; more are closed at once. Default 10000.
-        pub max_connections: Option<usize>,
+        pub max_connections: Option<Located<usize>>,
         /// Header fields of a request; more is answered with 431. Default 100.
-        pub max_headers: Option<usize>,
+        pub max_headers: Option<Located<usize>>,
         /// Size of a request head; more is answered with 431. Default 64KiB, at least 8KiB.
         pub max_header_bytes: Option<Located<Size>>,
         /// How long a request head may take to arrive. Default 10s.
-        pub header_timeout: Option<Duration>,
+        pub header_timeout: Option<Located<Duration>>,
         /// How long a connection without requests is kept. Default 1h.
-        pub idle_timeout: Option<Duration>,
+        pub idle_timeout: Option<Located<Duration>>,
         /// HTTP/2 requests at a time on one connection. Default 100.
-        pub max_concurrent_streams: Option<u32>,
+        pub max_concurrent_streams: Option<Located<u32>>,
         /// Requests in flight at a time; more are answered with 503. No limit by default.
-        pub max_requests: Option<usize>,
+        pub max_requests: Option<Located<usize>>,
         /// Requests of one connection; then it is closed, with `connection: close` or a GOAWAY. No
         /// limit by default.
         pub max_requests_per_connection: Option<Located<u32>>,
         /// Age at which a connection is closed, when what is in flight has ended. No limit by
         /// default.
-        pub max_connection_duration: Option<Duration>,
+        pub max_connection_duration: Option<Located<Duration>>,
         /// How long a request body that a policy waits for may be silent. Default 5m.
-        pub body_timeout: Option<Duration>,
+        pub body_timeout: Option<Located<Duration>>,
         /// How long a client may take nothing of a response that is there. Default 5m.
-        pub write_timeout: Option<Duration>,
+        pub write_timeout: Option<Located<Duration>>,
         /// HTTP/2 requests that a client may give up within 10s, if they are more than half of
         /// those that it began; then its connection is dropped. Default 500.
         pub max_resets: Option<u32>,

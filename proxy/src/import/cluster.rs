@@ -5,6 +5,7 @@ use attache_service::config::{Node, Span, Value, json::Value as Json};
 use super::{
     address,
     block::Block,
+    connection_manager::{UNUSED, bound},
     discovery,
     dropped::{Effect, Findings},
     output::{self, Output, text_at},
@@ -112,6 +113,9 @@ fn options(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
         }
         if let Some(mut common) = http.block("common_http_protocol_options", found) {
             let mut options = Output::default();
+            if let Some(timeout) = bound(common.take("idle_timeout"), UNUSED, found) {
+                out.put("idle_timeout", timeout.clone());
+            }
             for entry in common.rest() {
                 if output::has_field::<Cluster>(&entry.key.name) {
                     out.put(&entry.key.name, entry.value.clone());

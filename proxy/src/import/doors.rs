@@ -458,6 +458,31 @@ fn a_guard_of_the_process_that_the_proxy_refuses_is_a_lost_protection() {
 }
 
 #[test]
+fn where_envoy_has_no_bound_there_is_ours_and_that_is_said() {
+    let mut web = cluster("web");
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    web["typed_extension_protocol_options"][options]["common_http_protocol_options"] =
+        json!({ "idle_timeout": "0s" });
+    let more = json!({
+        "request_headers_timeout": "0s",
+        "stream_idle_timeout": "0s",
+        "common_http_protocol_options": { "idle_timeout": "0s" },
+    });
+    let chains = json!([chain(json!([manager(&more)]))]);
+    let mut bootstrap = bootstrap_of(json!([listener("web", chains)]));
+    bootstrap["static_resources"]["clusters"] = json!([web]);
+
+    let imported = holds(&bootstrap);
+
+    assert_eq!(names(&imported), ["web"]);
+    assert!(!imported.config.to_string().contains("0s\""));
+    let said = said(&imported, Effect::Behaviour);
+    assert_eq!(said.len(), 4, "{said:#?}");
+    let bounds = |one: &String| one.contains("there is always a bound on");
+    assert!(said.iter().all(bounds), "{said:#?}");
+}
+
+#[test]
 fn each_endpoint_and_option_that_is_left_out_is_said_with_its_place() {
     let mut web = cluster("web");
     web["load_assignment"]["endpoints"][0]["lb_endpoints"] = json!([
