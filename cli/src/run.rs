@@ -72,7 +72,11 @@ pub(crate) fn run(args: &RunArgs, log: &LogArgs) -> Result<(), Failure> {
             None => None,
         };
         let inherited = predecessor.as_ref().map_or(&[][..], Predecessor::sockets);
-        let mut proxy = start(config, plan, &document, metrics, readiness, inherited).await?;
+        let in_use = InUse::new(&document, args.workers.is_some());
+        let proxy = start(
+            config, plan, &document, in_use, metrics, readiness, inherited,
+        );
+        let mut proxy = proxy.await?;
         if predecessor.is_some() && !proxy.learn(&shutdown).await? {
             return Ok(());
         }
@@ -130,11 +134,11 @@ pub(crate) async fn start(
     config: Config,
     plan: Plan,
     document: &Document,
+    in_use: Arc<InUse>,
     metrics: Metrics,
     readiness: Readiness,
     inherited: &[Bound],
 ) -> Result<RunningProxy, Failure> {
-    let in_use = InUse::new(document);
     let admin = match &config.admin {
         None => None,
         Some(address) => {
@@ -253,7 +257,9 @@ impl RunningProxy {
                         let look = source.changes.look();
                         match reload(&source, args, &self.running, &mut discovery).await {
                             Ok(document) => {
-                                self.in_use.loaded(&document);
+                                for field in self.in_use.loaded(&document) {
+                                    tracing::warn!(%field, "only a start changes this: it stays as it was until then");
+                                }
                                 self.in_use.follow(discovery.status());
                                 source.watch_again(&look);
                                 tracing::info!("configuration reloaded");

@@ -117,6 +117,40 @@ async fn the_configuration_is_shown_without_secrets_and_with_what_was_refused() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_a_start_changes_is_said_by_a_reload_and_shown_as_it_is() {
+    let origin = Origin::start().await;
+    let good = format!("{}workers: 1\n", edge(origin.at, free_port()));
+    let files = folder(&[("edge.yaml", &good)]);
+    let file = path(&files, "edge.yaml");
+    let proxy = Process::attache(&["run", &file]);
+    let admin = proxy.admin();
+
+    let other = good.replace("workers: 1", "workers: 2");
+    std::fs::write(
+        &file,
+        other.replace("admin: 127.0.0.1:0", "admin: 127.0.0.1:1"),
+    )
+    .unwrap();
+    proxy.wait_for("configuration reloaded", 1);
+
+    for field in ["workers", "admin"] {
+        let said = proxy.wait_for(&format!("field={field}"), 1);
+        assert!(said.contains("WARN"), "{said}");
+    }
+    let told = json(&get(admin, "/config").await);
+    let kept = &told["kept_until_restart"];
+    assert_eq!(
+        (&kept["workers"], &kept["admin"]),
+        (&1.into(), &"127.0.0.1:0".into())
+    );
+
+    std::fs::write(&file, &good).unwrap();
+    proxy.wait_for("configuration reloaded", 2);
+    let told = json(&get(admin, "/config").await);
+    assert_eq!(told["kept_until_restart"].as_object().unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clusters_show_their_endpoints_with_health_and_why() {
     let origin = Origin::start().await;
     let unused = free_port();
