@@ -6,6 +6,7 @@ mod authz;
 mod demo;
 mod discovery;
 mod embedded;
+mod explain;
 mod export;
 mod findings;
 mod import;

@@ -28,7 +28,7 @@ use crate::{
     args::{CheckArgs, LogArgs, LogFormat, RunArgs},
     discovery::Discovery,
     embedded::{Embedded, OnTrial},
-    output,
+    explain, output,
     reload::{Changes, MovedLogs, abort_on_drop},
     traces::Traces,
 };
@@ -356,7 +356,12 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Failure> {
     let mut errors = Errors::new();
     for path in &args.paths {
         match check_one(path) {
-            Ok(kind) => output(&format!("{}: valid {kind}\n", path.display()))?,
+            Ok(valid) => {
+                output(&format!("{}: valid {}\n", path.display(), valid.kind()))?;
+                if let (Valid::Proxy(document, plan), true) = (&valid, args.explain) {
+                    output(&explain::filters(plan, document.root()))?;
+                }
+            }
             Err(more) => errors.append(more),
         }
     }
@@ -380,20 +385,37 @@ const PROXY_KEYS: [&str; 13] = [
     "dynamic_resources",
 ];
 
-fn check_one(path: &Path) -> Result<&'static str, Errors> {
+/// What a file or folder is.
+enum Valid {
+    Rules,
+    AuthService,
+    Proxy(Box<Document>, Box<Plan>),
+}
+
+impl Valid {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Rules => "rate limit rules",
+            Self::AuthService => "auth service configuration",
+            Self::Proxy(..) => "proxy configuration",
+        }
+    }
+}
+
+fn check_one(path: &Path) -> Result<Valid, Errors> {
     if path.is_dir() {
         Rules::load(path)?;
-        return Ok("rate limit rules");
+        return Ok(Valid::Rules);
     }
     let document = Document::load(path)?;
     let root = document.root();
     let has = |key| root.get(key).is_some();
     if has("domain") {
         Rules::load(path)?;
-        Ok("rate limit rules")
+        Ok(Valid::Rules)
     } else if has("identity") || has("rules") {
         AuthService::validate(path)?;
-        Ok("auth service configuration")
+        Ok(Valid::AuthService)
     } else if !PROXY_KEYS.into_iter().any(has) {
         let mut errors = document.errors();
         errors.push(
@@ -402,7 +424,7 @@ fn check_one(path: &Path) -> Result<&'static str, Errors> {
         );
         Err(errors)
     } else {
-        Config::read(&document, &OnTrial)?;
-        Ok("proxy configuration")
+        let (_, plan) = Config::read(&document, &OnTrial)?;
+        Ok(Valid::Proxy(Box::new(document), Box::new(plan)))
     }
 }

@@ -321,6 +321,15 @@ fn a_filter_may_stand_in_each_of_its_forms_for_the_schema_as_for_the_check() {
 }
 
 #[test]
+fn a_check_can_explain_what_the_failure_of_each_policy_means() {
+    let ended = outcome(&["check", "--explain", "examples/edge/attache.yaml"]);
+
+    assert_eq!(ended.code(), 0, "{}", ended.stderr());
+    let page = std::fs::read_to_string(workspace().join("docs/src/configuration.md")).unwrap();
+    assert!(page.contains(&ended.stdout()), "{}", ended.stdout());
+}
+
+#[test]
 fn help_says_what_matters() {
     let texts: [(&[&str], &[&str]); 10] = [
         (
@@ -344,7 +353,7 @@ fn help_says_what_matters() {
         ),
         (
             &["check"],
-            &["every mistake", "<PATHS>", "Exits 2", "folder"],
+            &["every mistake", "<PATHS>", "Exits 2", "folder", "--explain"],
         ),
         (
             &["ext-authz"],
