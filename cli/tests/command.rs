@@ -321,6 +321,61 @@ fn a_filter_may_stand_in_each_of_its_forms_for_the_schema_as_for_the_check() {
 }
 
 #[test]
+fn a_file_that_an_embedded_service_lacks_is_said_where_it_is_named() {
+    let files = folder(&[
+        (
+            "edge.yaml",
+            &format!(
+                "{SIMPLE}clusters:
+- {{ name: auth, embedded: {{ ext_authz: no.yaml }} }}
+- {{ name: limits, embedded: {{ ratelimit: none/ }} }}
+- {{ name: keys, embedded: {{ ext_authz: auth.yaml }} }}
+"
+            )
+            .replace("ADDRESS", "127.0.0.1:0"),
+        ),
+        ("auth.yaml", "identity: [{ name: a, colour: blue }]\n"),
+    ]);
+
+    let ended = outcome(&["check", &path(&files, "edge.yaml")]);
+
+    assert_eq!(ended.code(), 2);
+    let said = ended.stderr();
+    for (place, part) in [
+        ("8:40", "no.yaml: cannot be read"),
+        ("9:42", "none/: cannot be read"),
+    ] {
+        let (message, _) = marked(&said, place);
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(
+        said.contains("auth.yaml:1:23: unknown field `colour`"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_envoy_has_and_this_proxy_has_not_is_refused_with_the_reason() {
+    for (field, reason) in [
+        ("protocols: [h3]", "there is no HTTP/3 here"),
+        ("http3_protocol_options: {}", "there is no HTTP/3 here"),
+        (
+            "scheme_header_transformation: {}",
+            "what the client's connection says",
+        ),
+    ] {
+        let text = SIMPLE.replace("ADDRESS", &format!("127.0.0.1:0, {field}"));
+        let files = folder(&[("edge.yaml", &text)]);
+
+        let ended = outcome(&["check", &path(&files, "edge.yaml")]);
+
+        let said = ended.stderr();
+        assert!(said.contains("is not supported: "), "{said}");
+        assert!(said.contains(reason), "{said}");
+    }
+}
+
+#[test]
 fn a_check_can_explain_what_the_failure_of_each_policy_means() {
     let ended = outcome(&["check", "--explain", "examples/edge/attache.yaml"]);
 
