@@ -6,7 +6,7 @@ use attache_filter::{
     ConnectionInfo, RequestContext,
     context::{Handshake, Route, TlsInfo},
 };
-use attache_service::tls;
+use attache_service::{cluster::Io, tls};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -19,7 +19,6 @@ use crate::{
     proxy_protocol::{self, Header},
     socket::detect,
     tcp::{self, TcpPlan},
-    tunnel::Io,
 };
 
 /// What is found out of a connection at its beginning; gone with all of its state once it is.
@@ -164,6 +163,7 @@ where
             Codec::Http2 if http2 => true,
             Codec::Http2 => return Err(Broken::OtherVersion),
         };
+        let io = Box::new(io);
         return Ok(connection::http(counted, &edge, io, info, http2, ahead));
     };
     let begun = edge.notes.times.then(Instant::now);
@@ -192,6 +192,6 @@ where
     });
     Ok(match tcp {
         Some(plan) => Box::pin(pass_on(edge, plan, io, info)),
-        None => connection::http(counted, &edge, io, info, http2, Bytes::new()),
+        None => connection::http(counted, &edge, Box::new(io), info, http2, Bytes::new()),
     })
 }

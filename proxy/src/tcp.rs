@@ -16,14 +16,14 @@ use attache_filter::{
     context::{ResponseFlag, UpstreamAttempt},
 };
 use attache_service::{
-    Metrics, cluster,
+    Metrics,
+    cluster::{self, Io},
     metrics::{Counter, Gauge},
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{
     router::Router,
-    tunnel::Io,
     upstream::{Endpoint, UpstreamError, Wanted},
 };
 

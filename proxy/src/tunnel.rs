@@ -17,7 +17,7 @@ use std::{
 };
 
 use attache_filter::{Body, BoxError, RequestContext, context::ResponseFlag};
-use attache_service::cluster::breakers::Permit;
+use attache_service::cluster::{Io, breakers::Permit};
 use bytes::{Buf as _, Bytes};
 use http::{Extensions, HeaderMap, Method, Response, StatusCode, header, request};
 use http_body::{Body as HttpBody, Frame};
@@ -25,7 +25,7 @@ use http_body_util::BodyExt as _;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf},
+    io::{AsyncRead, AsyncWriteExt as _, ReadBuf, ReadHalf, WriteHalf},
     sync::oneshot,
 };
 
@@ -42,10 +42,6 @@ const PIECE: usize = 16 << 10;
 
 /// Silence is looked for this many times per idle timeout.
 const LOOKS: u32 = 4;
-
-/// One side of an open tunnel.
-pub(crate) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// One side of a tunnel, open or about to be.
 pub(crate) enum Side {

@@ -19,16 +19,13 @@ use hyper::{
     client::conn::{http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use crate::{
     ChannelSettings,
     channel::notice_vanished_peers,
     cluster::{
-        Balancer, Endpoint, InFlight, Opened, Room, Rooms,
+        Balancer, Endpoint, InFlight, Io, Opened, Room, Rooms,
         breakers::{Breakers, Overflow, Permit, Resource},
         jittered,
         outlier::Outcome,
@@ -406,21 +403,12 @@ impl Inner {
     }
 
     async fn open(&self, endpoint: &Endpoint) -> io::Result<Box<dyn Io>> {
-        match endpoint.open().await? {
-            Opened::Embedded(io) => Ok(Box::new(io)),
-            Opened::Unix(io) => self.secure(endpoint.hostname(), io).await,
-            Opened::Tcp(io) => {
-                notice_vanished_peers(&io)?;
-                self.secure(endpoint.hostname(), io).await
-            }
+        let opened = endpoint.open().await?;
+        if let Opened::Tcp(io) = &opened {
+            notice_vanished_peers(io)?;
         }
-    }
-
-    async fn secure<IO: Io>(&self, host: &str, io: IO) -> io::Result<Box<dyn Io>> {
-        Ok(match &self.settings.tls {
-            None => Box::new(io),
-            Some(tls) => Box::new(tls.connect(host, io).await?),
-        })
+        let tls = self.settings.tls.as_ref();
+        opened.secured(tls, endpoint.hostname()).await
     }
 
     fn broken(&self, reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> HttpError {
@@ -457,10 +445,6 @@ impl Pool {
         }
     }
 }
-
-trait Io: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> Io for IO {}
 
 #[cfg(test)]
 mod tests {

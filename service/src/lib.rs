@@ -37,6 +37,7 @@ pub mod http_server;
 pub mod listen;
 pub mod metrics;
 pub mod notify;
+mod pacing;
 pub mod probe;
 pub mod shutdown;
 pub mod standalone;

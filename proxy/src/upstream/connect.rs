@@ -2,16 +2,12 @@
 
 use std::io;
 
-use attache_service::{cluster::Opened, tls::ClientTls};
+use attache_service::cluster::Io;
 use hyper::client::conn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Instant,
-};
+use tokio::time::Instant;
 
 use super::{Pool, UploadBody, UpstreamError, pool::Made};
-use crate::tunnel::Io;
 
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
@@ -26,70 +22,33 @@ type Http2 = conn::http2::SendRequest<UploadBody>;
 
 pub(super) async fn http1(pool: &Pool) -> Result<(Http1, Made), UpstreamError> {
     bounded(pool, async {
-        let (opened, tls, connected) = open(pool).await?;
-        let sender = match (opened, tls) {
-            (Opened::Embedded(io), _) => http1_over(io).await,
-            (Opened::Unix(io), None) => http1_over(io).await,
-            (Opened::Unix(io), Some(tls)) => {
-                http1_over(tls.connect(pool.endpoint.hostname(), io).await?).await
-            }
-            (Opened::Tcp(io), None) => http1_over(io).await,
-            (Opened::Tcp(io), Some(tls)) => {
-                http1_over(tls.connect(pool.endpoint.hostname(), io).await?).await
-            }
-        };
-        Ok((sender?, connected))
+        let (io, connected) = open(pool).await?;
+        Ok((http1_over(io).await?, connected))
     })
     .await
 }
 
 pub(super) async fn http2(pool: &Pool) -> Result<(Http2, Made), UpstreamError> {
     bounded(pool, async {
-        let (opened, tls, connected) = open(pool).await?;
-        let sender = match (opened, tls) {
-            (Opened::Embedded(io), _) => http2_over(io).await,
-            (Opened::Unix(io), None) => http2_over(io).await,
-            (Opened::Unix(io), Some(tls)) => {
-                http2_over(tls.connect(pool.endpoint.hostname(), io).await?).await
-            }
-            (Opened::Tcp(io), None) => http2_over(io).await,
-            (Opened::Tcp(io), Some(tls)) => {
-                http2_over(tls.connect(pool.endpoint.hostname(), io).await?).await
-            }
-        };
-        Ok((sender?, connected))
+        let (io, connected) = open(pool).await?;
+        Ok((http2_over(io).await?, connected))
     })
     .await
 }
 
 /// A connection without HTTP on it.
 pub(super) async fn plain(pool: &Pool) -> Result<Box<dyn Io>, UpstreamError> {
-    let (io, _) = bounded(pool, async {
-        let (opened, tls, connected) = open(pool).await?;
-        let io: Box<dyn Io> = match (opened, tls) {
-            (Opened::Embedded(io), _) => Box::new(io),
-            (Opened::Unix(io), None) => Box::new(io),
-            (Opened::Unix(io), Some(tls)) => {
-                Box::new(tls.connect(pool.endpoint.hostname(), io).await?)
-            }
-            (Opened::Tcp(io), None) => Box::new(io),
-            (Opened::Tcp(io), Some(tls)) => {
-                Box::new(tls.connect(pool.endpoint.hostname(), io).await?)
-            }
-        };
-        Ok((io, connected))
-    })
-    .await?;
+    let (io, _) = bounded(pool, async { Ok(open(pool).await?) }).await?;
     Ok(io)
 }
 
-/// The transport, the TLS that is to go over it, and when the transport stood.
-async fn open(pool: &Pool) -> io::Result<(Opened, Option<&ClientTls>, Instant)> {
+/// A connection, with TLS where its cluster has it, and when its transport stood.
+async fn open(pool: &Pool) -> io::Result<(Box<dyn Io>, Instant)> {
     let opened = pool.endpoint.open().await?;
-    if let Opened::Tcp(io) = &opened {
-        io.set_nodelay(true)?;
-    }
-    Ok((opened, pool.cluster.tls.as_ref(), Instant::now()))
+    let connected = Instant::now();
+    let tls = pool.cluster.tls.as_ref();
+    let io = opened.secured(tls, pool.endpoint.hostname()).await?;
+    Ok((io, connected))
 }
 
 /// Bounds an attempt to connect, counts it, and notes when it was made.
@@ -115,10 +74,7 @@ async fn bounded<T>(
     Ok((io, made))
 }
 
-async fn http1_over<IO>(io: IO) -> Result<Http1, UpstreamError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn http1_over(io: Box<dyn Io>) -> Result<Http1, UpstreamError> {
     let (sender, connection) = conn::http1::Builder::new()
         .max_buf_size(BUFFER)
         .handshake(TokioIo::new(io))
@@ -132,10 +88,7 @@ where
     Ok(sender)
 }
 
-async fn http2_over<IO>(io: IO) -> Result<Http2, UpstreamError>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn http2_over(io: Box<dyn Io>) -> Result<Http2, UpstreamError> {
     let (sender, connection) = conn::http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)

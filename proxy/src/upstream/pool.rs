@@ -7,15 +7,12 @@ use std::sync::{
 };
 
 use attache_filter::context::UpstreamConnection;
-use attache_service::cluster::{Endpoint, Room, Rooms, jittered};
+use attache_service::cluster::{Endpoint, Io, Room, Rooms, jittered};
 use hyper::client::conn::{http1, http2};
 use tokio::time::Instant;
 
 use super::{UploadBody, UpstreamError, connect};
-use crate::{
-    plan::{ClusterPlan, Protocol},
-    tunnel::Io,
-};
+use crate::plan::{ClusterPlan, Protocol};
 
 /// Kept connections per endpoint and worker; more are closed when their response ends.
 const MAX_KEPT: usize = 1024;

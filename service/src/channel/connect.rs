@@ -5,17 +5,13 @@ use std::{io, sync::Arc, time::Duration};
 use bytes::Bytes;
 use h2::{Ping, PingPong, client::SendRequest};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    task::JoinError,
-};
+use tokio::{net::TcpStream, task::JoinError};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{ChannelSettings, OutageLog, Target};
 use crate::{
     cluster::{
-        Endpoint, Guards, Opened,
+        Endpoint, Guards, Io, Opened,
         breakers::{Permit, Resource},
         jittered,
     },
@@ -105,25 +101,12 @@ impl Connector {
     }
 
     async fn open(&self) -> io::Result<Connected> {
-        match self.endpoint.open().await? {
-            Opened::Embedded(io) => handshake(io).await,
-            Opened::Unix(io) => self.secure(io).await,
-            Opened::Tcp(io) => {
-                notice_vanished_peers(&io)?;
-                send_unpaced_on_this_host(&io);
-                self.secure(io).await
-            }
+        let opened = self.endpoint.open().await?;
+        if let Opened::Tcp(io) = &opened {
+            notice_vanished_peers(io)?;
         }
-    }
-
-    async fn secure<IO>(&self, io: IO) -> io::Result<Connected>
-    where
-        IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        match &self.tls {
-            None => handshake(io).await,
-            Some(tls) => handshake(tls.connect(self.endpoint.hostname(), io).await?).await,
-        }
+        let host = self.endpoint.hostname();
+        handshake(opened.secured(self.tls.as_ref(), host).await?).await
     }
 }
 
@@ -136,21 +119,7 @@ impl std::fmt::Display for Connector {
     }
 }
 
-/// Between two processes of one host no link can be congested, while an algorithm that paces what
-/// is sent, as BBR does, spends timers and small segments on it.
-#[cfg(target_os = "linux")]
-fn send_unpaced_on_this_host(io: &TcpStream) {
-    if io.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
-        // Where it may not be chosen, all goes on as the host has it.
-        let _ = SockRef::from(io).set_tcp_congestion(b"reno");
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn send_unpaced_on_this_host(_: &TcpStream) {}
-
 pub(crate) fn notice_vanished_peers(io: &TcpStream) -> io::Result<()> {
-    io.set_nodelay(true)?;
     let socket = SockRef::from(io);
     socket.set_tcp_keepalive(&TCP_KEEPALIVE)?;
     #[cfg(target_os = "linux")]
@@ -160,10 +129,7 @@ pub(crate) fn notice_vanished_peers(io: &TcpStream) -> io::Result<()> {
 
 /// HTTP/2 up to the answer to a first PING. That answer proves that the peer speaks HTTP/2, and
 /// its settings (how many calls, how large) have arrived before it.
-async fn handshake<IO>(io: IO) -> io::Result<Connected>
-where
-    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+async fn handshake(io: Box<dyn Io>) -> io::Result<Connected> {
     let (io, sender) = gather(io);
     let (send, mut connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
@@ -196,23 +162,5 @@ fn before_ready(ended: Result<Result<(), h2::Error>, JoinError>) -> io::Error {
     match ended {
         Ok(Err(error)) => io::Error::other(format!("no HTTP/2: {error}")),
         Ok(Ok(())) | Err(_) => io::Error::other("closed before HTTP/2 was established"),
-    }
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn nothing_is_paced_between_processes_of_one_host() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let io = TcpStream::connect(listener.local_addr().unwrap())
-            .await
-            .unwrap();
-
-        send_unpaced_on_this_host(&io);
-
-        let algorithm = SockRef::from(&io).tcp_congestion().unwrap();
-        assert!(algorithm.starts_with(b"reno"), "{algorithm:?}");
     }
 }

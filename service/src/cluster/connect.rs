@@ -4,12 +4,12 @@ use std::{io, time::Duration};
 
 use rand::Rng;
 use tokio::{
-    io::DuplexStream,
+    io::{AsyncRead, AsyncWrite, DuplexStream},
     net::{TcpStream, UnixStream},
 };
 
 use super::Endpoint;
-use crate::{Address, channel::Target};
+use crate::{Address, channel::Target, pacing::send_unpaced_on_this_host, tls::ClientTls};
 
 /// A new connection without anything on it.
 #[derive(Debug)]
@@ -22,6 +22,11 @@ pub enum Opened {
     Embedded(DuplexStream),
 }
 
+/// Bytes both ways, whatever carries them. What speaks HTTP over a connection takes it in a box:
+/// made for each transport by itself, the code of both versions of HTTP would be there five times.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
 impl Endpoint {
     /// Opens a connection. A name that its source has not looked up is looked up anew each time,
     /// so that a service that has moved is found again.
@@ -30,14 +35,39 @@ impl Endpoint {
     /// Those of the system.
     pub async fn open(&self) -> io::Result<Opened> {
         Ok(match (self.address(), self.target()) {
-            (Some(address), _) => Opened::Tcp(TcpStream::connect(address).await?),
+            (Some(address), _) => tcp(TcpStream::connect(address).await?)?,
             (None, Target::Address(Address::Tcp { host, port })) => {
-                Opened::Tcp(TcpStream::connect((host.as_str(), *port)).await?)
+                tcp(TcpStream::connect((host.as_str(), *port)).await?)?
             }
             (None, Target::Address(Address::Unix(path))) => {
                 Opened::Unix(UnixStream::connect(path).await?)
             }
             (None, Target::Embedded(connector)) => Opened::Embedded(connector()),
+        })
+    }
+}
+
+fn tcp(stream: TcpStream) -> io::Result<Opened> {
+    stream.set_nodelay(true)?;
+    if let Ok(peer) = stream.peer_addr() {
+        send_unpaced_on_this_host(&stream, peer);
+    }
+    Ok(Opened::Tcp(stream))
+}
+
+impl Opened {
+    /// What is spoken on the connection to `host` goes over this: TLS, where a cluster has it.
+    /// Embedded services have none.
+    ///
+    /// # Errors
+    /// Those of [`ClientTls::connect`].
+    pub async fn secured(self, tls: Option<&ClientTls>, host: &str) -> io::Result<Box<dyn Io>> {
+        Ok(match (self, tls) {
+            (Self::Embedded(io), _) => Box::new(io),
+            (Self::Unix(io), None) => Box::new(io),
+            (Self::Unix(io), Some(tls)) => Box::new(tls.connect(host, io).await?),
+            (Self::Tcp(io), None) => Box::new(io),
+            (Self::Tcp(io), Some(tls)) => Box::new(tls.connect(host, io).await?),
         })
     }
 }

@@ -21,7 +21,7 @@ mod source;
 mod stats;
 
 pub use balance::{Balance, Balancer, InFlight, LbPolicy, Local};
-pub use connect::{Opened, jittered};
+pub use connect::{Io, Opened, jittered};
 pub use ejection::Outliers;
 pub use endpoint::{Described, Endpoint, Trouble};
 pub use endpoints::{Endpoints, Member};

@@ -23,7 +23,7 @@ use refusal::Refusal;
 pub(crate) use unix::SocketFile;
 pub use unix::SocketMode;
 
-use crate::{address::Address, metrics::Counter};
+use crate::{address::Address, metrics::Counter, pacing::send_unpaced_on_this_host};
 
 /// Connections that the kernel holds for us before we accept them.
 const BACKLOG: u32 = 1024;
@@ -322,7 +322,10 @@ impl Listener {
 
     async fn try_accept(&self) -> io::Result<Socket> {
         match &self.inner {
-            Inner::Tcp(listener) => listener.accept().await.map(|(stream, _)| tcp(stream)),
+            Inner::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok(tcp(stream, peer))
+            }
             Inner::Unix(listener) => listener
                 .accept()
                 .await
@@ -359,7 +362,9 @@ impl Listener {
                 let socket = socket2::SockRef::from(listener);
                 socket.accept().and_then(|(stream, _)| {
                     stream.set_nonblocking(true)?;
-                    TcpStream::from_std(stream.into()).map(tcp)
+                    let stream = TcpStream::from_std(stream.into())?;
+                    let peer = stream.peer_addr()?;
+                    Ok(tcp(stream, peer))
                 })
             }
             Inner::Unix(listener) => {
@@ -378,9 +383,10 @@ impl Listener {
     }
 }
 
-fn tcp(stream: TcpStream) -> Socket {
+fn tcp(stream: TcpStream, peer: SocketAddr) -> Socket {
     // Fails only on a socket that is already dead; reading will tell.
     let _ = stream.set_nodelay(true);
+    send_unpaced_on_this_host(&stream, peer);
     Socket::Tcp(stream)
 }
 

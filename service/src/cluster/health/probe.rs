@@ -1,6 +1,9 @@
 //! One check of one endpoint, over a connection that the next may use again.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header, uri};
@@ -8,7 +11,7 @@ use http_body_util::{BodyExt, Collected, Full, Limited};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
     config::{CHECKER, GrpcQuestion, HealthPlan, HttpQuestion, Question},
@@ -16,7 +19,7 @@ use super::{
 };
 use crate::{
     channel::frame_message,
-    cluster::{Endpoint, Opened},
+    cluster::{Endpoint, Io},
     tls::ClientTls,
 };
 
@@ -66,7 +69,8 @@ pub(super) struct Prober {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) plan: Arc<HealthPlan>,
     pub(super) tls: Option<ClientTls>,
-    kept: Option<Kept>,
+    /// Never locked: a connection is for one at a time, while what asks is shared.
+    kept: Mutex<Option<Kept>>,
 }
 
 impl Prober {
@@ -79,18 +83,22 @@ impl Prober {
             endpoint,
             plan,
             tls,
-            kept: None,
+            kept: Mutex::default(),
         }
     }
 
     /// One check.
     pub(super) async fn check(&mut self) -> Result<(), Failure> {
         let limit = self.plan.timeout;
-        let kept = self.kept.take();
+        let kept = self.kept().take();
         let outcome = tokio::time::timeout(limit, self.ask(kept)).await;
         let (outcome, kept) = outcome.unwrap_or((Err(Failure::TimedOut(limit)), None));
-        self.kept = kept.filter(|_| self.plan.reuse);
+        *self.kept() = kept.filter(|_| self.plan.reuse);
         outcome
+    }
+
+    fn kept(&mut self) -> &mut Option<Kept> {
+        self.kept.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask(&self, kept: Option<Kept>) -> (Result<(), Failure>, Option<Kept>) {
@@ -188,21 +196,10 @@ impl Prober {
     }
 
     async fn open(&self) -> io::Result<Box<dyn Io>> {
-        match self.endpoint.open().await? {
-            Opened::Embedded(io) => Ok(Box::new(io)),
-            Opened::Unix(io) => self.secure(io).await,
-            Opened::Tcp(io) => {
-                io.set_nodelay(true)?;
-                self.secure(io).await
-            }
-        }
-    }
-
-    async fn secure<IO: Io>(&self, io: IO) -> io::Result<Box<dyn Io>> {
-        Ok(match &self.tls {
-            None => Box::new(io),
-            Some(tls) => Box::new(tls.connect(self.endpoint.hostname(), io).await?),
-        })
+        let opened = self.endpoint.open().await?;
+        opened
+            .secured(self.tls.as_ref(), self.endpoint.hostname())
+            .await
     }
 }
 
@@ -376,7 +373,3 @@ async fn converse(io: &mut Box<dyn Io>, send: &Bytes, receive: &[Bytes]) -> Resu
 fn position(seen: &[u8], part: &[u8]) -> Option<usize> {
     seen.windows(part.len().max(1)).position(|at| at == part)
 }
-
-pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static {}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin + Send + Sync + 'static> Io for IO {}

@@ -14,12 +14,12 @@ use tokio::{
 };
 use tonic::service::Routes;
 
-use super::{config::tests::planned, probe::Io, *};
+use super::{config::tests::planned, *};
 use crate::{
     Address, Host, Shutdown,
     channel::Target,
     cluster::{
-        Described,
+        Described, Io,
         outlier::{Detector, Outcome},
     },
     config::Errors,
