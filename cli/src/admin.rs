@@ -2,6 +2,7 @@
 
 mod clusters;
 mod config;
+mod kept;
 
 use attache_proxy::status::Status;
 use attache_service::{

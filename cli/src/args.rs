@@ -156,6 +156,12 @@ pub(crate) struct CheckArgs {
     /// Files or folders to validate.
     #[arg(required = true)]
     pub(crate) paths: Vec<PathBuf>,
+    /// Print a table of each proxy's filters, by listener and in their order: the service, how
+    /// long an answer may take, and what becomes of a request when the service cannot be reached,
+    /// is too late, answers what is no answer, or asks for a change that cannot be made: `passes`
+    /// or the status that the client gets. Routes whose settings change that are named below.
+    #[arg(long)]
+    pub(crate) explain: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -16,6 +16,7 @@ use attache_service::{
 
 use crate::{
     Failure,
+    admin::InUse,
     args::LogArgs,
     embedded::Embedded,
     origin, output,
@@ -55,7 +56,8 @@ pub(crate) fn run(log: &LogArgs) -> Result<(), Failure> {
         let document = Document::load(files.proxy())?;
         let (config, plan) = Config::read(&document, &embedded)?;
         let source = Source::new(files.proxy(), embedded, &look);
-        let proxy = start(config, plan, &document, metrics, readiness, &[])
+        let in_use = InUse::new(&document, false);
+        let proxy = start(config, plan, &document, in_use, metrics, readiness, &[])
             .await
             .map_err(|failure| match failure {
                 Failure::Run(why) => Failure::Run(format!(

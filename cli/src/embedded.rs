@@ -96,7 +96,7 @@ impl Embedded {
         let mut services = self.services();
         if let Some(auth) = services.auth.get(&path.value) {
             let connector = auth.connector.clone();
-            let reload = report(auth.service.reload(), errors)?;
+            let reload = report(auth.service.reload(), path, errors)?;
             if let Reload::WaitsFor(what) = reload {
                 tracing::info!(
                     policy = %path.value.display(),
@@ -106,7 +106,7 @@ impl Embedded {
             }
             return Some(connector);
         }
-        let service = report(AuthService::load(&path.value, &self.metrics), errors)?;
+        let service = report(AuthService::load(&path.value, &self.metrics), path, errors)?;
         let server = ext_authz_server::Server::new(service.clone()).tracer(&self.tracer);
         let connector = server.into_host().embedded();
         let auth = Auth {
@@ -137,11 +137,12 @@ impl Embedded {
         let mut services = self.services();
         if let Some((service, connector)) = services.limits.get(&path.value) {
             let connector = connector.clone();
-            return report(service.reload(), errors).map(|()| connector);
+            return report(service.reload(), path, errors).map(|()| connector);
         }
         let store = AnyStore::from(MemoryStore::new(memory::DEFAULT_CAPACITY, &self.metrics));
         let service = report(
             RateLimitServer::load(&path.value, store, &self.metrics),
+            path,
             errors,
         )?
         .tracer(&self.tracer);
@@ -165,7 +166,7 @@ impl EmbeddedServices for OnTrial {
     ) -> Option<EmbeddedConnector> {
         match service {
             EmbeddedService::ExtAuthz(path) => {
-                report(AuthService::validate(&path.value), errors)?;
+                report(AuthService::validate(&path.value), path, errors)?;
                 Some(Arc::new(|| tokio::io::duplex(1).0))
             }
             EmbeddedService::Ratelimit(_) | EmbeddedService::ExtProc(_) => {
@@ -176,9 +177,25 @@ impl EmbeddedServices for OnTrial {
     }
 }
 
-/// Adds a service's own errors, located in its own files, to those of the proxy.
-fn report<T>(result: Result<T, Errors>, errors: &mut Errors) -> Option<T> {
-    result.map_err(|more| errors.append(more)).ok()
+/// Adds a service's own errors to those of the proxy: where they stand in its own files, and what
+/// stands nowhere, such as that there is no file, where `path` stands in the proxy's.
+fn report<T>(result: Result<T, Errors>, path: &Located<PathBuf>, errors: &mut Errors) -> Option<T> {
+    let more = match result {
+        Ok(value) => return Some(value),
+        Err(more) => more,
+    };
+    if more.iter().all(|error| error.span().is_known()) {
+        errors.append(more);
+        return None;
+    }
+    for error in &more {
+        match (error.span().is_known(), error.file()) {
+            (true, _) => errors.push(error.span(), error.message()),
+            (false, Some(file)) => errors.push(path, format!("{file}: {}", error.message())),
+            (false, None) => errors.push(path, error.message()),
+        }
+    }
+    None
 }
 
 impl EmbeddedServices for Embedded {

@@ -6,6 +6,7 @@ mod authz;
 mod demo;
 mod discovery;
 mod embedded;
+mod explain;
 mod export;
 mod findings;
 mod import;
@@ -99,8 +100,9 @@ enum Failure {
     /// The service to be tried is not there.
     #[error("attache: {0}")]
     NotReached(String),
-    /// The service that was tried is wrong; the report says how.
-    #[error("attache: the service is wrong")]
+    /// What the command was to look for is there, such as faults of a service or a loss in a
+    /// conversion; its report, which has been printed, says what.
+    #[error("attache: the report says what was found")]
     Found,
 }
 

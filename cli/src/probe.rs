@@ -212,11 +212,11 @@ fn content(args: &ProbeExtProcArgs) -> Result<Content, Failure> {
     };
     let default = Content::default();
     Ok(Content {
-        method: args.method.clone().unwrap_or(default.method),
-        authority: args.authority.clone().unwrap_or(default.authority),
-        path: args.path.clone().unwrap_or(default.path),
-        headers: lines(&args.headers),
-        body: text("--body", args.body.as_deref())?.unwrap_or(default.body),
+        method: args.requests.method.clone().unwrap_or(default.method),
+        authority: args.requests.authority.clone().unwrap_or(default.authority),
+        path: args.requests.path.clone().unwrap_or(default.path),
+        headers: lines(&args.requests.headers),
+        body: text("--body", args.requests.body.as_deref())?.unwrap_or(default.body),
         response_headers: lines(&args.response_headers),
         response_body: text("--response-body", args.response_body.as_deref())?
             .unwrap_or(default.response_body),

@@ -28,7 +28,7 @@ use crate::{
     args::{CheckArgs, LogArgs, LogFormat, RunArgs},
     discovery::Discovery,
     embedded::{Embedded, OnTrial},
-    output,
+    explain, output,
     reload::{Changes, MovedLogs, abort_on_drop},
     traces::Traces,
 };
@@ -72,7 +72,11 @@ pub(crate) fn run(args: &RunArgs, log: &LogArgs) -> Result<(), Failure> {
             None => None,
         };
         let inherited = predecessor.as_ref().map_or(&[][..], Predecessor::sockets);
-        let mut proxy = start(config, plan, &document, metrics, readiness, inherited).await?;
+        let in_use = InUse::new(&document, args.workers.is_some());
+        let proxy = start(
+            config, plan, &document, in_use, metrics, readiness, inherited,
+        );
+        let mut proxy = proxy.await?;
         if predecessor.is_some() && !proxy.learn(&shutdown).await? {
             return Ok(());
         }
@@ -130,11 +134,11 @@ pub(crate) async fn start(
     config: Config,
     plan: Plan,
     document: &Document,
+    in_use: Arc<InUse>,
     metrics: Metrics,
     readiness: Readiness,
     inherited: &[Bound],
 ) -> Result<RunningProxy, Failure> {
-    let in_use = InUse::new(document);
     let admin = match &config.admin {
         None => None,
         Some(address) => {
@@ -253,7 +257,9 @@ impl RunningProxy {
                         let look = source.changes.look();
                         match reload(&source, args, &self.running, &mut discovery).await {
                             Ok(document) => {
-                                self.in_use.loaded(&document);
+                                for field in self.in_use.loaded(&document) {
+                                    tracing::warn!(%field, "only a start changes this: it stays as it was until then");
+                                }
                                 self.in_use.follow(discovery.status());
                                 source.watch_again(&look);
                                 tracing::info!("configuration reloaded");
@@ -350,7 +356,12 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Failure> {
     let mut errors = Errors::new();
     for path in &args.paths {
         match check_one(path) {
-            Ok(kind) => output(&format!("{}: valid {kind}\n", path.display()))?,
+            Ok(valid) => {
+                output(&format!("{}: valid {}\n", path.display(), valid.kind()))?;
+                if let (Valid::Proxy(document, plan), true) = (&valid, args.explain) {
+                    output(&explain::filters(plan, document.root()))?;
+                }
+            }
             Err(more) => errors.append(more),
         }
     }
@@ -374,20 +385,37 @@ const PROXY_KEYS: [&str; 13] = [
     "dynamic_resources",
 ];
 
-fn check_one(path: &Path) -> Result<&'static str, Errors> {
+/// What a file or folder is.
+enum Valid {
+    Rules,
+    AuthService,
+    Proxy(Box<Document>, Box<Plan>),
+}
+
+impl Valid {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Rules => "rate limit rules",
+            Self::AuthService => "auth service configuration",
+            Self::Proxy(..) => "proxy configuration",
+        }
+    }
+}
+
+fn check_one(path: &Path) -> Result<Valid, Errors> {
     if path.is_dir() {
         Rules::load(path)?;
-        return Ok("rate limit rules");
+        return Ok(Valid::Rules);
     }
     let document = Document::load(path)?;
     let root = document.root();
     let has = |key| root.get(key).is_some();
     if has("domain") {
         Rules::load(path)?;
-        Ok("rate limit rules")
+        Ok(Valid::Rules)
     } else if has("identity") || has("rules") {
         AuthService::validate(path)?;
-        Ok("auth service configuration")
+        Ok(Valid::AuthService)
     } else if !PROXY_KEYS.into_iter().any(has) {
         let mut errors = document.errors();
         errors.push(
@@ -396,7 +424,7 @@ fn check_one(path: &Path) -> Result<&'static str, Errors> {
         );
         Err(errors)
     } else {
-        Config::read(&document, &OnTrial)?;
-        Ok("proxy configuration")
+        let (_, plan) = Config::read(&document, &OnTrial)?;
+        Ok(Valid::Proxy(Box::new(document), Box::new(plan)))
     }
 }

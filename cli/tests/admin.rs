@@ -117,6 +117,95 @@ async fn the_configuration_is_shown_without_secrets_and_with_what_was_refused() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_only_a_start_changes_is_said_by_a_reload_and_shown_as_it_is() {
+    let origin = Origin::start().await;
+    let good = format!("{}workers: 1\n", edge(origin.at, free_port()));
+    let files = folder(&[("edge.yaml", &good)]);
+    let file = path(&files, "edge.yaml");
+    let proxy = Process::attache(&["run", &file]);
+    let admin = proxy.admin();
+
+    let other = good.replace("workers: 1", "workers: 2");
+    std::fs::write(
+        &file,
+        other.replace("admin: 127.0.0.1:0", "admin: 127.0.0.1:1"),
+    )
+    .unwrap();
+    proxy.wait_for("configuration reloaded", 1);
+
+    for field in ["workers", "admin"] {
+        let said = proxy.wait_for(&format!("field={field}"), 1);
+        assert!(said.contains("WARN"), "{said}");
+    }
+    let told = json(&get(admin, "/config").await);
+    let kept = &told["kept_until_restart"];
+    assert_eq!(
+        (&kept["workers"], &kept["admin"]),
+        (&1.into(), &"127.0.0.1:0".into())
+    );
+
+    std::fs::write(&file, &good).unwrap();
+    proxy.wait_for("configuration reloaded", 2);
+    let told = json(&get(admin, "/config").await);
+    assert_eq!(told["kept_until_restart"].as_object().unwrap().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_metric_is_on_a_page() {
+    let origin = Origin::start().await;
+    let more = "filters:
+  auth: { ext_authz: { grpc_service: { envoy_grpc: { cluster_name: auth } } } }
+  limits: { ratelimit: { domain: demo, rate_limit_service: { grpc_service: { envoy_grpc: { cluster_name: limits } } } } }
+  rewrite: { ext_proc: { grpc_service: { envoy_grpc: { cluster_name: demo } } } }
+overload: { max_memory: 4GiB }
+";
+    let clusters = "clusters:
+- { name: auth, embedded: { ext_authz: auth.yaml } }
+- { name: limits, embedded: { ratelimit: limits/ } }
+- { name: demo, embedded: { ext_proc: demo } }
+";
+    let config = edge(origin.at, free_port())
+        .replace("127.0.0.1:0 }]", "127.0.0.1:0, filters: [auth, limits, rewrite] }\n- { name: tcp, address: 127.0.0.1:0, tcp: { cluster: web } }]")
+        .replace("listeners: [", "listeners:\n- ")
+        .replace("{ cluster: web } }]", "{ cluster: web } }")
+        .replace("clusters:\n", clusters);
+    let example = |name: &str| {
+        let path = support::workspace().join("examples/demo").join(name);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let files = folder(&[
+        ("edge.yaml", &(config + more)),
+        ("auth.yaml", &example("auth.yaml")),
+        ("jwks.json", &example("jwks.json")),
+        ("limits/demo.yaml", &example("limits/demo.yaml")),
+    ]);
+    let proxy = Process::attache(&["run", &path(&files, "edge.yaml"), "--workers", "1"]);
+    let pages: String = std::fs::read_dir(support::workspace().join("docs/src"))
+        .unwrap()
+        .filter_map(|page| std::fs::read_to_string(page.unwrap().path()).ok())
+        .collect();
+
+    let metrics = get(proxy.admin(), "/metrics").await.body;
+
+    let names: Vec<_> = metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    assert!(names.len() > 50, "{metrics}");
+    // A page may leave out the beginning that a name shares with the one before it, and say `*`
+    // for names that are Envoy's.
+    let is_there = |name: &&str| {
+        let parts: Vec<_> = name.split('_').collect();
+        let ends = (1..parts.len()).map(|from| format!("…_{}", parts[from..].join("_")));
+        let begins = (1..parts.len()).map(|to| format!("{}_*", parts[..to].join("_")));
+        let mut forms = ends.chain(begins).chain([(*name).to_owned()]);
+        forms.any(|form| pages.contains(&form))
+    };
+    let missing: Vec<_> = names.into_iter().filter(|name| !is_there(name)).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clusters_show_their_endpoints_with_health_and_why() {
     let origin = Origin::start().await;
     let unused = free_port();

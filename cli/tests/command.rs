@@ -9,10 +9,11 @@ use std::{
     process::{Command, Stdio},
 };
 
+use attache_service::config::Document;
 use support::{
     Process, attache, folder, outcome, path,
     peers::{envoy_program, skip},
-    workspace,
+    schema, workspace,
 };
 
 const SIMPLE: &str = "
@@ -238,6 +239,151 @@ fn schemas_are_json_of_the_fields() {
     }
 }
 
+/// A file as a tree; variables stay as they are written.
+fn tree(text: &str) -> serde_json::Value {
+    let written = |name: &str| Some(format!("$${{{name}}}"));
+    let document = Document::parse_with("f.yaml", text, &written).unwrap();
+    document.root().to_json()
+}
+
+fn printed_schema(kind: &str) -> serde_json::Value {
+    serde_json::from_str(&outcome(&["schema", kind]).stdout()).unwrap()
+}
+
+#[test]
+fn every_example_is_what_its_schema_describes() {
+    let (proxy, auth) = (printed_schema("proxy"), printed_schema("ext-authz"));
+    for (schema, file) in [
+        (&proxy, "demo/attache.yaml"),
+        (&proxy, "edge/attache.yaml"),
+        (&proxy, "processors/attache.yaml"),
+        (&proxy, "xds/attache.yaml"),
+        (&auth, "demo/auth.yaml"),
+        (&auth, "edge/auth.yaml"),
+    ] {
+        let text = std::fs::read_to_string(workspace().join("examples").join(file)).unwrap();
+
+        let mistakes = schema::mistakes(schema, &tree(&text));
+
+        assert!(mistakes.is_empty(), "{file}: {mistakes:#?}");
+    }
+}
+
+#[test]
+fn a_filter_may_stand_in_each_of_its_forms_for_the_schema_as_for_the_check() {
+    const TYPE: &str = "type.googleapis.com/envoy.extensions.filters.http.ext_authz.v3.ExtAuthz";
+    const SETTINGS: &str =
+        "transport_api_version: V3, grpc_service: { envoy_grpc: { cluster_name: web } }";
+    let schema = printed_schema("proxy");
+    for (filter, fits) in [
+        (format!("{{ ext_authz: {{ {SETTINGS} }} }}"), true),
+        (
+            format!("{{ disabled: true, ext_authz: {{ {SETTINGS} }} }}"),
+            true,
+        ),
+        (format!("{{ '@type': {TYPE}, {SETTINGS} }}"), true),
+        (
+            format!("{{ typed_config: {{ '@type': {TYPE}, {SETTINGS} }} }}"),
+            true,
+        ),
+        (
+            format!(
+                "{{ name: a, disabled: true, typed_config: {{ '@type': {TYPE}, {SETTINGS} }} }}"
+            ),
+            true,
+        ),
+        (
+            format!("{{ name: a, typed_config: {{ {SETTINGS} }} }}"),
+            false,
+        ),
+        (
+            format!("{{ name: a, typed_config: {{ '@type': {TYPE}x, {SETTINGS} }} }}"),
+            false,
+        ),
+        (
+            format!("{{ '@type': {TYPE}, {SETTINGS}, colour: blue }}"),
+            false,
+        ),
+        (format!("{{ name: a, ext_authz: {{ {SETTINGS} }} }}"), false),
+    ] {
+        let text = format!(
+            "{SIMPLE}filters:\n  a: {filter}\nclusters: [{{ name: web, http2: {{}}, endpoints: ['127.0.0.1:1'] }}]\n"
+        )
+        .replace("ADDRESS", "127.0.0.1:0");
+        let files = folder(&[("edge.yaml", &text)]);
+
+        let mistakes = schema::mistakes(&schema, &tree(&text));
+        let checked = outcome(&["check", &path(&files, "edge.yaml")]);
+
+        assert_eq!(mistakes.is_empty(), fits, "{filter}: {mistakes:#?}");
+        assert_eq!(checked.code() == 0, fits, "{filter}: {}", checked.stderr());
+    }
+}
+
+#[test]
+fn a_file_that_an_embedded_service_lacks_is_said_where_it_is_named() {
+    let files = folder(&[
+        (
+            "edge.yaml",
+            &format!(
+                "{SIMPLE}clusters:
+- {{ name: auth, embedded: {{ ext_authz: no.yaml }} }}
+- {{ name: limits, embedded: {{ ratelimit: none/ }} }}
+- {{ name: keys, embedded: {{ ext_authz: auth.yaml }} }}
+"
+            )
+            .replace("ADDRESS", "127.0.0.1:0"),
+        ),
+        ("auth.yaml", "identity: [{ name: a, colour: blue }]\n"),
+    ]);
+
+    let ended = outcome(&["check", &path(&files, "edge.yaml")]);
+
+    assert_eq!(ended.code(), 2);
+    let said = ended.stderr();
+    for (place, part) in [
+        ("8:40", "no.yaml: cannot be read"),
+        ("9:42", "none/: cannot be read"),
+    ] {
+        let (message, _) = marked(&said, place);
+        assert!(message.contains(part), "{message}");
+    }
+    assert!(
+        said.contains("auth.yaml:1:23: unknown field `colour`"),
+        "{said}"
+    );
+}
+
+#[test]
+fn what_envoy_has_and_this_proxy_has_not_is_refused_with_the_reason() {
+    for (field, reason) in [
+        ("protocols: [h3]", "there is no HTTP/3 here"),
+        ("http3_protocol_options: {}", "there is no HTTP/3 here"),
+        (
+            "scheme_header_transformation: {}",
+            "what the client's connection says",
+        ),
+    ] {
+        let text = SIMPLE.replace("ADDRESS", &format!("127.0.0.1:0, {field}"));
+        let files = folder(&[("edge.yaml", &text)]);
+
+        let ended = outcome(&["check", &path(&files, "edge.yaml")]);
+
+        let said = ended.stderr();
+        assert!(said.contains("is not supported: "), "{said}");
+        assert!(said.contains(reason), "{said}");
+    }
+}
+
+#[test]
+fn a_check_can_explain_what_the_failure_of_each_policy_means() {
+    let ended = outcome(&["check", "--explain", "examples/edge/attache.yaml"]);
+
+    assert_eq!(ended.code(), 0, "{}", ended.stderr());
+    let page = std::fs::read_to_string(workspace().join("docs/src/configuration.md")).unwrap();
+    assert!(page.contains(&ended.stdout()), "{}", ended.stdout());
+}
+
 #[test]
 fn help_says_what_matters() {
     let texts: [(&[&str], &[&str]); 10] = [
@@ -262,7 +408,7 @@ fn help_says_what_matters() {
         ),
         (
             &["check"],
-            &["every mistake", "<PATHS>", "Exits 2", "folder"],
+            &["every mistake", "<PATHS>", "Exits 2", "folder", "--explain"],
         ),
         (
             &["ext-authz"],

@@ -69,12 +69,28 @@ impl Fraction {
         }
     }
 
+    /// Whether no request is in it.
+    pub fn is_none(self) -> bool {
+        self.numerator == 0
+    }
+
+    /// Whether every request is in it.
+    pub fn is_all(self) -> bool {
+        self.numerator >= self.denominator
+    }
+
     /// Tosses for one request.
     pub fn sample(self) -> bool {
-        if self.numerator >= self.denominator {
+        if self.is_all() {
             return true;
         }
-        self.numerator > 0 && rand::rng().random_range(0..self.denominator) < self.numerator
+        !self.is_none() && rand::rng().random_range(0..self.denominator) < self.numerator
+    }
+}
+
+impl std::fmt::Display for Fraction {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} in {}", self.numerator, self.denominator)
     }
 }
 

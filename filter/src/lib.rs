@@ -24,6 +24,7 @@ pub mod matcher;
 pub mod metadata;
 pub mod metadata_matcher;
 pub mod mutation;
+pub mod on_failure;
 pub mod reply;
 pub mod retry;
 pub mod substitution;

@@ -4,7 +4,7 @@
 
 use std::{collections::HashMap, convert::Infallible, fmt, pin::Pin, sync::Arc};
 
-use attache_filter::{Body, Channels, RequestContext};
+use attache_filter::{Body, Channels, RequestContext, on_failure::OnFailure};
 use attache_service::Metrics;
 use http::{Request, Response};
 use tower::Service;
@@ -21,6 +21,14 @@ pub trait Policy: fmt::Debug + Send + Sync {
     fn layer(&self, inner: Stack, site: &Site<'_>) -> Stack;
     /// The clusters it calls.
     fn clusters(&self) -> Vec<String>;
+    /// What becomes of requests when its service fails; `None` for one without a service.
+    fn on_failure(&self) -> Option<OnFailure> {
+        None
+    }
+    /// Whether it is off but on routes with settings for it.
+    fn is_off(&self) -> bool {
+        false
+    }
 }
 
 /// Where a policy's layer stands: in one worker's stack of one listener.
@@ -104,6 +112,14 @@ impl Policy for OnRoutes {
 
     fn clusters(&self) -> Vec<String> {
         self.policy.clusters()
+    }
+
+    fn on_failure(&self) -> Option<OnFailure> {
+        self.policy.on_failure()
+    }
+
+    fn is_off(&self) -> bool {
+        true
     }
 }
 

@@ -6,7 +6,7 @@ use attache_ext_authz::client::{
     self as ext_authz, ExtAuthzLayer, ExtAuthzPerRoute, apply::HeaderLimits,
 };
 use attache_ext_proc::client::{self as ext_proc, ExtProcLayer, config::ExtProcPerRoute};
-use attache_filter::FilterConfigs;
+use attache_filter::{FilterConfigs, on_failure::OnFailure};
 use attache_ratelimit::client::{
     self as ratelimit, RateLimitLayer, RateLimitPerRoute, RouteLimits,
 };
@@ -208,6 +208,15 @@ impl Policy for Planned {
             .into_iter()
             .map(Located::into_inner)
             .collect()
+    }
+
+    fn on_failure(&self) -> Option<OnFailure> {
+        match self {
+            Self::Ratelimit(filter) => Some(filter.on_failure()),
+            Self::ExtAuthz(filter) => Some(filter.on_failure()),
+            Self::ExtProc(filter) => Some(filter.on_failure()),
+            Self::GrpcWeb => None,
+        }
     }
 }
 

@@ -429,7 +429,7 @@ fn what_cannot_be_is_refused_with_the_reason() {
         ),
         (
             "endpoints: [\"10.0.0.1:80\"], max_connection_duration: 0s",
-            "more than 0 s",
+            "must be more than 0",
         ),
     ] {
         let text = text("127.0.0.1:0", &format!("- {{ name: web, {cluster} }}"), "");

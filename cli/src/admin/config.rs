@@ -1,6 +1,11 @@
 //! `/config`: the configuration in use, and what became of the last one that was refused.
 
-use std::{fmt::Write as _, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use attache_service::{
@@ -13,11 +18,14 @@ use aws_lc_rs::digest::{SHA256, digest};
 use serde::Serialize;
 use tokio::sync::watch;
 
+use super::kept::{Fields, Kept};
 use crate::Failure;
 
 /// The configuration in use.
 pub(crate) struct InUse {
     loaded: ArcSwap<Loaded>,
+    /// What no reload changes.
+    kept: Mutex<Kept>,
     refused: ArcSwapOption<Refused>,
     /// How things stand with the control plane.
     xds: ArcSwapOption<watch::Receiver<AdsStatus>>,
@@ -27,6 +35,8 @@ struct Loaded {
     document: Document,
     sha256: String,
     at: SystemTime,
+    /// What it does not say as it is.
+    kept: Fields,
 }
 
 /// A configuration that did not come into use.
@@ -44,14 +54,17 @@ struct Told<'a> {
     loaded: String,
     last_failed_reload: Option<&'a Refused>,
     xds: Option<AdsStatus>,
+    /// What is in use instead of what `configuration` says, until the next start.
+    kept_until_restart: BTreeMap<&'a str, Option<Shown<'a>>>,
     configuration: Shown<'a>,
 }
 
 impl InUse {
-    /// The first one.
-    pub(crate) fn new(document: &Document) -> Arc<Self> {
+    /// The first one; `workers_are_given` on the command line.
+    pub(crate) fn new(document: &Document, workers_are_given: bool) -> Arc<Self> {
         Arc::new(Self {
-            loaded: ArcSwap::from_pointee(Loaded::new(document)),
+            loaded: ArcSwap::from_pointee(Loaded::new(document, Fields::new())),
+            kept: Mutex::new(Kept::new(document.root(), workers_are_given)),
             refused: ArcSwapOption::empty(),
             xds: ArcSwapOption::empty(),
         })
@@ -62,9 +75,14 @@ impl InUse {
         self.xds.store(control_plane.map(Arc::new));
     }
 
-    /// Another one has come into use.
-    pub(crate) fn loaded(&self, document: &Document) {
-        self.loaded.store(Arc::new(Loaded::new(document)));
+    /// Another one has come into use, but for these fields, which only a start changes.
+    pub(crate) fn loaded(&self, document: &Document) -> Vec<String> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let otherwise = kept.otherwise_in(document.root());
+        let fields = otherwise.keys().cloned().collect();
+        self.loaded
+            .store(Arc::new(Loaded::new(document, otherwise)));
+        fields
     }
 
     /// Another one was refused.
@@ -91,6 +109,11 @@ impl InUse {
                 .load()
                 .as_deref()
                 .map(|status| status.borrow().clone()),
+            kept_until_restart: loaded
+                .kept
+                .iter()
+                .map(|(way, value)| (&**way, value.as_ref().map(Shown::new)))
+                .collect(),
             configuration: Shown::new(loaded.document.root()),
         };
         let text = serde_json::to_string_pretty(&told);
@@ -102,7 +125,7 @@ impl InUse {
 }
 
 impl Loaded {
-    fn new(document: &Document) -> Self {
+    fn new(document: &Document, kept: Fields) -> Self {
         let digest = digest(&SHA256, document.source().text().as_bytes());
         let sha256 = digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
             // Writing to a String cannot fail.
@@ -113,6 +136,7 @@ impl Loaded {
             document: document.clone(),
             sha256,
             at: SystemTime::now(),
+            kept,
         }
     }
 }
@@ -142,7 +166,7 @@ mod tests {
     #[test]
     fn what_is_in_use_is_told_with_what_was_refused_since() {
         let document = Document::parse("edge.yaml", "workers: 2\nadmin: x\n").unwrap();
-        let in_use = InUse::new(&document);
+        let in_use = InUse::new(&document, false);
 
         let first = told(&in_use);
 
@@ -156,11 +180,13 @@ mod tests {
         assert_eq!(first["last_failed_reload"], Value::Null);
         assert_eq!(first["xds"], Value::Null);
         assert_eq!(first["configuration"]["workers"], 2);
+        assert_eq!(first["kept_until_restart"], serde_json::json!({}));
 
         let mut errors = Errors::new();
         errors.push(document.root().get("admin").unwrap(), "no address");
         in_use.refused(&Failure::Config(errors));
-        in_use.loaded(&Document::parse("edge.yaml", "workers: 3").unwrap());
+        let kept = in_use.loaded(&Document::parse("edge.yaml", "workers: 3\nadmin: x").unwrap());
+        assert_eq!(kept, ["workers"]);
 
         let then = told(&in_use);
         assert_eq!(
@@ -168,6 +194,10 @@ mod tests {
             serde_json::json!(["edge.yaml:2:8: no address"])
         );
         assert_eq!(then["configuration"]["workers"], 3);
+        assert_eq!(
+            then["kept_until_restart"],
+            serde_json::json!({ "workers": 2 })
+        );
         assert_ne!(then["sha256"], first["sha256"]);
     }
 
@@ -177,7 +207,7 @@ mod tests {
         let status = AdsStatus::default();
         let expected = serde_json::to_value(&status).unwrap();
         let (_control_plane, status) = watch::channel(status);
-        let in_use = InUse::new(&document);
+        let in_use = InUse::new(&document, false);
 
         in_use.follow(Some(status));
 

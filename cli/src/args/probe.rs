@@ -72,14 +72,11 @@ pub(crate) struct ProbedService {
     pub(crate) tls: ClientTlsArgs,
 }
 
+/// What the requests of every probe are like.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct ProbeExtAuthzArgs {
-    #[command(flatten)]
-    pub(crate) service: ProbedService,
-    /// How long an answer may take, as `timeout` of the filter's `grpc_service`.
-    #[arg(long, default_value = "200ms", value_name = "DURATION", value_parser = duration, help_heading = "Filter")]
-    pub(crate) timeout: Duration,
-    /// Method of the requests. Default: GET, and POST with a body.
+pub(crate) struct ProbeRequests {
+    /// Method of the requests that have a body, and of those without that an auth service is asked
+    /// about. Default: POST with a body, GET without.
     #[arg(long, value_name = "METHOD", help_heading = "Content")]
     pub(crate) method: Option<String>,
     /// Authority of the requests. Default: probe.example.
@@ -94,6 +91,17 @@ pub(crate) struct ProbeExtAuthzArgs {
     /// Body of the requests that have one, or `@FILE`. Default: a JSON object.
     #[arg(long, value_name = "TEXT", help_heading = "Content")]
     pub(crate) body: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ProbeExtAuthzArgs {
+    #[command(flatten)]
+    pub(crate) service: ProbedService,
+    /// How long an answer may take, as `timeout` of the filter's `grpc_service`.
+    #[arg(long, default_value = "200ms", value_name = "DURATION", value_parser = duration, help_heading = "Filter")]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) requests: ProbeRequests,
     /// An entry of the route's `context_extensions`: `name: value`. May be repeated.
     #[arg(long = "context-extension", value_name = "NAME: VALUE", value_parser = pair, help_heading = "Content")]
     pub(crate) context_extensions: Vec<(String, String)>,
@@ -128,21 +136,8 @@ pub(crate) struct ProbeExtProcArgs {
     /// Let x-envoy headers be changed, as in `mutation_rules` of the filter.
     #[arg(long, help_heading = "Filter")]
     pub(crate) allow_envoy: bool,
-    /// Method of the requests that have a body. Default: POST.
-    #[arg(long, value_name = "METHOD", help_heading = "Content")]
-    pub(crate) method: Option<String>,
-    /// Authority of the requests. Default: probe.example.
-    #[arg(long, value_name = "AUTHORITY", help_heading = "Content")]
-    pub(crate) authority: Option<String>,
-    /// Path and query of the requests. Default: /probe?case=1.
-    #[arg(long, value_name = "PATH", help_heading = "Content")]
-    pub(crate) path: Option<String>,
-    /// A header of the requests: `name: value`. May be repeated.
-    #[arg(long = "header", value_name = "NAME: VALUE", value_parser = pair, help_heading = "Content")]
-    pub(crate) headers: Vec<(String, String)>,
-    /// Body of the requests, or `@FILE`. Default: a JSON object.
-    #[arg(long, value_name = "TEXT", help_heading = "Content")]
-    pub(crate) body: Option<String>,
+    #[command(flatten)]
+    pub(crate) requests: ProbeRequests,
     /// A header of the responses: `name: value`. May be repeated.
     #[arg(long = "response-header", value_name = "NAME: VALUE", value_parser = pair, help_heading = "Content")]
     pub(crate) response_headers: Vec<(String, String)>,

@@ -65,11 +65,11 @@ fn content(args: &ProbeExtAuthzArgs) -> Result<Content, Failure> {
         })?,
     };
     Ok(Content {
-        method: args.method.clone().unwrap_or(default.method),
-        authority: args.authority.clone().unwrap_or(default.authority),
-        path: args.path.clone().unwrap_or(default.path),
-        headers: args.headers.clone(),
-        body: text("--body", args.body.as_deref())?.unwrap_or(default.body),
+        method: args.requests.method.clone().unwrap_or(default.method),
+        authority: args.requests.authority.clone().unwrap_or(default.authority),
+        path: args.requests.path.clone().unwrap_or(default.path),
+        headers: args.requests.headers.clone(),
+        body: text("--body", args.requests.body.as_deref())?.unwrap_or(default.body),
         context_extensions: args.context_extensions.clone(),
         principal: args.principal.clone().unwrap_or(default.principal),
         certificate,

@@ -17,6 +17,7 @@ pub mod jwt;
 pub mod load;
 pub mod otlp;
 pub mod peers;
+pub mod schema;
 
 use std::{
     io::{BufRead, BufReader, Read},

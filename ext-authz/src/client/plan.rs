@@ -9,6 +9,7 @@ use attache_filter::{
     metadata::StructValue,
     metadata_matcher::MetadataTest,
     mutation::MutationRules,
+    on_failure::{AskedBy, OnFailure, Outcome},
 };
 use attache_service::config::{Errors, Located};
 use http::StatusCode;
@@ -257,6 +258,34 @@ impl Filter {
             self.labels = encode::peer::labels(labels);
         }
         self
+    }
+
+    /// What becomes of requests when the service fails.
+    pub fn on_failure(&self) -> OnFailure {
+        let passes = self.failure_mode_allow || self.shadow.is_some();
+        let outcome = Outcome::of(passes, self.reading.status_on_error);
+        let (cluster, timeout, asked_by) = match &self.service {
+            AuthService::Grpc(grpc) => (&grpc.call.cluster, grpc.timeout, AskedBy::Grpc),
+            AuthService::Http(http) => (&http.cluster, http.timeout, AskedBy::Http),
+        };
+        let mut notes = Vec::new();
+        if !passes {
+            notes.push("an answer that says it is an error may bring a status of its own");
+        }
+        if self.shadow.is_some() {
+            notes.push("it is in shadow mode: denied requests pass too");
+        }
+        OnFailure {
+            kind: "ext_authz",
+            cluster: cluster.value.clone(),
+            asked_by,
+            timeout,
+            not_reached: outcome,
+            too_late: outcome,
+            wrong_answer: outcome,
+            impossible_change: Some(Outcome::Refused(StatusCode::INTERNAL_SERVER_ERROR)),
+            notes,
+        }
     }
 
     /// The clusters that the filter calls over gRPC, for a check that they exist.

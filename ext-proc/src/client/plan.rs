@@ -7,6 +7,7 @@ use attache_filter::{
     grpc_service::ServiceCall,
     matcher::{ForwardedHeaders, TextMatchers},
     mutation::MutationRules,
+    on_failure::{AskedBy, OnFailure, Outcome},
 };
 use attache_proto::ext_proc_filter as wire;
 use attache_service::config::{Errors, Located};
@@ -219,6 +220,53 @@ impl Filter {
         match self.http {
             Some(_) => Vec::new(),
             None => vec![self.cluster.clone()],
+        }
+    }
+
+    /// What becomes of requests when the processor fails.
+    pub fn on_failure(&self) -> OnFailure {
+        let refused = Outcome::Refused(self.status_on_error);
+        let outcome = Outcome::of(self.failure_mode_allow, self.status_on_error);
+        let in_time = Outcome::of(self.failure_mode_allow, StatusCode::GATEWAY_TIMEOUT);
+        let of_call = self.http.as_ref().map(|call| call.timeout);
+        let (timeout, too_late) = match of_call {
+            Some(of_call) if of_call < self.message_timeout => (of_call, outcome),
+            _ => (self.message_timeout, in_time),
+        };
+        let duplex = BodyMode::FullDuplexStreamed;
+        let duplex = self.modes.request_body == duplex || self.modes.response_body == duplex;
+        let mut notes = Vec::new();
+        if self.http.is_none() && !self.observability_mode {
+            notes.push("a processor that ends its stream without an error has done with it: the rest passes");
+        }
+        if self.failure_mode_allow && duplex {
+            notes.push("no failure passes once a piece of a full-duplex body was sent");
+        }
+        if self.observability_mode {
+            notes.push("it only looks on: nothing waits for its answers, and none is looked at");
+        }
+        let waits = |outcome| match self.observability_mode {
+            true => Outcome::Passes,
+            false => outcome,
+        };
+        OnFailure {
+            kind: "ext_proc",
+            cluster: self
+                .http
+                .as_ref()
+                .map_or(&self.cluster, |call| &call.cluster)
+                .value
+                .clone(),
+            asked_by: match self.http {
+                Some(_) => AskedBy::Http,
+                None => AskedBy::Grpc,
+            },
+            timeout: Some(timeout).filter(|_| !self.observability_mode),
+            not_reached: outcome,
+            too_late: waits(too_late),
+            wrong_answer: waits(outcome),
+            impossible_change: Some(refused).filter(|_| !self.observability_mode),
+            notes,
         }
     }
 

@@ -33,9 +33,9 @@ config_struct! {
         /// Which kinds of addresses of a name are used. Default `V4_PREFERRED` (Envoy: `AUTO`).
         pub dns_lookup_family: Option<DnsLookupFamily>,
         /// Bound on establishing a connection, TLS included. Default 1s (Envoy: 5s).
-        pub connect_timeout: Option<Duration>,
+        pub connect_timeout: Option<Located<Duration>>,
         /// How long an unused connection is kept. Default 1h.
-        pub idle_timeout: Option<Duration>,
+        pub idle_timeout: Option<Located<Duration>>,
         /// How endpoints are asked whether they are well, by the proxy itself: one entry. Default:
         /// they are not asked.
         pub health_checks: Vec<Located<HealthCheck>>,

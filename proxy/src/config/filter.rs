@@ -121,6 +121,35 @@ impl ConfigValue for FilterConfig {
     }
 
     fn schema(schemas: &mut Schemas) -> json::Value {
-        Filter::schema(schemas)
+        schemas.define::<Self>("FilterConfig", |schemas| {
+            // In Envoy's form it is the type that says which filter it is.
+            let mut typed = Vec::new();
+            for mut schema in [
+                RateLimit::schema(schemas),
+                ExtAuthzConfig::schema(schemas),
+                ExternalProcessor::schema(schemas),
+                GrpcWeb::schema(schemas),
+            ] {
+                schema["required"] = json::json!(["@type"]);
+                typed.push(schema);
+            }
+            let wrapper = json::json!({
+                "description": "Envoy's `HttpFilter`.",
+                "type": "object",
+                "properties": {
+                    "name": Option::<String>::schema(schemas),
+                    "disabled": Option::<bool>::schema(schemas),
+                    "typed_config": { "anyOf": typed.clone() },
+                },
+                "required": ["typed_config"],
+                "additionalProperties": false,
+            });
+            let mut forms = vec![Filter::schema(schemas), wrapper];
+            forms.append(&mut typed);
+            json::json!({
+                "description": "A filter by its short name, or in Envoy's `typed_config` wrapper.",
+                "anyOf": forms,
+            })
+        })
     }
 }

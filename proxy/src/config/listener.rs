@@ -83,7 +83,30 @@ config_struct! {
         "rds" => "write `route_config_name`",
         "scoped_routes" => "a listener has one route table",
         "http_filters" => "name the policies in `filters` and describe them under the top-level `filters`",
-        "common_http_protocol_options" => "`idle_timeout`, `max_connection_duration` and `max_requests_per_connection` are among the listener's `limits`, and `max_headers_count` is `max_headers` there",
+        "protocols" => "write `codec_type`: `AUTO`, `HTTP1` or `HTTP2`; there is no HTTP/3 here, so put an Envoy that ends it in front",
+        "http3_protocol_options" => "there is no HTTP/3 here",
+        "udp_listener_config" => "there is no HTTP/3 here, and no other UDP",
+        "http_protocol_options" => "trailers and HTTP/1.0 are always taken",
+        "scheme_header_transformation" => "`:scheme` is what the client's connection says",
+        "server_header_transformation" => "the header `server` is passed on as the upstream wrote it",
+        "server_name" => "the header `server` is passed on as the upstream wrote it",
+        "via" => "write `request_headers_to_add` and `response_headers_to_add`",
+        "max_request_headers_kb" => "it is `max_header_bytes` of `limits`",
+        "request_headers_timeout" => "it is `header_timeout` of `limits`",
+        "stream_idle_timeout" => "write `body_timeout` and `write_timeout` of `limits`, and `idle_timeout` of routes",
+        "request_timeout" => "write `body_timeout` of `limits`, and `timeout` of routes",
+        "drain_timeout" => "write `drain` at the top",
+        "delayed_close_timeout" => "a connection that is told to close has `header_timeout` of `limits` to do so",
+        "upgrade_configs" => "write `upgrades: [websocket]`; `CONNECT` is allowed by `upgrade_configs` of a route",
+        "tracing" => "write `tracing` at the top",
+        "stat_prefix" => "the listener's name stands in its metrics",
+        "strip_any_host_port" => "the ports of hosts never count for routes",
+        "strip_matching_host_port" => "the ports of hosts never count for routes",
+        "skip_xff_append" => "what becomes of `x-forwarded-for` follows from `use_remote_address`",
+        "original_ip_detection_extensions" => "write `use_remote_address`, `xff_num_trusted_hops` or `proxy_protocol`",
+        "early_header_mutation_extensions" => "headers change when the route is known: write `request_headers_to_remove` and `request_headers_to_add`",
+        "transport_socket" => "write `tls`",
+        "filter_chain_match" => "write `tls_passthrough` for server names",
     }
 }
 
@@ -188,32 +211,32 @@ config_struct! {
 }
 
 config_struct! {
-    /// Bounds on what the clients of a listener may do.
+    /// Bounds on what the clients of a listener may do; none of them is 0, but for `max_resets`.
     pub struct LimitsConfig {
         /// Connections at a time; more are closed at once. Default 10000.
-        pub max_connections: Option<usize>,
+        pub max_connections: Option<Located<usize>>,
         /// Header fields of a request; more is answered with 431. Default 100.
-        pub max_headers: Option<usize>,
+        pub max_headers: Option<Located<usize>>,
         /// Size of a request head; more is answered with 431. Default 64KiB, at least 8KiB.
         pub max_header_bytes: Option<Located<Size>>,
         /// How long a request head may take to arrive. Default 10s.
-        pub header_timeout: Option<Duration>,
+        pub header_timeout: Option<Located<Duration>>,
         /// How long a connection without requests is kept. Default 1h.
-        pub idle_timeout: Option<Duration>,
+        pub idle_timeout: Option<Located<Duration>>,
         /// HTTP/2 requests at a time on one connection. Default 100.
-        pub max_concurrent_streams: Option<u32>,
+        pub max_concurrent_streams: Option<Located<u32>>,
         /// Requests in flight at a time; more are answered with 503. No limit by default.
-        pub max_requests: Option<usize>,
+        pub max_requests: Option<Located<usize>>,
         /// Requests of one connection; then it is closed, with `connection: close` or a GOAWAY. No
         /// limit by default.
         pub max_requests_per_connection: Option<Located<u32>>,
         /// Age at which a connection is closed, when what is in flight has ended. No limit by
         /// default.
-        pub max_connection_duration: Option<Duration>,
+        pub max_connection_duration: Option<Located<Duration>>,
         /// How long a request body that a policy waits for may be silent. Default 5m.
-        pub body_timeout: Option<Duration>,
+        pub body_timeout: Option<Located<Duration>>,
         /// How long a client may take nothing of a response that is there. Default 5m.
-        pub write_timeout: Option<Duration>,
+        pub write_timeout: Option<Located<Duration>>,
         /// HTTP/2 requests that a client may give up within 10s, if they are more than half of
         /// those that it began; then its connection is dropped. Default 500.
         pub max_resets: Option<u32>,

@@ -21,13 +21,15 @@ pub(super) fn export(
 ) -> Result<Value, ExportError> {
     let name = &cluster.name.value;
     let http2 = cluster.http2.is_some() || matches!(cluster.target.value, Target::Embedded(_));
-    let connect_timeout = cluster.connect_timeout.unwrap_or(Duration::from_secs(1));
+    let connect_timeout = cluster.connect_timeout.as_deref().copied();
+    let connect_timeout = connect_timeout.unwrap_or(Duration::from_secs(1));
     let protocol = if http2 {
         json!({ "http2_protocol_options": {} })
     } else {
         json!({ "http_protocol_options": { "enable_trailers": true } })
     };
-    let idle_timeout = cluster.idle_timeout.unwrap_or(DEFAULT_CLUSTER_IDLE);
+    let idle_timeout = cluster.idle_timeout.as_deref().copied();
+    let idle_timeout = idle_timeout.unwrap_or(DEFAULT_CLUSTER_IDLE);
     let mut common = json!({ "idle_timeout": format_duration(idle_timeout) });
     if let Some(max) = &cluster.max_connection_duration {
         common["max_connection_duration"] = json!(format_duration(max.value));

@@ -20,15 +20,18 @@ pub(super) fn export(listener: &Listener, config: &Config) -> Value {
         .and_then(|limits| limits.max_header_bytes.as_ref())
         .map_or(defaults.max_header_bytes, |size| size.value.as_usize());
     let streams = limits
-        .and_then(|l| l.max_concurrent_streams)
-        .unwrap_or(defaults.max_concurrent_streams);
+        .and_then(|l| l.max_concurrent_streams.as_ref())
+        .map_or(defaults.max_concurrent_streams, |written| written.value);
     let header_timeout = limits
-        .and_then(|l| l.header_timeout)
-        .unwrap_or(defaults.header_timeout);
+        .and_then(|l| l.header_timeout.as_ref())
+        .map_or(defaults.header_timeout, |written| written.value);
     let idle_timeout = limits
-        .and_then(|l| l.idle_timeout)
-        .unwrap_or(defaults.idle_timeout);
-    let max_headers = number(limits.and_then(|l| l.max_headers), defaults.max_headers);
+        .and_then(|l| l.idle_timeout.as_ref())
+        .map_or(defaults.idle_timeout, |written| written.value);
+    let max_headers = number(
+        limits.and_then(|l| l.max_headers.as_deref().copied()),
+        defaults.max_headers,
+    );
     let mut json = json!({
         "@type": type_url("envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": listener.name.value,
@@ -116,13 +119,15 @@ fn more_limits(limits: &LimitsConfig, manager: &mut Value) {
     if let Some(requests) = &limits.max_requests_per_connection {
         common["max_requests_per_connection"] = requests.value.into();
     }
-    if let Some(duration) = limits.max_connection_duration {
-        common["max_connection_duration"] = format_duration(duration).into();
+    if let Some(duration) = &limits.max_connection_duration {
+        common["max_connection_duration"] = format_duration(duration.value).into();
     }
     if limits.body_timeout.is_some() || limits.write_timeout.is_some() {
         let defaults = Limits::default();
-        let body = limits.body_timeout.unwrap_or(defaults.body_timeout);
-        let write = limits.write_timeout.unwrap_or(defaults.write_timeout);
+        let body = limits.body_timeout.as_deref().copied();
+        let body = body.unwrap_or(defaults.body_timeout);
+        let write = limits.write_timeout.as_deref().copied();
+        let write = write.unwrap_or(defaults.write_timeout);
         manager["stream_idle_timeout"] = format_duration(body.max(write)).into();
     }
 }

@@ -40,8 +40,8 @@ pub(super) fn export(listener: &Listener, config: &Config) -> Result<Value, Expo
     }
     if !before.is_empty() {
         let limits = listener.limits.as_ref();
-        let timeout = limits.and_then(|limits| limits.header_timeout);
-        let timeout = timeout.unwrap_or(Limits::default().header_timeout);
+        let timeout = limits.and_then(|limits| limits.header_timeout.as_ref());
+        let timeout = timeout.map_or(Limits::default().header_timeout, |written| written.value);
         json["listener_filters_timeout"] = json!(format_duration(timeout));
         json["listener_filters"] = before.into();
     }

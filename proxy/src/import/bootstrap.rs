@@ -13,7 +13,7 @@ use super::{
     filter::Filters,
     listener::{self, Routes},
     output::{self, Output},
-    overload, tracing,
+    overload, refused, tracing,
 };
 use crate::config::NodeConfig;
 
@@ -33,12 +33,7 @@ pub(super) fn convert(node: &Node, unprotected: Unprotected, found: &mut Finding
             let one = listener::convert(node, &mut filters, found);
             let open = unprotected == Unprotected::LeftOut && found.lost_protection_since(so_far);
             if open && one.is_some() {
-                found.push(
-                    node,
-                    Effect::Behaviour,
-                    "the whole listener is left out, since it would be open without what \
-                        protected it; `--unprotected` keeps it",
-                );
+                found.push(node, Effect::Behaviour, refused::OPEN);
             }
             let Some(one) = one.filter(|_| !open) else {
                 filters = known;

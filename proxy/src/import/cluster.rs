@@ -5,6 +5,7 @@ use attache_service::config::{Node, Span, Value, json::Value as Json};
 use super::{
     address,
     block::Block,
+    connection_manager::{UNUSED, bound},
     discovery,
     dropped::{Effect, Findings},
     output::{self, Output, text_at},
@@ -31,9 +32,7 @@ pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
         Some(policy) => out.put("lb_policy", policy.clone()),
         None => out.text("lb_policy", "ROUND_ROBIN", &node.span),
     }
-    if cluster.take("http2_protocol_options").is_some() {
-        out.put("http2", empty());
-    }
+    http2(&mut cluster, &mut out, found);
     options(&mut cluster, &mut out, found);
     if let Some(socket) = cluster.take("transport_socket")
         && !tls::cluster(socket, &mut out, found)
@@ -105,18 +104,7 @@ fn options(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
     };
     if let Some(mut http) = all.block(HTTP, found) {
         if let Some(mut explicit) = http.block("explicit_http_config", found) {
-            if let Some(mut http2) = explicit.block("http2_protocol_options", found) {
-                out.put("http2", empty());
-                http2.nothing(
-                    &[
-                        "initial_stream_window_size",
-                        "initial_connection_window_size",
-                    ],
-                    "windows are chosen by the proxy",
-                    found,
-                );
-                http2.finish(Effect::Behaviour, found);
-            }
+            http2(&mut explicit, out, found);
             if let Some(mut http1) = explicit.block("http_protocol_options", found) {
                 http1.nothing(&["enable_trailers"], "always on", found);
                 http1.finish(Effect::Behaviour, found);
@@ -125,6 +113,9 @@ fn options(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
         }
         if let Some(mut common) = http.block("common_http_protocol_options", found) {
             let mut options = Output::default();
+            if let Some(timeout) = bound(common.take("idle_timeout"), UNUSED, found) {
+                out.put("idle_timeout", timeout.clone());
+            }
             for entry in common.rest() {
                 if output::has_field::<Cluster>(&entry.key.name) {
                     out.put(&entry.key.name, entry.value.clone());
@@ -140,6 +131,22 @@ fn options(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
         http.finish(Effect::Behaviour, found);
     }
     all.finish(Effect::Behaviour, found);
+}
+
+/// Reads the options that say that HTTP/2 is spoken.
+fn http2(block: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
+    if let Some(mut http2) = block.block("http2_protocol_options", found) {
+        out.put("http2", empty());
+        http2.nothing(
+            &[
+                "initial_stream_window_size",
+                "initial_connection_window_size",
+            ],
+            "windows are chosen by the proxy",
+            found,
+        );
+        http2.finish(Effect::Behaviour, found);
+    }
 }
 
 /// Reads where the endpoints are; whether there is a way to say it.
@@ -277,11 +284,19 @@ pub(super) fn assignment(node: &Node, found: &mut Findings) -> Vec<Node> {
 
 /// One endpoint: an address, or a map when there is more to say of it.
 fn endpoint(node: &Node, found: &mut Findings) -> Option<Node> {
-    let mut lb = Block::open(node, found)?;
     let mut out = Output::default();
-    let mut inner = lb.block("endpoint", found)?;
     let at: &Span = &node.span;
-    let address = address::text(inner.take("address")?, found)?;
+    let lb = Block::open(node, found);
+    let inner = lb.and_then(|mut lb| Some((lb.block("endpoint", found)?, lb)));
+    let known = inner.and_then(|(mut inner, lb)| {
+        let address = address::text(inner.take("address")?, found)?;
+        Some((address, inner, lb))
+    });
+    let Some((address, mut inner, mut lb)) = known else {
+        let why = "it has no address that is known here: the endpoint is left out";
+        found.push(node, Effect::Behaviour, why);
+        return None;
+    };
     if let Some(host) = inner.take("hostname") {
         out.put("hostname", host.clone());
     }

@@ -109,21 +109,14 @@ fn limits(manager: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
         }
         None => limits.text("max_header_bytes", "60KiB", &Span::none()),
     }
-    if let Some(timeout) = manager.take("request_headers_timeout") {
+    let timeout = manager.take("request_headers_timeout");
+    if let Some(timeout) = bound(timeout, "on how long a head takes here: 10s", found) {
         limits.put("header_timeout", timeout.clone());
     }
-    if let Some(timeout) = manager.take("stream_idle_timeout") {
-        match parse_duration(timeout.text().unwrap_or_default()) {
-            Some(length) if !length.is_zero() => {
-                limits.put("body_timeout", timeout.clone());
-                limits.put("write_timeout", timeout.clone());
-            }
-            _ => found.push(
-                timeout,
-                Effect::Behaviour,
-                "there is always a bound on silent bodies here: 5m",
-            ),
-        }
+    let timeout = manager.take("stream_idle_timeout");
+    if let Some(timeout) = bound(timeout, "on silent bodies here: 5m", found) {
+        limits.put("body_timeout", timeout.clone());
+        limits.put("write_timeout", timeout.clone());
     }
     let moved = |block: &mut Block<'_>, from: &str, to: &str, limits: &mut Output| {
         if let Some(value) = block.take(from) {
@@ -132,7 +125,10 @@ fn limits(manager: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
     };
     if let Some(mut common) = manager.block("common_http_protocol_options", found) {
         moved(&mut common, "max_headers_count", "max_headers", &mut limits);
-        moved(&mut common, "idle_timeout", "idle_timeout", &mut limits);
+        let timeout = common.take("idle_timeout");
+        if let Some(timeout) = bound(timeout, UNUSED, found) {
+            limits.put("idle_timeout", timeout.clone());
+        }
         carry(&mut common, &mut limits, out, found);
     }
     let mut options = Output::default();
@@ -160,6 +156,24 @@ fn limits(manager: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
     }
     out.map("limits", limits);
     out.map("http2_protocol_options", options);
+}
+
+/// What a cluster and a listener have where Envoy keeps unused connections for ever.
+pub(super) const UNUSED: &str = "on unused connections here: 1h";
+
+/// A timeout, unless it is 0, which is none in Envoy.
+pub(super) fn bound<'n>(
+    timeout: Option<&'n Node>,
+    what: &str,
+    found: &mut Findings,
+) -> Option<&'n Node> {
+    let timeout = timeout?;
+    if parse_duration(timeout.text().unwrap_or_default()).is_some_and(|length| length.is_zero()) {
+        let why = format!("there is always a bound {what}");
+        found.push(timeout, Effect::Behaviour, why);
+        return None;
+    }
+    Some(timeout)
 }
 
 /// What is a limit, an option or a field of the listener under the same name.

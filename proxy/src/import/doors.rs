@@ -314,6 +314,222 @@ fn a_route_that_cannot_be_told_refuses_instead_of_leaving_its_requests_to_others
     );
 }
 
+/// A bootstrap with one listener and these routes, or virtual hosts.
+fn with_table(table: &Json) -> Json {
+    let chains = json!([chain(json!([manager(&json!({ "route_config": table }))]))]);
+    bootstrap_of(json!([listener("web", chains)]))
+}
+
+#[test]
+fn a_route_whose_match_the_proxy_cannot_take_refuses_all_that_could_be_its_own() {
+    // RE2 has the quotes `\Q` and `\E`.
+    let regex = json!({ "regex": "/\\Qa.b\\E/.*" });
+    let header = json!({ "name": "x-a", "string_match": { "safe_regex": regex } });
+    let api = json!({ "name": "x-b", "string_match": { "exact": "c" } });
+    for (wanted, left) in [
+        (json!({ "safe_regex": regex }), json!({ "prefix": "/" })),
+        (
+            json!({ "safe_regex": regex, "headers": [api] }),
+            json!({ "prefix": "/", "headers": [api] }),
+        ),
+        (
+            json!({ "prefix": "/admin", "headers": [header] }),
+            json!({ "prefix": "/admin" }),
+        ),
+    ] {
+        let first = json!({ "match": { "path": "/first" }, "route": { "cluster": "web" } });
+        let mut hosts = json!([host(&["*"])]);
+        hosts[0]["routes"] = json!([
+            first,
+            { "match": wanted, "direct_response": { "status": 403 } },
+            { "match": { "prefix": "/" }, "route": { "cluster": "web" } },
+        ]);
+
+        let imported = holds(&with_table(&json!({ "virtual_hosts": hosts })));
+
+        let routes = &imported.config["virtual_hosts"][0]["routes"];
+        assert_eq!(routes.as_array().unwrap().len(), 3, "{routes:#}");
+        assert_eq!(routes[0]["match"], first["match"]);
+        assert_eq!(routes[1]["match"], left);
+        assert_eq!(routes[1]["direct_response"]["status"], 500);
+        assert_eq!(said(&imported, Effect::Protection), [""; 0]);
+        let said = said(&imported, Effect::Behaviour);
+        assert!(
+            said.len() == 1 && said[0].contains("answers with 500"),
+            "{said:#?}"
+        );
+    }
+}
+
+#[test]
+fn a_listener_with_a_domain_that_the_proxy_cannot_take_is_left_out_unless_it_is_asked_for() {
+    let table = json!({ "virtual_hosts": [host(&["b.test", "a.*.test"]), host(&["*"])] });
+    let own = json!({ "virtual_hosts": [host(&["*"])] });
+    let with = |name: &str, table: &Json| {
+        listener(
+            name,
+            json!([chain(json!([manager(&json!({ "route_config": table }))]))]),
+        )
+    };
+    let tcp = || listener("tcp", json!([chain(json!([tcp_proxy()]))]));
+    for (listeners, kept) in [
+        (json!([with("web", &table), tcp()]), vec!["tcp"]),
+        (json!([with("web", &table), with("own", &own)]), vec!["own"]),
+    ] {
+        let bootstrap = bootstrap_of(listeners);
+
+        let imported = holds(&bootstrap);
+
+        assert_eq!(names(&imported), kept);
+        let lost = said(&imported, Effect::Protection);
+        assert!(lost.len() == 1 && lost[0].contains("a.*.test"), "{lost:#?}");
+        let unprotected = imported_as(&bootstrap, Unprotected::Kept);
+        assert_eq!(names(&unprotected).len(), 2);
+        assert!(!unprotected.config.to_string().contains("a.*.test"));
+    }
+}
+
+#[test]
+fn a_connect_that_cannot_be_served_is_refused_and_nothing_else() {
+    let upgrade = json!([{ "upgrade_type": "CONNECT" }]);
+    let mut hosts = json!([host(&["*"])]);
+    hosts[0]["routes"] = json!([
+        { "match": { "connect_matcher": {} }, "route": { "cluster": "web", "upgrade_configs": upgrade } },
+        { "match": { "prefix": "/" }, "route": { "cluster": "web" } },
+    ]);
+
+    let imported = holds(&with_table(&json!({ "virtual_hosts": hosts })));
+
+    let routes = &imported.config["virtual_hosts"][0]["routes"];
+    assert_eq!(routes.as_array().unwrap().len(), 1, "{routes:#}");
+    assert_eq!(routes[0]["route"]["cluster"], "web");
+}
+
+#[test]
+fn a_route_that_is_left_out_protects_by_what_it_changes_or_by_hiding_what_others_change() {
+    let odd = json!({ "prefix": "/odd", "runtime_fraction": {} });
+    let limits =
+        json!({ "cluster": "web", "rate_limits": [{ "actions": [{ "remote_address": {} }] }] });
+    let plain = json!({ "match": odd, "route": { "cluster": "web" } });
+    let all = json!({ "match": { "prefix": "/" }, "route": { "cluster": "web" } });
+    let mut open = all.clone();
+    open["typed_per_filter_config"] = json!({ "auth": { "disabled": true } });
+    for (routes, lost) in [
+        (json!([plain, all]), false),
+        (json!([{ "match": odd, "route": limits }, all]), true),
+        (
+            json!([{ "match": odd, "route": { "cluster": "web" }, "request_headers_to_remove": ["x"] }, all]),
+            true,
+        ),
+        (json!([plain, open]), true),
+    ] {
+        let mut table = json!({ "virtual_hosts": [host(&["*"])] });
+        table["virtual_hosts"][0]["routes"] = routes.clone();
+        let mut auth = ext_authz();
+        auth["name"] = "auth".into();
+        let more = json!({ "route_config": table, "http_filters": [auth] });
+        let chains = json!([chain(json!([manager(&more)]))]);
+
+        let imported = holds(&bootstrap_of(json!([listener("web", chains)])));
+
+        assert_eq!(names(&imported).is_empty(), lost, "{routes:#}");
+    }
+}
+
+#[test]
+fn a_guard_of_the_process_that_the_proxy_refuses_is_a_lost_protection() {
+    let mut bootstrap = with_table(&json!({ "virtual_hosts": [host(&["*"])] }));
+    bootstrap["overload_manager"] = json!({
+        "refresh_interval": "0s",
+        "resource_monitors": [{ "name": "heap", "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.resource_monitors.fixed_heap.v3.FixedHeapConfig",
+            "max_heap_size_bytes": 1_000_000_000,
+        } }],
+        "actions": [{ "name": "envoy.overload_actions.stop_accepting_requests",
+            "triggers": [{ "name": "heap", "threshold": { "value": 0.95 } }] }],
+    });
+
+    let imported = holds(&bootstrap);
+
+    assert!(imported.config["overload"].is_null());
+    assert_eq!(names(&imported), ["web"]);
+    let lost = said(&imported, Effect::Protection);
+    assert!(lost.iter().any(|one| one.contains("overload")), "{lost:#?}");
+}
+
+#[test]
+fn where_envoy_has_no_bound_there_is_ours_and_that_is_said() {
+    let mut web = cluster("web");
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    web["typed_extension_protocol_options"][options]["common_http_protocol_options"] =
+        json!({ "idle_timeout": "0s" });
+    let more = json!({
+        "request_headers_timeout": "0s",
+        "stream_idle_timeout": "0s",
+        "common_http_protocol_options": { "idle_timeout": "0s" },
+    });
+    let chains = json!([chain(json!([manager(&more)]))]);
+    let mut bootstrap = bootstrap_of(json!([listener("web", chains)]));
+    bootstrap["static_resources"]["clusters"] = json!([web]);
+
+    let imported = holds(&bootstrap);
+
+    assert_eq!(names(&imported), ["web"]);
+    assert!(!imported.config.to_string().contains("0s\""));
+    let said = said(&imported, Effect::Behaviour);
+    assert_eq!(said.len(), 4, "{said:#?}");
+    let bounds = |one: &String| one.contains("there is always a bound on");
+    assert!(said.iter().all(bounds), "{said:#?}");
+}
+
+#[test]
+fn each_endpoint_and_option_that_is_left_out_is_said_with_its_place() {
+    let mut web = cluster("web");
+    web["load_assignment"]["endpoints"][0]["lb_endpoints"] = json!([
+        { "endpoint": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 3000 } } } },
+        { "endpoint_name": "named" },
+        { "endpoint": {} },
+        { "endpoint": { "address": {} } },
+        { "endpoint": { "address": { "pipe": {} } } },
+    ]);
+    web["http2_protocol_options"] = json!({ "max_concurrent_streams": 7 });
+    let mut bootstrap = with_table(&json!({ "virtual_hosts": [host(&["*"])] }));
+    bootstrap["static_resources"]["clusters"] = json!([web]);
+    bootstrap["layered_runtime"] = json!({ "layers": [{
+        "name": "static",
+        "static_layer": { "overload": { "global_downstream_max_connections": 7, "other": 1 } },
+    }] });
+
+    let imported = holds(&bootstrap);
+
+    assert_eq!(
+        imported.config["clusters"][0]["endpoints"],
+        json!([{ "address": "127.0.0.1:3000" }])
+    );
+    assert_eq!(imported.config["max_active_downstream_connections"], 7);
+    let behaviour = said(&imported, Effect::Behaviour);
+    for nth in 1..5 {
+        let place = format!("lb_endpoints[{nth}]");
+        assert!(
+            behaviour.iter().any(|one| one.contains(&place)),
+            "{place}: {behaviour:#?}"
+        );
+    }
+    assert!(
+        behaviour
+            .iter()
+            .any(|one| one.contains("clusters[0].http2_protocol_options.max_concurrent_streams")),
+        "{behaviour:#?}"
+    );
+    let nothing = said(&imported, Effect::Nothing);
+    assert!(
+        nothing
+            .iter()
+            .any(|one| one.contains("static_layer.overload.other")),
+        "{nothing:#?}"
+    );
+}
+
 #[test]
 fn what_a_mesh_configures_is_carried_over_as_far_as_there_is_something_for_it() {
     let unbounded = json!({ "max_connections": u32::MAX });

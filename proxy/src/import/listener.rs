@@ -86,7 +86,6 @@ pub(super) fn convert(
             found.push(&entry.key, Effect::Behaviour, why);
         }
     }
-    let serves_http = matches!(beside, chain::Served::Http(_));
     let (routes, tracing) = match beside {
         chain::Served::Http(Beside { routes, tracing }) => {
             if routes.is_none() {
@@ -105,14 +104,8 @@ pub(super) fn convert(
         }
     };
     let what = "the whole listener";
-    let mut config =
+    let config =
         output::decode::<Listener>(&out.into_node(), node, what, Effect::Behaviour, found)?;
-    if serves_http && let Some(fields) = config.as_object_mut() {
-        // Left out, it means the default, which is not Envoy's.
-        fields
-            .entry("upgrades")
-            .or_insert_with(|| Json::Array(Vec::new()));
-    }
     Some(Converted {
         config,
         routes,

@@ -113,7 +113,7 @@ pub fn bootstrap(document: &Document, unprotected: Unprotected) -> Result<Import
     let root = tree(document)?;
     let mut found = Findings::default();
     let config = bootstrap::convert(&root, unprotected, &mut found);
-    let config = refused::take_out(config, &root, &mut found);
+    let config = refused::take_out(config, &root, unprotected, &mut found);
     Ok(Imported {
         config,
         dropped: found.sorted(&root),

@@ -136,7 +136,12 @@ fn layer(node: &Node, converted: &mut Converted, found: &mut Findings) {
             if name.starts_with("envoy.resource_limits") {
                 let why = "connections of a listener are limited by its `limits` here";
                 found.push(&entry.key, Effect::Protection, why);
-            } else if name != flat && name != outer {
+            } else if name == outer {
+                let inside = entry.value.as_map().unwrap_or_default();
+                for other in inside.iter().filter(|other| &*other.key.name != inner) {
+                    found.push(&other.key, Effect::Nothing, why);
+                }
+            } else if name != flat {
                 found.push(&entry.key, Effect::Nothing, why);
             }
         }

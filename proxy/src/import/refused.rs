@@ -1,6 +1,7 @@
 //! The result is read as the proxy will read it. What it refuses is taken out, so that the rest can
 //! be used, and in such a way that nothing is served that was not served before: a listener goes as
 //! a whole, and a route answers with 500 instead of leaving its requests to the routes behind it.
+//! Where requests would go elsewhere all the same, the listeners that take them go.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +10,15 @@ use attache_service::config::{
     json::{Value as Json, json, to_string_pretty},
 };
 
-use super::dropped::{Effect, Findings};
+use super::{
+    Unprotected,
+    dropped::{Effect, Findings},
+};
 use crate::{Config, config::NothingEmbedded};
+
+/// Why a listener is left out of which nothing was refused.
+pub(super) const OPEN: &str = "the whole listener is left out, since it would be open without \
+    what protected it; `--unprotected` keeps it";
 
 /// What was taken out may have been named by something else; chains of names are short.
 const ROUNDS: usize = 32;
@@ -24,8 +32,24 @@ const FILES: [&str; 6] = [
     "endpoints_file",
 ];
 
+/// What guards the whole process.
+const GUARDS: [&str; 2] = ["overload", "max_active_downstream_connections"];
+/// Tests of a path.
+const PATHS: [&str; 5] = [
+    "prefix",
+    "path",
+    "path_separated_prefix",
+    "safe_regex",
+    "connect_matcher",
+];
+
 /// Takes out what the proxy would refuse. `root` is Envoy's file, in which names are looked up.
-pub(super) fn take_out(mut config: Json, root: &Node, found: &mut Findings) -> Json {
+pub(super) fn take_out(
+    mut config: Json,
+    root: &Node,
+    unprotected: Unprotected,
+    found: &mut Findings,
+) -> Json {
     for _ in 0..ROUNDS {
         let Ok(text) = to_string_pretty(&config) else {
             break;
@@ -50,6 +74,16 @@ pub(super) fn take_out(mut config: Json, root: &Node, found: &mut Findings) -> J
         }
         if cuts.is_empty() {
             break;
+        }
+        if unprotected == Unprotected::LeftOut {
+            let lost = cuts.iter().filter(|cut| cut.effect() == Effect::Protection);
+            let open: BTreeSet<_> = lost.flat_map(|cut| cut.opens(&config)).collect();
+            for listener in open {
+                let at = place(&listener.way, &config, root);
+                if cuts.insert(listener) {
+                    found.push(&at, Effect::Behaviour, OPEN);
+                }
+            }
         }
         for cut in cuts.iter().rev() {
             cut.make(&mut config);
@@ -82,6 +116,9 @@ enum Kind {
     Matches,
     /// Its requests are answered with 500.
     Answers,
+    /// It is a condition of a route. Without it the route takes more requests, and answers them
+    /// with 500.
+    Condition,
 }
 
 /// What has to be taken out.
@@ -108,7 +145,23 @@ impl Cut {
             _ => 0,
         };
         match names.get(table..)? {
-            ["virtual_hosts", "", "routes", "", "match", ..] => cut(table + 4, Kind::Matches),
+            // What is no condition of its own is the test of the path.
+            ["virtual_hosts", "", "routes", "", "match", rest @ ..] => {
+                let routes = at(config, way.get(..table + 3)?)?.as_array()?;
+                let connects = |route: &&Json| !route["match"]["connect_matcher"].is_null();
+                let connect = at(config, way.get(..table + 4)?).is_some_and(|one| connects(&one));
+                match rest.first() {
+                    Some(&("headers" | "query_parameters" | "cookies")) => {
+                        cut(table + 6, Kind::Condition)
+                    }
+                    // Only another of its kind would take a `CONNECT`, which is refused then.
+                    _ if connect && routes.iter().filter(connects).count() == 1 => {
+                        cut(table + 4, Kind::Part)
+                    }
+                    Some(_) if !connect => cut(table + 6, Kind::Condition),
+                    _ => cut(table + 4, Kind::Matches),
+                }
+            }
             ["virtual_hosts", "", "routes", "", ..] => {
                 let answer = at(config, way.get(..table + 4)?)?;
                 match *answer == refusal(&answer["match"]) {
@@ -144,7 +197,34 @@ impl Cut {
         match self.kind {
             Kind::Matches => Effect::Protection,
             Kind::Part if self.way.iter().any(protects) => Effect::Protection,
-            Kind::Part | Kind::Answers => Effect::Behaviour,
+            Kind::Part if self.guards() => Effect::Protection,
+            Kind::Part | Kind::Answers | Kind::Condition => Effect::Behaviour,
+        }
+    }
+
+    /// Whether it guards the whole process.
+    fn guards(&self) -> bool {
+        matches!(self.way.as_slice(), [Step::Key(guard)] if GUARDS.contains(&guard.as_str()))
+    }
+
+    /// The listeners whose requests are treated otherwise without it, each as what has to be cut.
+    fn opens(&self, config: &Json) -> Vec<Self> {
+        let listener = |index: usize| Self {
+            way: vec![Step::Key("listeners".into()), Step::Item(index)],
+            kind: Kind::Part,
+        };
+        match self.way.as_slice() {
+            [Step::Key(list), Step::Item(index), ..] if list == "listeners" => {
+                vec![listener(*index)]
+            }
+            _ if self.guards() => Vec::new(),
+            _ => {
+                let all = config.get("listeners").and_then(Json::as_array);
+                let all = all.into_iter().flatten().enumerate();
+                all.filter(|(_, one)| shares_routes(one))
+                    .map(|(index, _)| listener(index))
+                    .collect()
+            }
         }
     }
 
@@ -165,6 +245,9 @@ impl Cut {
         match self.kind {
             Kind::Part | Kind::Matches => format!("{what} is left out"),
             Kind::Answers => format!("{what} answers with 500"),
+            Kind::Condition => {
+                "the route answers with 500, to all requests that it takes without this".to_owned()
+            }
         }
     }
 
@@ -172,6 +255,12 @@ impl Cut {
         let Some((last, way)) = self.way.split_last() else {
             return;
         };
+        if let (Kind::Condition, Some(route)) = (self.kind, way.split_last().map(|(_, way)| way)) {
+            if let Some(route) = at_mut(config, route) {
+                *route = refusal(&without(&route["match"], last.name()));
+            }
+            return;
+        }
         if self.kind == Kind::Answers {
             if let Some(part) = at_mut(config, &self.way) {
                 *part = match part.get("domains") {
@@ -196,6 +285,25 @@ impl Cut {
 /// The route that refuses what another took.
 fn refusal(matches: &Json) -> Json {
     json!({ "match": matches, "direct_response": { "status": 500 } })
+}
+
+/// A match that takes all that this one takes, and does not say this.
+fn without(matches: &Json, condition: &str) -> Json {
+    let mut wider = matches.clone();
+    if let Some(conditions) = wider.as_object_mut() {
+        conditions.remove(condition);
+        if !PATHS.iter().any(|path| conditions.contains_key(*path)) {
+            conditions.insert("prefix".into(), "/".into());
+        }
+    }
+    wider
+}
+
+/// Whether a listener has the routes at the top.
+fn shares_routes(listener: &Json) -> bool {
+    let own = ["route_config", "route_config_name", "tcp"];
+    own.iter().all(|field| listener[*field].is_null())
+        && (listener["tls_passthrough"].is_null() || !listener["tls"].is_null())
 }
 
 /// The virtual host that refuses what another took.

@@ -62,9 +62,11 @@ pub(super) fn table(
 fn virtual_host(node: &Node, seen: &mut BTreeSet<String>, found: &mut Findings) -> Option<Node> {
     let mut host = Block::open(node, found)?;
     let mut out = Output::default();
-    let routes = host.list("routes").iter();
+    let all = host.list("routes");
+    let routes = all.iter();
     let routes = routes
-        .filter_map(|route| self::route(route, found))
+        .enumerate()
+        .filter_map(|(nth, route)| self::route(route, all.get(nth + 1..)?, found))
         .collect();
     host.nothing(&["stat_prefix", "virtual_clusters"], STATISTICS, found);
     if let Some(require) = host.take("require_tls")
@@ -89,17 +91,33 @@ fn virtual_host(node: &Node, seen: &mut BTreeSet<String>, found: &mut Findings) 
 
 const STATISTICS: &str = "there are no statistics by route";
 
+/// What a route decides, or changes for a policy, by itself; those behind it do not know of it.
+const DECIDES: [&str; 5] = [
+    "direct_response",
+    "redirect",
+    "typed_per_filter_config",
+    "request_headers_to_remove",
+    "response_headers_to_remove",
+];
+
+/// Whether a route treats its requests in another way than its host does, apart from where they go.
+fn decides(route: &Node) -> bool {
+    let limits = route.get("route").and_then(|to| to.get("rate_limits"));
+    limits.is_some() || DECIDES.iter().any(|field| route.get(field).is_some())
+}
+
 /// A route, as far as it can be told. One of which a part of `match` is unknown would take
 /// requests that are not its own, and is left out; one that takes requests and does with them what
 /// is unknown answers them with 500, so that none goes on to the routes behind it.
-fn route(route: &Node, found: &mut Findings) -> Option<Node> {
+fn route(route: &Node, behind: &[Node], found: &mut Findings) -> Option<Node> {
     let mut errors = Errors::new();
     let matches = route.get("match");
     let matched = matches.and_then(|node| RouteMatch::decode(node, &mut errors));
     if matched.is_none() || !errors.is_empty() {
-        // Requests that it refuses, or for which it changes a policy, go to others.
-        let decides = ["direct_response", "redirect", "typed_per_filter_config"];
-        let effect = match decides.iter().any(|field| route.get(field).is_some()) {
+        // Requests that it refuses, or for which it changes a policy, go to others; or to one that
+        // changes a policy for them.
+        let changes = |other: &Node| other.get("typed_per_filter_config").is_some();
+        let effect = match decides(route) || behind.iter().any(changes) {
             true => Effect::Protection,
             false => Effect::Behaviour,
         };

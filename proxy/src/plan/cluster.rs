@@ -97,11 +97,18 @@ impl ClusterPlan {
     /// As [`guards`](Self::guards).
     pub(crate) fn channel(&self, metrics: &Metrics) -> ChannelSettings {
         ChannelSettings {
+            guards: Some(self.guards(metrics).clone()),
+            ..self.unguarded_channel()
+        }
+    }
+
+    /// The same without guards, which begin when the cluster runs.
+    pub(crate) fn unguarded_channel(&self) -> ChannelSettings {
+        ChannelSettings {
             balance: self.balance,
             tls: self.tls.clone(),
             connect_timeout: self.connect_timeout,
             max_connection_duration: self.max_connection_duration,
-            guards: Some(self.guards(metrics).clone()),
             ..ChannelSettings::of(self.endpoints.clone())
         }
     }

@@ -6,6 +6,7 @@ use attache_filter::{
     fraction::Fraction,
     grpc_service::{HttpStatus, ServiceCall},
     header_option::HeaderAddition,
+    on_failure::{AskedBy, OnFailure, Outcome},
 };
 use attache_service::config::{Errors, Located};
 use http::StatusCode;
@@ -148,6 +149,27 @@ impl Filter {
             },
         };
         Some(Settings::new(domain, policies))
+    }
+
+    /// What becomes of requests when the service fails.
+    pub fn on_failure(&self) -> OnFailure {
+        let status = self.status_on_error;
+        let outcome = match self.deny_on_error {
+            Some(share) if share.is_all() => Outcome::Refused(status),
+            Some(share) if !share.is_none() => Outcome::PartlyRefused(share, status),
+            _ => Outcome::Passes,
+        };
+        OnFailure {
+            kind: "ratelimit",
+            cluster: self.service.cluster.value.clone(),
+            asked_by: AskedBy::Grpc,
+            timeout: self.timeout,
+            not_reached: outcome,
+            too_late: outcome,
+            wrong_answer: outcome,
+            impossible_change: None,
+            notes: Vec::new(),
+        }
     }
 
     /// The filter's name.

@@ -23,7 +23,7 @@ impl<T: ConfigValue> ConfigValue for Option<T> {
     }
 
     fn encode(&self) -> Option<Json> {
-        self.as_ref()?.encode()
+        self.as_ref()?.encode_present()
     }
 
     fn encode_typed(&self) -> Option<Json> {
@@ -50,6 +50,10 @@ impl<T: ConfigValue> ConfigValue for Box<T> {
 
     fn encode(&self) -> Option<Json> {
         self.as_ref().encode()
+    }
+
+    fn encode_present(&self) -> Option<Json> {
+        self.as_ref().encode_present()
     }
 
     fn encode_typed(&self) -> Option<Json> {
@@ -88,10 +92,14 @@ impl<T: ConfigValue> ConfigValue for Vec<T> {
     }
 
     fn encode(&self) -> Option<Json> {
-        if self.is_empty() {
-            return None;
+        match self.is_empty() {
+            true => None,
+            false => self.encode_present(),
         }
-        let items = self.iter().map(|item| item.encode().unwrap_or(Json::Null));
+    }
+
+    fn encode_present(&self) -> Option<Json> {
+        let items = self.iter().map(present);
         Some(Json::Array(items.collect()))
     }
 
@@ -126,18 +134,26 @@ impl<V: ConfigValue> ConfigValue for BTreeMap<String, V> {
     }
 
     fn encode(&self) -> Option<Json> {
-        if self.is_empty() {
-            return None;
+        match self.is_empty() {
+            true => None,
+            false => self.encode_present(),
         }
+    }
+
+    fn encode_present(&self) -> Option<Json> {
         let entries = self
             .iter()
-            .map(|(key, value)| (key.clone(), value.encode().unwrap_or(Json::Null)));
+            .map(|(key, value)| (key.clone(), present(value)));
         Some(Json::Object(entries.collect()))
     }
 
     fn schema(schemas: &mut Schemas) -> Json {
         json!({ "type": ["object", "null"], "additionalProperties": V::schema(schemas) })
     }
+}
+
+fn present<T: ConfigValue>(value: &T) -> Json {
+    value.encode_present().unwrap_or(Json::Null)
 }
 
 /// A value that remembers where it was written, for errors found after decoding:
@@ -212,6 +228,10 @@ impl<T: ConfigValue> ConfigValue for Located<T> {
 
     fn encode(&self) -> Option<Json> {
         self.value.encode()
+    }
+
+    fn encode_present(&self) -> Option<Json> {
+        self.value.encode_present()
     }
 
     fn encode_typed(&self) -> Option<Json> {

@@ -119,7 +119,7 @@ macro_rules! config_struct {
                     $crate::config::fields::put(
                         &mut object,
                         $crate::__config_key!($field $($key)?),
-                        $crate::config::ConfigValue::encode(&self.$field),
+                        $crate::__config_encode!(&self.$field $(, $default)?),
                     );
                 )*
                 $($(
@@ -272,7 +272,7 @@ macro_rules! config_oneof {
                         // A chosen variant is written even if its value is empty.
                         Self::$variant(value) => ::core::option::Option::Some((
                             $key,
-                            $crate::config::ConfigValue::encode(value)
+                            $crate::config::ConfigValue::encode_present(value)
                                 .unwrap_or($crate::config::json::Value::Null),
                         )),
                     )*
@@ -373,6 +373,18 @@ macro_rules! __config_missing {
     };
     ($type:ty, $default:expr) => {
         (|| -> ::core::option::Option<$type> { ::core::option::Option::Some($default) })
+    };
+}
+
+/// A field's value as it is written: where a default is declared, that of none is another.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __config_encode {
+    ($value:expr) => {
+        $crate::config::ConfigValue::encode($value)
+    };
+    ($value:expr, $default:expr) => {
+        $crate::config::ConfigValue::encode_present($value)
     };
 }
 

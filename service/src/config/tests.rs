@@ -108,6 +108,20 @@ config_struct! {
     }
 }
 
+config_struct! {
+    /// Lists and maps that are something else when they are not there.
+    struct Defaults {
+        names: Option<Vec<String>>,
+        tags: Option<BTreeMap<String, u32>>,
+        kinds: Vec<String> = vec!["all".to_owned()],
+        place: Option<Located<Box<Vec<String>>>>,
+        plain: Vec<String>,
+    }
+    oneof {
+        path: Option<PathMatch>,
+    }
+}
+
 /// The least that decodes, to put one more line behind.
 const LEAST: &str = "service: {cluster_name: a}\n";
 
@@ -145,6 +159,19 @@ fn error(line: &str) -> String {
     let errors = errors(&format!("{LEAST}{line}"));
     assert_eq!(errors.len(), 1, "{errors:?}");
     errors.concat()
+}
+
+#[test]
+fn an_empty_list_or_map_is_written_where_without_it_there_would_be_another() {
+    let empty = "{names: [], tags: {}, kinds: [], place: [], plain: [], parts: []}";
+    let defaults: Defaults = document(empty).decode().unwrap();
+    let json = json!({ "names": [], "tags": {}, "kinds": [], "place": [], "parts": [] });
+    assert_eq!(defaults.encode(), Some(json.clone()));
+    let again: Defaults = document(&json.to_string()).decode().unwrap();
+    assert_eq!(again, defaults);
+
+    let left_out: Defaults = document("{}").decode().unwrap();
+    assert_eq!(left_out.encode(), Some(json!({ "kinds": ["all"] })));
 }
 
 #[test]

@@ -26,6 +26,12 @@ pub trait ConfigValue: Sized {
     /// The value in Envoy's proto JSON; `None` if the field is not to be written.
     fn encode(&self) -> Option<Json>;
 
+    /// Like [`ConfigValue::encode`], where leaving the value out would mean something else: an
+    /// empty list or map is written.
+    fn encode_present(&self) -> Option<Json> {
+        self.encode()
+    }
+
     /// Like [`ConfigValue::encode`], as the content of a `google.protobuf.Any`: with `@type`.
     fn encode_typed(&self) -> Option<Json> {
         let mut json = self.encode()?;

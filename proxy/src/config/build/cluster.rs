@@ -14,7 +14,7 @@ use attache_service::{
 };
 use http::HeaderName;
 
-use super::Builder;
+use super::{Builder, limits::positive};
 use crate::{
     config::{self, Cluster, Embedded, EmbeddedService, OriginalDst, Target},
     plan::{ClusterPlan, DestinationPlan, Protocol},
@@ -23,10 +23,15 @@ use crate::{
 impl Builder<'_> {
     pub(super) fn cluster(&self, raw: &Cluster, errors: &mut Errors) -> Option<ClusterPlan> {
         let mut plan = ClusterPlan::new(raw.name.as_str(), []);
-        if let Some(timeout) = raw.connect_timeout {
+        if raw.name.is_empty() {
+            errors.push(&raw.name, "a cluster needs a name");
+        }
+        let connect = raw.connect_timeout.as_ref();
+        if let Some(timeout) = positive(connect, "no connection could be made", errors) {
             plan.connect_timeout = timeout;
         }
-        if let Some(timeout) = raw.idle_timeout {
+        let why = "there is always a bound; `max_requests_per_connection: 1` keeps no connection";
+        if let Some(timeout) = positive(raw.idle_timeout.as_ref(), why, errors) {
             plan.idle_timeout = timeout;
         }
         let common = raw.common_http_protocol_options.as_ref();
@@ -44,7 +49,11 @@ impl Builder<'_> {
         let outliers = raw.outlier_detection.as_ref();
         plan.outliers = outliers.map(|raw| Detector::plan(raw, errors));
         plan.health = health(raw, errors);
-        plan.max_connection_duration = positive(raw.max_connection_duration.as_ref(), errors);
+        plan.max_connection_duration = positive(
+            raw.max_connection_duration.as_ref(),
+            "leave it out for no bound",
+            errors,
+        );
         if let Some(max) = &raw.max_requests_per_connection {
             // 0 is no bound, as in Envoy.
             plan.max_requests_per_connection = NonZero::new(max.value);
@@ -157,15 +166,6 @@ fn is_name(described: &Described) -> bool {
     matches!(&described.target, At::Address(address) if !is_literal(address))
 }
 
-/// A duration that must not be 0.
-fn positive(raw: Option<&Located<Duration>>, errors: &mut Errors) -> Option<Duration> {
-    let raw = raw?;
-    if raw.value.is_zero() {
-        errors.push(raw, "expected more than 0 s");
-    }
-    Some(raw.value)
-}
-
 fn balance(raw: &Cluster, errors: &mut Errors) -> Balance {
     let ewma = raw.peak_ewma_lb_config.as_ref();
     if let Some(ewma) = ewma
@@ -173,7 +173,13 @@ fn balance(raw: &Cluster, errors: &mut Errors) -> Balance {
     {
         errors.push(ewma, "it is for `lb_policy: PEAK_EWMA`");
     }
-    let decay = ewma.and_then(|ewma| positive(ewma.value.decay_time.as_ref(), errors));
+    let decay = ewma.and_then(|ewma| {
+        positive(
+            ewma.value.decay_time.as_ref(),
+            "nothing would count",
+            errors,
+        )
+    });
     let policy = match raw.lb_policy {
         None | Some(config::LbPolicy::LeastRequest) => LbPolicy::LeastRequest,
         Some(config::LbPolicy::RoundRobin) => LbPolicy::RoundRobin,
@@ -210,7 +216,7 @@ fn dns(raw: &Cluster, named: &Named, errors: &mut Errors) -> Dns {
             errors.push(kind, "`LOGICAL_DNS` is for one name: `dns: host:port`");
         }
     }
-    if let Some(every) = positive(raw.dns_refresh_rate.as_ref(), errors) {
+    if let Some(every) = positive(raw.dns_refresh_rate.as_ref(), "it is a pause", errors) {
         dns.refresh_rate = every;
     }
     if let Some(family) = raw.dns_lookup_family {

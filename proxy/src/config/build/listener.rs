@@ -9,7 +9,7 @@ use attache_service::{
 };
 use ipnet::IpNet;
 
-use super::{Builder, ClusterNames, Scope, Tables, local_reply};
+use super::{Builder, ClusterNames, Scope, Tables, limits, local_reply};
 use crate::{
     client_cert::{ClientCertDetails, ForwardClientCert},
     config::{
@@ -23,8 +23,6 @@ use crate::{
     tcp::TcpPlan,
 };
 
-/// Envoy's bound on a header block, in bytes; hyper needs some room at least.
-const LEAST_HEADER_BYTES: u64 = 8 << 10;
 /// A client does not wait for more.
 const MOST_ATTEMPTS: u32 = 10;
 
@@ -100,31 +98,7 @@ impl Builder<'_> {
             plan.filters.push(name.as_str().into());
         }
         if let Some(limits) = &raw.limits {
-            let to = &mut plan.limits;
-            if let Some(size) = &limits.max_header_bytes {
-                if size.value.bytes() < LEAST_HEADER_BYTES {
-                    errors.push(size, "`max_header_bytes` is at least 8KiB");
-                }
-                to.max_header_bytes = size.value.as_usize();
-            }
-            to.max_connections = limits.max_connections.unwrap_or(to.max_connections);
-            to.max_headers = limits.max_headers.unwrap_or(to.max_headers);
-            to.header_timeout = limits.header_timeout.unwrap_or(to.header_timeout);
-            to.idle_timeout = limits.idle_timeout.unwrap_or(to.idle_timeout);
-            to.max_concurrent_streams = limits
-                .max_concurrent_streams
-                .unwrap_or(to.max_concurrent_streams);
-            to.max_requests = limits.max_requests;
-            if let Some(requests) = &limits.max_requests_per_connection {
-                if requests.value == 0 {
-                    errors.push(requests, "must be more than 0: no request could be made");
-                }
-                to.max_requests_per_connection = Some(requests.value);
-            }
-            to.max_connection_duration = limits.max_connection_duration;
-            to.body_timeout = limits.body_timeout.unwrap_or(to.body_timeout);
-            to.write_timeout = limits.write_timeout.unwrap_or(to.write_timeout);
-            to.max_resets = limits.max_resets.unwrap_or(to.max_resets);
+            limits::plan(limits, &mut plan.limits, errors);
         }
         let forward = &mut plan.forward;
         forward.use_remote_address = raw.use_remote_address.unwrap_or(forward.use_remote_address);

@@ -2,6 +2,7 @@
 
 mod access_log;
 mod cluster;
+mod limits;
 mod listener;
 mod live_page;
 mod local_reply;
@@ -96,12 +97,7 @@ pub(super) fn plan(
     };
     let (drain_min, drain_timeout) = drain(config.drain.as_ref(), errors);
     let max_connections = config.max_active_downstream_connections.as_ref();
-    let max_connections = max_connections.map(|limit| {
-        if limit.value == 0 {
-            errors.push(limit, "must be more than 0: nobody could connect");
-        }
-        limit.value
-    });
+    let max_connections = limits::positive(max_connections, "nobody could connect", errors);
     let mut filters = FilterPlans::default();
     for (name, policy) in policies {
         if let Some(policy) = policy {

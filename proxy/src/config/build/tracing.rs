@@ -1,7 +1,6 @@
 //! Traces.
 
 use attache_service::{
-    ChannelSettings,
     config::{ConfigValue, Errors, Located},
     trace::TraceSettings,
 };
@@ -76,14 +75,4 @@ pub(super) fn plan(
         sampling,
         written,
     })
-}
-
-pub(super) fn collector(cluster: &ClusterPlan) -> ChannelSettings {
-    ChannelSettings {
-        balance: cluster.balance,
-        tls: cluster.tls.clone(),
-        connect_timeout: cluster.connect_timeout,
-        max_connection_duration: cluster.max_connection_duration,
-        ..ChannelSettings::of(cluster.endpoints.clone())
-    }
 }

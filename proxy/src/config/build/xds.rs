@@ -8,7 +8,7 @@ use attache_service::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, uri::Authority};
 
-use super::{Builder, ClusterNames, tracing::collector};
+use super::{Builder, ClusterNames};
 use crate::{
     config::{ApiType, Config, NodeConfig, Target, XdsConfig, XdsHeader},
     plan::{self, ClusterPlan},
@@ -74,7 +74,7 @@ impl Builder<'_> {
                     Some(ApiType::DeltaGrpc) => Protocol::Delta,
                 },
                 node: node.map(identity).unwrap_or_default(),
-                ..AdsSettings::new(collector(plan))
+                ..AdsSettings::new(plan.unguarded_channel())
             },
             resources: raw
                 .resources

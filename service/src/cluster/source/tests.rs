@@ -168,12 +168,15 @@ async fn a_file_is_read_again_when_it_changes_and_a_bad_one_changes_nothing() {
     asked.wait_for(|asked| *asked).await.unwrap();
     assert_eq!(addresses(&endpoints), ["10.0.0.1:80"]);
 
-    std::fs::write(&path, "- nonsense\n").unwrap();
-    let failed = "membership_updates_total{cluster=\"web\",result=\"failed\"} 1";
-    while !metrics.render().contains(failed) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    for (failures, bad) in [(1, "- nonsense\n"), (2, "[]\n")] {
+        std::fs::write(&path, bad).unwrap();
+        let failed =
+            format!("membership_updates_total{{cluster=\"web\",result=\"failed\"}} {failures}");
+        while !metrics.render().contains(&failed) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(addresses(&endpoints), ["10.0.0.1:80"]);
     }
-    assert_eq!(addresses(&endpoints), ["10.0.0.1:80"]);
 
     std::fs::write(&path, "[10.0.0.1:80, 10.0.0.2:80]\n").unwrap();
     refreshed(&endpoints).await;
