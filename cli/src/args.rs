@@ -158,8 +158,9 @@ pub(crate) struct CheckArgs {
     pub(crate) paths: Vec<PathBuf>,
     /// Print a table of each proxy's filters, by listener and in their order: the service, how
     /// long an answer may take, and what becomes of a request when the service cannot be reached,
-    /// is too late, answers what is no answer, or asks for a change that cannot be made: `passes`
-    /// or the status that the client gets. Routes whose settings change that are named below.
+    /// is too late, sends an answer that cannot be read, or asks for a change that cannot be made:
+    /// `passes` or the status that the client gets. Routes whose settings change that are named
+    /// below. What a control plane sends is not covered.
     #[arg(long)]
     pub(crate) explain: bool,
 }

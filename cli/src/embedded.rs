@@ -184,10 +184,6 @@ fn report<T>(result: Result<T, Errors>, path: &Located<PathBuf>, errors: &mut Er
         Ok(value) => return Some(value),
         Err(more) => more,
     };
-    if more.iter().all(|error| error.span().is_known()) {
-        errors.append(more);
-        return None;
-    }
     for error in &more {
         match (error.span().is_known(), error.file()) {
             (true, _) => errors.push(error.span(), error.message()),

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::{io::Write as _, net::SocketAddr};
+use std::{collections::BTreeSet, io::Write as _, net::SocketAddr};
 
 use attache_service::config::json::{Value, from_str};
 use support::{
@@ -150,6 +150,31 @@ async fn what_only_a_start_changes_is_said_by_a_reload_and_shown_as_it_is() {
     assert_eq!(told["kept_until_restart"].as_object().unwrap().len(), 0);
 }
 
+/// The names of metrics on a page. One that begins with `…` leaves out the beginning that it shares
+/// with the whole name before it: as many words as make a name of it, so all of those are given.
+fn metrics_in(page: &str) -> Vec<String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_*…".contains(c);
+    let mut names = Vec::new();
+    let mut whole: Option<&str> = None;
+    for word in page
+        .split(|c| !is_name(c))
+        .filter(|word| word.contains('_'))
+    {
+        match (word.strip_prefix('…'), whole) {
+            (Some(end), Some(whole)) => {
+                let shared = whole.match_indices('_').map(|(at, _)| at);
+                names.extend(shared.map(|at| format!("{}{end}", &whole[..at])));
+            }
+            (Some(_), None) => {}
+            (None, _) => {
+                whole = Some(word);
+                names.push(word.to_owned());
+            }
+        }
+    }
+    names
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_metric_is_on_a_page() {
     let origin = Origin::start().await;
@@ -180,9 +205,10 @@ overload: { max_memory: 4GiB }
         ("limits/demo.yaml", &example("limits/demo.yaml")),
     ]);
     let proxy = Process::attache(&["run", &path(&files, "edge.yaml"), "--workers", "1"]);
-    let pages: String = std::fs::read_dir(support::workspace().join("docs/src"))
+    let told: BTreeSet<String> = std::fs::read_dir(support::workspace().join("docs/src"))
         .unwrap()
         .filter_map(|page| std::fs::read_to_string(page.unwrap().path()).ok())
+        .flat_map(|page| metrics_in(&page))
         .collect();
 
     let metrics = get(proxy.admin(), "/metrics").await.body;
@@ -192,14 +218,13 @@ overload: { max_memory: 4GiB }
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
         .collect();
     assert!(names.len() > 50, "{metrics}");
-    // A page may leave out the beginning that a name shares with the one before it, and say `*`
-    // for names that are Envoy's.
+    // A page may say `*` for names that are Envoy's, and `_total` of a counter.
     let is_there = |name: &&str| {
-        let parts: Vec<_> = name.split('_').collect();
-        let ends = (1..parts.len()).map(|from| format!("…_{}", parts[from..].join("_")));
-        let begins = (1..parts.len()).map(|to| format!("{}_*", parts[..to].join("_")));
-        let mut forms = ends.chain(begins).chain([(*name).to_owned()]);
-        forms.any(|form| pages.contains(&form))
+        let ends = name.match_indices('_').map(|(at, _)| &name[..at]);
+        let mut all = ends
+            .map(|beginning| format!("{beginning}_*"))
+            .chain([(*name).to_owned()]);
+        all.any(|name| told.contains(&name) || told.contains(&format!("{name}_total")))
     };
     let missing: Vec<_> = names.into_iter().filter(|name| !is_there(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");

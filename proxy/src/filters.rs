@@ -22,10 +22,8 @@ pub trait Policy: fmt::Debug + Send + Sync {
     /// The clusters it calls.
     fn clusters(&self) -> Vec<String>;
     /// What becomes of requests when its service fails; `None` for one without a service.
-    fn on_failure(&self) -> Option<OnFailure> {
-        None
-    }
-    /// Whether it is off but on routes with settings for it.
+    fn on_failure(&self) -> Option<OnFailure>;
+    /// Whether it is off, except on routes that have settings for it.
     fn is_off(&self) -> bool {
         false
     }
@@ -85,7 +83,7 @@ impl FilterPlans {
     }
 }
 
-/// A policy that is off but on routes with settings for it (Envoy's `HttpFilter.disabled`).
+/// A policy that is off, except on routes that have settings for it (Envoy's `HttpFilter.disabled`).
 #[derive(Debug)]
 pub(crate) struct OnRoutes {
     name: Arc<str>,

@@ -116,6 +116,7 @@ where
     };
     let passage = Passage::new(&edge, &plan, info);
     tokio::select! {
+        biased;
         () = passage.run(&plan, stats, io) => {}
         () = counted.listening.drain.cut_off() => {}
     }

@@ -124,6 +124,7 @@ impl Wanted {
         let (parts, mut body) = response.into_parts();
         tokio::spawn(async move {
             let ended = tokio::select! {
+                biased;
                 ended = serve(self.side, self.feed, &mut body, Some(patience)) => ended,
                 () = cut => Err(Ended::Removed),
             };

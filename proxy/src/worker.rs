@@ -438,7 +438,7 @@ fn helpers(plan: &Plan, clients: &[Clients], first: bool) -> Vec<AbortHandle> {
 /// Ends a listener that a reload removed: requests have a moment to come, and what is in flight has
 /// until `limit` to end.
 async fn end(removed: Arc<Listening>, limit: Duration) {
-    let last = LAST_REQUESTS.min(limit);
+    let last = LAST_REQUESTS.min(limit / 2);
     removed.drain.leave(Duration::ZERO);
     removed.drain.close(Queue::Served);
     tokio::time::sleep(last).await;

@@ -706,7 +706,7 @@ drain: {{ max: 0.1s }}
             assert_eq!(&back, sent, "{case}");
 
             if removed {
-                let other = read(&config("other", "127.0.0.2:0")).unwrap().1;
+                let other = read(&config("other", "127.0.0.1:0")).unwrap().1;
                 proxy.running.reload(other).await.unwrap();
             } else {
                 let stopped = tokio::time::timeout(PATIENCE, proxy.running.shutdown()).await;

@@ -10,7 +10,7 @@ mod support;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use attache_filter::{Body, RequestContext};
+use attache_filter::{Body, RequestContext, on_failure::OnFailure};
 use attache_proxy::{
     Plan, Proxy, StartError,
     access_log::{AccessLogPlan, By, Share, Sink},
@@ -275,6 +275,10 @@ impl Policy for Letter {
 
     fn clusters(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    fn on_failure(&self) -> Option<OnFailure> {
+        None
     }
 }
 

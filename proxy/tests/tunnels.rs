@@ -5,7 +5,7 @@ mod support;
 
 use std::{convert::Infallible, sync::Arc, task::Poll, time::Duration};
 
-use attache_filter::{Body, RequestContext};
+use attache_filter::{Body, RequestContext, on_failure::OnFailure};
 use attache_proxy::{
     Plan,
     filters::{Policy, PolicyFuture, Site, Stack},
@@ -34,6 +34,10 @@ impl Policy for Loud {
 
     fn clusters(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    fn on_failure(&self) -> Option<OnFailure> {
+        None
     }
 }
 
@@ -83,6 +87,10 @@ impl Policy for Inside {
 
     fn clusters(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    fn on_failure(&self) -> Option<OnFailure> {
+        None
     }
 }
 

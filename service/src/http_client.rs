@@ -193,7 +193,7 @@ impl Inner {
             | HttpError::TooLarge { .. } => return,
         };
         if let Some(guards) = &self.settings.guards {
-            guards.failed(&self.settings.endpoints, endpoint, outcome);
+            guards.ended(&self.settings.endpoints, endpoint, outcome);
         }
     }
 

@@ -268,9 +268,28 @@ impl Filter {
             AuthService::Grpc(grpc) => (&grpc.call.cluster, grpc.timeout, AskedBy::Grpc),
             AuthService::Http(http) => (&http.cluster, http.timeout, AskedBy::Http),
         };
+        let mut impossible_change = StatusCode::INTERNAL_SERVER_ERROR;
         let mut notes = Vec::new();
-        if !passes {
-            notes.push("an answer that says it is an error may bring a status of its own");
+        match asked_by {
+            AskedBy::Grpc => {
+                if !passes {
+                    notes.push("an answer that says it is an error may bring a status of its own");
+                }
+                if self.reading.validate {
+                    notes.push("a pseudo-header that cannot be is answered with 503");
+                } else {
+                    impossible_change = StatusCode::SERVICE_UNAVAILABLE;
+                    notes.push(
+                        "a change of the reply to the client that cannot be made, and more headers than the limits allow, are answered with 500",
+                    );
+                }
+            }
+            AskedBy::Http => {
+                notes.push("an answer with a status from 500 to 599 counts as not reached");
+                notes.push(
+                    "an answer with a status that no client can be given is answered with 500, in any failure mode",
+                );
+            }
         }
         if self.shadow.is_some() {
             notes.push("it is in shadow mode: denied requests pass too");
@@ -283,7 +302,7 @@ impl Filter {
             not_reached: outcome,
             too_late: outcome,
             wrong_answer: outcome,
-            impossible_change: Some(Outcome::Refused(StatusCode::INTERNAL_SERVER_ERROR)),
+            impossible_change: Some(Outcome::Refused(impossible_change)),
             notes,
         }
     }

@@ -236,18 +236,15 @@ impl Filter {
         let duplex = BodyMode::FullDuplexStreamed;
         let duplex = self.modes.request_body == duplex || self.modes.response_body == duplex;
         let mut notes = Vec::new();
-        if self.http.is_none() && !self.observability_mode {
-            notes.push("a processor that ends its stream without an error has done with it: the rest passes");
-        }
-        if self.failure_mode_allow && duplex {
-            notes.push("no failure passes once a piece of a full-duplex body was sent");
-        }
         if self.observability_mode {
-            notes.push("it only looks on: nothing waits for its answers, and none is looked at");
+            notes.push("it only looks on: nothing waits for its answers, and what they say is ignored; a broken stream or message counts as not reached");
+        } else {
+            notes.extend(self.notes(duplex));
         }
-        let waits = |outcome| match self.observability_mode {
+        let timeout = Some(timeout).filter(|_| !self.observability_mode);
+        let too_late = match self.observability_mode {
             true => Outcome::Passes,
-            false => outcome,
+            false => too_late,
         };
         OnFailure {
             kind: "ext_proc",
@@ -261,13 +258,33 @@ impl Filter {
                 Some(_) => AskedBy::Http,
                 None => AskedBy::Grpc,
             },
-            timeout: Some(timeout).filter(|_| !self.observability_mode),
+            timeout,
             not_reached: outcome,
-            too_late: waits(too_late),
-            wrong_answer: waits(outcome),
+            too_late,
+            wrong_answer: outcome,
             impossible_change: Some(refused).filter(|_| !self.observability_mode),
             notes,
         }
+    }
+
+    /// What there is to know of a processor that is waited for.
+    fn notes(&self, duplex: bool) -> Vec<&'static str> {
+        let mut notes = Vec::new();
+        if self.http.is_none() {
+            notes
+                .push("a processor that ends its stream without an error is done: the rest passes");
+            if self.max_message_timeout >= Duration::from_millis(1) {
+                notes.push("the processor may extend the timeout of a message once, up to `max_message_timeout`");
+            }
+        }
+        if duplex {
+            notes.push("a full-duplex direction has no message timeout: silence of the route's `idle_timeout`, 300s by default, ends it");
+            notes.push("a stream that ends while it holds pieces of a full-duplex body is a failure that no failure mode lets pass");
+        }
+        if self.failure_mode_allow && duplex {
+            notes.push("no failure passes once a piece of a full-duplex body was sent");
+        }
+        notes
     }
 
     /// The clusters that the filter calls over plain HTTP, for the same check.
@@ -546,6 +563,41 @@ mod tests {
         assert_eq!(filter.status_on_error, 500);
         assert_eq!(filter.buffer_limit, 1 << 20);
         assert!(!filter.failure_mode_allow);
+    }
+
+    #[test]
+    fn what_bounds_an_answer_is_told_with_its_exceptions() {
+        let duplex = "failure_mode_allow: true\nmax_message_timeout: 1s\nprocessing_mode: \
+            { response_body_mode: FULL_DUPLEX_STREAMED, response_trailer_mode: SEND }\n";
+
+        let plain = plan("").unwrap().on_failure();
+        let streamed = plan(duplex).unwrap().on_failure();
+        let observed = plan(&format!("{duplex}observability_mode: true\n"));
+        let observed = observed.unwrap().on_failure();
+
+        assert_eq!(plain.notes.len(), 1, "{plain:#?}");
+        for word in [
+            "is done: the rest passes",
+            "up to `max_message_timeout`",
+            "has no message timeout",
+            "no failure mode lets pass",
+            "no failure passes once",
+        ] {
+            assert!(
+                streamed.notes.iter().any(|note| note.contains(word)),
+                "{word}: {streamed:#?}"
+            );
+        }
+        assert_eq!(observed.notes.len(), 1, "{observed:#?}");
+    }
+
+    #[test]
+    fn a_broken_message_fails_where_the_processor_only_looks_on_too() {
+        let told = plan("observability_mode: true").unwrap().on_failure();
+
+        let refused = Outcome::Refused(StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!((told.not_reached, told.wrong_answer), (refused, refused));
+        assert_eq!((told.too_late, told.timeout), (Outcome::Passes, None));
     }
 
     #[test]

@@ -94,7 +94,7 @@ config_struct! {
         "max_request_headers_kb" => "it is `max_header_bytes` of `limits`",
         "request_headers_timeout" => "it is `header_timeout` of `limits`",
         "stream_idle_timeout" => "write `body_timeout` and `write_timeout` of `limits`, and `idle_timeout` of routes",
-        "request_timeout" => "write `body_timeout` of `limits`, and `timeout` of routes",
+        "request_timeout" => "nothing bounds a whole request of a client: `body_timeout` of `limits` bounds its silence, and `timeout` of routes the response",
         "drain_timeout" => "write `drain` at the top",
         "delayed_close_timeout" => "a connection that is told to close has `header_timeout` of `limits` to do so",
         "upgrade_configs" => "write `upgrades: [websocket]`; `CONNECT` is allowed by `upgrade_configs` of a route",
@@ -104,7 +104,7 @@ config_struct! {
         "strip_matching_host_port" => "the ports of hosts never count for routes",
         "skip_xff_append" => "what becomes of `x-forwarded-for` follows from `use_remote_address`",
         "original_ip_detection_extensions" => "write `use_remote_address`, `xff_num_trusted_hops` or `proxy_protocol`",
-        "early_header_mutation_extensions" => "headers change when the route is known: write `request_headers_to_remove` and `request_headers_to_add`",
+        "early_header_mutation_extensions" => "there is none: policies see headers as the client sent them; strip them in front, or leave them out by `disallowed_headers` of `ext_authz`",
         "transport_socket" => "write `tls`",
         "filter_chain_match" => "write `tls_passthrough` for server names",
     }

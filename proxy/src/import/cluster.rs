@@ -16,6 +16,19 @@ use crate::config::{Cluster, CommonHttpProtocolOptions};
 /// The header that names endpoints unless another is written.
 const ORIGINAL_DST_HEADER: &str = "x-envoy-original-dst-host";
 
+/// Options of HTTP/2 that make no request go another way.
+const FRAMES: [&str; 9] = [
+    "hpack_table_size",
+    "enable_huffman_encoding",
+    "use_oghttp2_codec",
+    "max_metadata_size",
+    "max_outbound_frames",
+    "max_outbound_control_frames",
+    "max_consecutive_inbound_frames_with_empty_payload",
+    "max_inbound_priority_frames_per_stream",
+    "max_inbound_window_update_frames_per_data_frame_sent",
+];
+
 /// Reads a cluster; `None` after it was dropped.
 pub(super) fn convert(node: &Node, found: &mut Findings) -> Option<Json> {
     let mut cluster = Block::open(node, found)?;
@@ -113,7 +126,9 @@ fn options(cluster: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
         }
         if let Some(mut common) = http.block("common_http_protocol_options", found) {
             let mut options = Output::default();
-            if let Some(timeout) = bound(common.take("idle_timeout"), UNUSED, found) {
+            if let Some(timeout) =
+                bound(common.take("idle_timeout"), UNUSED, Effect::Nothing, found)
+            {
                 out.put("idle_timeout", timeout.clone());
             }
             for entry in common.rest() {
@@ -145,6 +160,10 @@ fn http2(block: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
             "windows are chosen by the proxy",
             found,
         );
+        let why = "how frames are counted and packed is the proxy's";
+        http2.nothing(&FRAMES, why, found);
+        let why = "a connection carries as many requests as the endpoint allows";
+        http2.nothing(&["max_concurrent_streams"], why, found);
         http2.finish(Effect::Behaviour, found);
     }
 }
@@ -288,13 +307,16 @@ fn endpoint(node: &Node, found: &mut Findings) -> Option<Node> {
     let at: &Span = &node.span;
     let lb = Block::open(node, found);
     let inner = lb.and_then(|mut lb| Some((lb.block("endpoint", found)?, lb)));
-    let known = inner.and_then(|(mut inner, lb)| {
-        let address = address::text(inner.take("address")?, found)?;
-        Some((address, inner, lb))
-    });
+    let written = inner.and_then(|(mut inner, lb)| Some((inner.take("address")?, inner, lb)));
+    let before = found.len();
+    let known =
+        written.and_then(|(address, inner, lb)| Some((address::text(address, found)?, inner, lb)));
     let Some((address, mut inner, mut lb)) = known else {
-        let why = "it has no address that is known here: the endpoint is left out";
-        found.push(node, Effect::Behaviour, why);
+        // Where its address was read, what is wrong with it was said.
+        if found.len() == before {
+            let why = "it has no address that is known here: the endpoint is left out";
+            found.push(node, Effect::Behaviour, why);
+        }
         return None;
     };
     if let Some(host) = inner.take("hostname") {

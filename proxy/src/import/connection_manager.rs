@@ -110,11 +110,13 @@ fn limits(manager: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
         None => limits.text("max_header_bytes", "60KiB", &Span::none()),
     }
     let timeout = manager.take("request_headers_timeout");
-    if let Some(timeout) = bound(timeout, "on how long a head takes here: 10s", found) {
+    let what = "on how long a head takes here: 10s";
+    if let Some(timeout) = bound(timeout, what, Effect::Nothing, found) {
         limits.put("header_timeout", timeout.clone());
     }
     let timeout = manager.take("stream_idle_timeout");
-    if let Some(timeout) = bound(timeout, "on silent bodies here: 5m", found) {
+    let what = "on silent bodies here: 5m";
+    if let Some(timeout) = bound(timeout, what, Effect::Behaviour, found) {
         limits.put("body_timeout", timeout.clone());
         limits.put("write_timeout", timeout.clone());
     }
@@ -126,8 +128,13 @@ fn limits(manager: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
     if let Some(mut common) = manager.block("common_http_protocol_options", found) {
         moved(&mut common, "max_headers_count", "max_headers", &mut limits);
         let timeout = common.take("idle_timeout");
-        if let Some(timeout) = bound(timeout, UNUSED, found) {
+        if let Some(timeout) = bound(timeout, UNUSED, Effect::Nothing, found) {
             limits.put("idle_timeout", timeout.clone());
+        }
+        // 0 is no bound there, as nothing is here.
+        let requests = common.take("max_requests_per_connection");
+        if let Some(requests) = requests.filter(|requests| requests.text() != Some("0")) {
+            limits.put("max_requests_per_connection", requests.clone());
         }
         carry(&mut common, &mut limits, out, found);
     }
@@ -161,16 +168,17 @@ fn limits(manager: &mut Block<'_>, out: &mut Output, found: &mut Findings) {
 /// What a cluster and a listener have where Envoy keeps unused connections for ever.
 pub(super) const UNUSED: &str = "on unused connections here: 1h";
 
-/// A timeout, unless it is 0, which is none in Envoy.
+/// A timeout, unless it is 0, which is none in Envoy; `effect` is what our bound means then.
 pub(super) fn bound<'n>(
     timeout: Option<&'n Node>,
     what: &str,
+    effect: Effect,
     found: &mut Findings,
 ) -> Option<&'n Node> {
     let timeout = timeout?;
     if parse_duration(timeout.text().unwrap_or_default()).is_some_and(|length| length.is_zero()) {
         let why = format!("there is always a bound {what}");
-        found.push(timeout, Effect::Behaviour, why);
+        found.push(timeout, effect, why);
         return None;
     }
     Some(timeout)

@@ -22,6 +22,7 @@ mod listener;
 mod names;
 mod output;
 mod overload;
+mod refusal;
 mod refused;
 mod route;
 mod sni;

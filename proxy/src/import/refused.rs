@@ -11,8 +11,9 @@ use attache_service::config::{
 };
 
 use super::{
-    Unprotected,
+    Unprotected, address,
     dropped::{Effect, Findings},
+    refusal,
 };
 use crate::{Config, config::NothingEmbedded};
 
@@ -34,14 +35,6 @@ const FILES: [&str; 6] = [
 
 /// What guards the whole process.
 const GUARDS: [&str; 2] = ["overload", "max_active_downstream_connections"];
-/// Tests of a path.
-const PATHS: [&str; 5] = [
-    "prefix",
-    "path",
-    "path_separated_prefix",
-    "safe_regex",
-    "connect_matcher",
-];
 
 /// Takes out what the proxy would refuse. `root` is Envoy's file, in which names are looked up.
 pub(super) fn take_out(
@@ -68,7 +61,7 @@ pub(super) fn take_out(
                 && cuts.insert(cut.clone())
             {
                 let at = place(&cut.way, &config, root);
-                let why = format!("`{}`: {why}: {}", written(&way), cut.result());
+                let why = format!("`{}`: {why}: {}", written(&way), cut.result(&config));
                 found.push(&at, cut.effect(), why);
             }
         }
@@ -164,7 +157,7 @@ impl Cut {
             }
             ["virtual_hosts", "", "routes", "", ..] => {
                 let answer = at(config, way.get(..table + 4)?)?;
-                match *answer == refusal(&answer["match"]) {
+                match *answer == refusal::route(&answer["match"]) {
                     true => cut(table + 4, Kind::Matches),
                     false => cut(table + 4, Kind::Answers),
                 }
@@ -193,7 +186,8 @@ impl Cut {
     }
 
     fn effect(&self) -> Effect {
-        let protects = |step: &Step| step.name().ends_with("_to_remove");
+        // Headers that are set replace what a client says of itself.
+        let protects = |step: &Step| step.name().contains("_headers_to_");
         match self.kind {
             Kind::Matches => Effect::Protection,
             Kind::Part if self.way.iter().any(protects) => Effect::Protection,
@@ -228,7 +222,7 @@ impl Cut {
         }
     }
 
-    fn result(&self) -> String {
+    fn result(&self, config: &Json) -> String {
         let what = match self.way.iter().rev().find(|step| !step.name().is_empty()) {
             _ if self.way.len() == 1 => "it",
             Some(Step::Key(list)) => match list.as_str() {
@@ -246,7 +240,10 @@ impl Cut {
             Kind::Part | Kind::Matches => format!("{what} is left out"),
             Kind::Answers => format!("{what} answers with 500"),
             Kind::Condition => {
-                "the route answers with 500, to all requests that it takes without this".to_owned()
+                let matches = self.way.split_last().and_then(|(_, way)| at(config, way));
+                let name = self.way.last().map(Step::name).unwrap_or_default();
+                let wider = matches.map(|matches| without(matches, name));
+                refusal::result(&wider.unwrap_or_default()).to_owned()
             }
         }
     }
@@ -257,7 +254,7 @@ impl Cut {
         };
         if let (Kind::Condition, Some(route)) = (self.kind, way.split_last().map(|(_, way)| way)) {
             if let Some(route) = at_mut(config, route) {
-                *route = refusal(&without(&route["match"], last.name()));
+                *route = refusal::route(&without(&route["match"], last.name()));
             }
             return;
         }
@@ -265,7 +262,7 @@ impl Cut {
             if let Some(part) = at_mut(config, &self.way) {
                 *part = match part.get("domains") {
                     Some(_) => refusing(part),
-                    None => refusal(&part["match"]),
+                    None => refusal::route(&part["match"]),
                 };
             }
             return;
@@ -282,17 +279,15 @@ impl Cut {
     }
 }
 
-/// The route that refuses what another took.
-fn refusal(matches: &Json) -> Json {
-    json!({ "match": matches, "direct_response": { "status": 500 } })
-}
-
 /// A match that takes all that this one takes, and does not say this.
 fn without(matches: &Json, condition: &str) -> Json {
     let mut wider = matches.clone();
     if let Some(conditions) = wider.as_object_mut() {
         conditions.remove(condition);
-        if !PATHS.iter().any(|path| conditions.contains_key(*path)) {
+        if !refusal::PATHS
+            .iter()
+            .any(|path| conditions.contains_key(*path))
+        {
             conditions.insert("prefix".into(), "/".into());
         }
     }
@@ -311,7 +306,7 @@ fn refusing(host: &Json) -> Json {
     json!({
         "name": host["name"],
         "domains": host["domains"],
-        "routes": [refusal(&json!({ "prefix": "/" }))],
+        "routes": [refusal::route(&json!({ "prefix": "/" }))],
     })
 }
 
@@ -378,11 +373,24 @@ fn written(way: &[Step]) -> String {
 }
 
 /// Where in Envoy's file stands what was made from it: the thing of that name, in a list of that
-/// name.
+/// name, of the same listener.
 fn place(way: &[Step], config: &Json, root: &Node) -> Span {
-    let mut best = root
-        .entry("static_resources")
-        .map(|entry| entry.key.span.clone());
+    let listeners = config.get("listeners").and_then(Json::as_array);
+    let listener = match way {
+        [Step::Key(list), Step::Item(index), ..] if list == "listeners" => {
+            listeners.and_then(|all| all.get(*index))
+        }
+        [Step::Key(list), ..] if list == "virtual_hosts" => {
+            listeners.and_then(|all| all.iter().find(|one| shares_routes(one)))
+        }
+        _ => None,
+    };
+    let listener = listener.and_then(|listener| origin(listener, root));
+    let within = listener.unwrap_or(root);
+    let resources = root.entry("static_resources");
+    let mut best = listener
+        .map(|node| node.span.clone())
+        .or_else(|| resources.map(|entry| entry.key.span.clone()));
     for (len, pair) in way.windows(2).enumerate() {
         let name = match pair {
             [Step::Key(_), Step::Item(_)] => way.get(..len + 2).and_then(|way| at(config, way)),
@@ -392,7 +400,7 @@ fn place(way: &[Step], config: &Json, root: &Node) -> Span {
             .and_then(|part| part.get("name"))
             .and_then(Json::as_str);
         let list = pair.first().map(Step::name).unwrap_or_default();
-        if let Some(node) = name.and_then(|name| named(root, list, name)) {
+        if let Some(node) = name.and_then(|name| named(within, list, name)) {
             best = Some(node.span.clone());
         }
         if let [Step::Key(list), Step::Key(name)] = pair
@@ -403,6 +411,20 @@ fn place(way: &[Step], config: &Json, root: &Node) -> Span {
         }
     }
     best.unwrap_or_else(|| root.span.clone())
+}
+
+/// The listener of Envoy's that became this one; names alone may be missing.
+fn origin<'n>(listener: &Json, root: &'n Node) -> Option<&'n Node> {
+    let of = |field: &str| listener.get(field).and_then(Json::as_str);
+    let all = root.get("static_resources")?.get("listeners")?.as_seq()?;
+    all.iter().find(|node| {
+        // What cannot be told of it was said when it was read.
+        let address = node
+            .get("address")
+            .and_then(|address| address::text(address, &mut Findings::default()));
+        let name = node.get("name").and_then(Node::text);
+        address.as_deref() == of("address") && (name.is_none() || name == of("name"))
+    })
 }
 
 fn named<'n>(node: &'n Node, list: &str, name: &str) -> Option<&'n Node> {

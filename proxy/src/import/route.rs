@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use attache_service::config::{ConfigValue, Errors, Node, Value, json::Value as Json};
+use attache_service::config::{ConfigValue, Errors, Node, Span, Value, json::Value as Json};
 
 use super::{
     block::Block,
@@ -10,6 +10,7 @@ use super::{
     dropped::{Effect, Findings},
     filter,
     output::{self, Output},
+    refusal,
 };
 use crate::config::{Route, RouteConfiguration, RouteMatch, VirtualHost};
 
@@ -62,12 +63,8 @@ pub(super) fn table(
 fn virtual_host(node: &Node, seen: &mut BTreeSet<String>, found: &mut Findings) -> Option<Node> {
     let mut host = Block::open(node, found)?;
     let mut out = Output::default();
-    let all = host.list("routes");
-    let routes = all.iter();
-    let routes = routes
-        .enumerate()
-        .filter_map(|(nth, route)| self::route(route, all.get(nth + 1..)?, found))
-        .collect();
+    let routes = host.list("routes").iter();
+    let routes = routes.map(|route| self::route(route, found)).collect();
     host.nothing(&["stat_prefix", "virtual_clusters"], STATISTICS, found);
     if let Some(require) = host.take("require_tls")
         && require.text() != Some("NONE")
@@ -91,39 +88,30 @@ fn virtual_host(node: &Node, seen: &mut BTreeSet<String>, found: &mut Findings) 
 
 const STATISTICS: &str = "there are no statistics by route";
 
-/// What a route decides, or changes for a policy, by itself; those behind it do not know of it.
-const DECIDES: [&str; 5] = [
-    "direct_response",
-    "redirect",
-    "typed_per_filter_config",
-    "request_headers_to_remove",
-    "response_headers_to_remove",
-];
-
-/// Whether a route treats its requests in another way than its host does, apart from where they go.
-fn decides(route: &Node) -> bool {
-    let limits = route.get("route").and_then(|to| to.get("rate_limits"));
-    limits.is_some() || DECIDES.iter().any(|field| route.get(field).is_some())
-}
-
-/// A route, as far as it can be told. One of which a part of `match` is unknown would take
-/// requests that are not its own, and is left out; one that takes requests and does with them what
-/// is unknown answers them with 500, so that none goes on to the routes behind it.
-fn route(route: &Node, behind: &[Node], found: &mut Findings) -> Option<Node> {
+/// A route, as far as it can be told. One that takes requests and does with them what is unknown
+/// answers them with 500, so that none goes on to the routes behind it; so does one of which a part
+/// of `match` is unknown, with all that it takes without that part.
+fn route(route: &Node, found: &mut Findings) -> Node {
     let mut errors = Errors::new();
     let matches = route.get("match");
     let matched = matches.and_then(|node| RouteMatch::decode(node, &mut errors));
-    if matched.is_none() || !errors.is_empty() {
-        // Requests that it refuses, or for which it changes a policy, go to others; or to one that
-        // changes a policy for them.
-        let changes = |other: &Node| other.get("typed_per_filter_config").is_some();
-        let effect = match decides(route) || behind.iter().any(changes) {
-            true => Effect::Protection,
-            false => Effect::Behaviour,
-        };
-        found.refused(&errors, route, Some("the whole route"), effect);
-        return None;
-    }
+    let Some(matches) = matches.filter(|_| matched.is_some() && errors.is_empty()) else {
+        let wider = known_part(matches, &route.span);
+        let result = refusal::result(&wider.to_json());
+        if errors.is_empty() {
+            found.push(
+                route,
+                Effect::Behaviour,
+                format!("`match` is unknown: {result}"),
+            );
+        }
+        for error in &errors {
+            let span = Some(error.span()).filter(|span| span.is_known());
+            let why = format!("{}: {result}", error.message());
+            found.push(span.unwrap_or(&route.span), Effect::Behaviour, why);
+        }
+        return refusing(wider, &route.span);
+    };
     let mut errors = Errors::new();
     if Route::decode(route, &mut errors).is_none() {
         for error in &errors {
@@ -134,14 +122,44 @@ fn route(route: &Node, behind: &[Node], found: &mut Findings) -> Option<Node> {
             );
             found.push(span.unwrap_or(&route.span), Effect::Behaviour, why);
         }
-        let mut out = Output::default();
-        out.put("match", matches?.clone());
-        let mut answer = Output::default();
-        answer.number("status", 500, &route.span);
-        out.put("direct_response", answer.into_node());
-        return Some(out.into_node());
+        return refusing(matches.clone(), &route.span);
     }
-    Some(without_statistics(route))
+    without_statistics(route)
+}
+
+/// The route that refuses what another took.
+fn refusing(matches: Node, at: &Span) -> Node {
+    let mut answer = Output::default();
+    answer.number("status", 500, at);
+    let mut out = Output::default();
+    out.put("match", matches);
+    out.put("direct_response", answer.into_node());
+    out.into_node()
+}
+
+/// The conditions of a match that can be told. Without the others it takes all that it took, and
+/// more.
+fn known_part(matches: Option<&Node>, at: &Span) -> Node {
+    let any_path = |mut conditions: Output| {
+        if refusal::PATHS
+            .iter()
+            .all(|path| conditions.get(path).is_none())
+        {
+            conditions.text("prefix", "/", at);
+        }
+        conditions.into_node()
+    };
+    let mut known = Output::default();
+    for entry in matches.and_then(Node::as_map).unwrap_or_default() {
+        let mut alone = Output::default();
+        alone.put(&entry.key.name, entry.value.clone());
+        let mut errors = Errors::new();
+        let decoded = RouteMatch::decode(&any_path(alone), &mut errors);
+        if decoded.is_some() && errors.is_empty() {
+            known.put(&entry.key.name, entry.value.clone());
+        }
+    }
+    any_path(known)
 }
 
 fn without_statistics(route: &Node) -> Node {

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use attache_service::config::Document;
+use attache_service::config::{Document, json::json};
 use proptest::prelude::*;
 
 use super::*;
@@ -287,7 +287,7 @@ fn a_policy_that_is_not_known_is_named_as_a_lost_protection_with_its_place() {
 }
 
 #[test]
-fn a_route_whose_match_is_not_known_is_left_out_whole() {
+fn a_route_whose_match_is_not_known_refuses_all_that_could_be_its_own() {
     let text = format!(
         "{HEAD}          route_config:
             virtual_hosts:
@@ -307,11 +307,13 @@ fn a_route_whose_match_is_not_known_is_left_out_whole() {
     let routes = imported.config["virtual_hosts"][0]["routes"]
         .as_array()
         .unwrap();
-    assert_eq!(routes.len(), 1, "{routes:?}");
+    assert_eq!(routes.len(), 2, "{routes:?}");
+    assert_eq!(routes[0]["match"], json!({ "prefix": "/a" }));
+    assert_eq!(routes[0]["direct_response"]["status"], 500);
+    let lost = lost(&imported);
     assert!(
-        lost(&imported)
-            .iter()
-            .any(|l| l.contains("the whole route is left out"))
+        lost.iter().any(|one| one.contains("answers with 500")),
+        "{lost:#?}"
     );
 }
 

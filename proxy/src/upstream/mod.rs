@@ -22,7 +22,7 @@ use attache_service::{
         outlier::Outcome,
     },
 };
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -148,11 +148,11 @@ impl Cluster {
             let (status, headers) = (response.status(), response.headers());
             self.guards.answered(endpoints, endpoint, status, headers);
         } else if let Some(outcome) = outcome(ended) {
-            self.guards.failed(endpoints, endpoint, outcome);
+            self.guards.ended(endpoints, endpoint, outcome);
         }
     }
 
-    /// The same of a connection for what is not requests: one that stands is an answer.
+    /// The same of a connection for what is not requests.
     pub(crate) fn note_connect<IO>(
         &self,
         endpoint: &mut Endpoint,
@@ -162,14 +162,13 @@ impl Cluster {
         match connected {
             Ok(_) => {
                 endpoint.answered();
-                let (status, headers) = (StatusCode::OK, HeaderMap::new());
-                self.guards
-                    .answered(endpoints, &endpoint.endpoint, status, &headers);
+                let endpoint = &endpoint.endpoint;
+                self.guards.ended(endpoints, endpoint, Outcome::Connected);
             }
             Err(error) => {
                 endpoint.failed();
                 if let Some(outcome) = failure(error) {
-                    self.guards.failed(endpoints, &endpoint.endpoint, outcome);
+                    self.guards.ended(endpoints, &endpoint.endpoint, outcome);
                 }
             }
         }

@@ -109,6 +109,7 @@ impl Connector {
         let opened = self.endpoint.open().await?;
         if let Opened::Tcp(io) = &opened {
             notice_vanished_peers(io)?;
+            send_unpaced_on_this_host(io);
         }
         let host = self.endpoint.hostname();
         handshake(opened.secured(self.tls.as_ref(), host).await?).await
@@ -130,6 +131,19 @@ impl std::fmt::Display for Connector {
         }
     }
 }
+
+/// Between two processes of one host no link can be congested, while an algorithm that paces what
+/// is sent, as BBR does, spends timers and small segments on it.
+#[cfg(target_os = "linux")]
+fn send_unpaced_on_this_host(io: &TcpStream) {
+    if io.peer_addr().is_ok_and(|peer| peer.ip().is_loopback()) {
+        // Where it may not be chosen, all goes on as the host has it.
+        let _ = SockRef::from(io).set_tcp_congestion(b"reno");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn send_unpaced_on_this_host(_: &TcpStream) {}
 
 pub(crate) fn notice_vanished_peers(io: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(io);
@@ -174,5 +188,23 @@ fn before_ready(ended: Result<Result<(), h2::Error>, JoinError>) -> io::Error {
     match ended {
         Ok(Err(error)) => io::Error::other(format!("no HTTP/2: {error}")),
         Ok(Ok(())) | Err(_) => io::Error::other("closed before HTTP/2 was established"),
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_paced_between_processes_of_one_host() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let io = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+
+        send_unpaced_on_this_host(&io);
+
+        let algorithm = SockRef::from(&io).tcp_congestion().unwrap();
+        assert!(algorithm.starts_with(b"reno"), "{algorithm:?}");
     }
 }

@@ -56,9 +56,9 @@ impl Link {
         self.send.clone()
     }
 
-    /// A call was given up without an answer, or nothing may come for long. Asks the peer for a sign of life, and ends the
-    /// connection when none comes: a host that was cut off, or a frozen process, would otherwise
-    /// swallow calls until TCP gives up.
+    /// A call was given up without an answer, or it is time for a sign of life. Asks the peer for
+    /// one, and ends the connection when none comes: a host that was cut off, or a frozen process,
+    /// would otherwise swallow calls until TCP gives up.
     pub(super) fn suspect(self: &Arc<Self>) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;

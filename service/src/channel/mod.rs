@@ -407,7 +407,7 @@ impl Channel {
     fn failed(&self, endpoint: &cluster::Endpoint, outcome: Outcome) {
         let settings = &self.inner.settings;
         if let Some(guards) = &settings.guards {
-            guards.failed(&settings.endpoints, endpoint, outcome);
+            guards.ended(&settings.endpoints, endpoint, outcome);
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::Endpoint;
-use crate::{Address, Io, channel::Target, tls::ClientTls, transport::send_unpaced_on_this_host};
+use crate::{Address, Io, channel::Target, tls::ClientTls};
 
 /// A new connection without anything on it.
 #[derive(Debug)]
@@ -44,9 +44,6 @@ impl Endpoint {
 
 fn tcp(stream: TcpStream) -> io::Result<Opened> {
     stream.set_nodelay(true)?;
-    if let Ok(peer) = stream.peer_addr() {
-        send_unpaced_on_this_host(&stream, peer);
-    }
     Ok(Opened::Tcp(stream))
 }
 

@@ -52,8 +52,8 @@ impl Guards {
         }
     }
 
-    /// Notes that there was no answer of `endpoint`, or no whole one.
-    pub fn failed(&self, endpoints: &Endpoints, endpoint: &Endpoint, outcome: Outcome) {
+    /// Notes what came of `endpoint` where it was no whole answer.
+    pub fn ended(&self, endpoints: &Endpoints, endpoint: &Endpoint, outcome: Outcome) {
         if let Some(outliers) = &self.outliers {
             outliers.note(endpoints, endpoint, outcome);
         }

@@ -97,6 +97,8 @@ config_struct! {
 pub enum Outcome {
     /// It was answered with this; a gRPC status counts as the HTTP status it stands for.
     Answered(StatusCode),
+    /// There is a connection, for what has no answers.
+    Connected,
     /// No connection, or it broke off before the answer.
     Broken,
     /// There was no answer in time.
@@ -341,6 +343,14 @@ impl Detector {
                 }
                 status
             }
+            Outcome::Connected => {
+                if self.split {
+                    record.local.add(true);
+                    reset(&record.consecutive_local);
+                    return None;
+                }
+                StatusCode::OK
+            }
             _ if self.split => {
                 record.local.add(false);
                 let over = exceeds(&record.consecutive_local, self.consecutive_local);
@@ -560,6 +570,14 @@ pub(super) mod tests {
             (&[Outcome::Broken, Outcome::TimedOut][..], local),
             (&[Outcome::Broken, BAD, Outcome::Broken], None),
             (&[BAD, Outcome::Broken, BAD], Some(Reason::Consecutive5xx)),
+            (
+                &[Outcome::Broken, Outcome::Connected, Outcome::Broken],
+                None,
+            ),
+            (
+                &[BAD, Outcome::Connected, BAD],
+                Some(Reason::Consecutive5xx),
+            ),
         ] {
             assert_eq!(ejects(&split, outcomes), wanted, "{outcomes:?}");
         }

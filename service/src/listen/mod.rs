@@ -23,7 +23,7 @@ use refusal::Refusal;
 pub(crate) use unix::SocketFile;
 pub use unix::SocketMode;
 
-use crate::{Io, address::Address, metrics::Counter, transport::send_unpaced_on_this_host};
+use crate::{Io, address::Address, metrics::Counter};
 
 /// Connections that the kernel holds for us before we accept them.
 const BACKLOG: u32 = 1024;
@@ -332,10 +332,7 @@ impl Listener {
 
     async fn try_accept(&self) -> io::Result<Socket> {
         match &self.inner {
-            Inner::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                Ok(tcp(stream, peer))
-            }
+            Inner::Tcp(listener) => listener.accept().await.map(|(stream, _)| tcp(stream)),
             Inner::Unix(listener) => listener
                 .accept()
                 .await
@@ -372,9 +369,7 @@ impl Listener {
                 let socket = socket2::SockRef::from(listener);
                 socket.accept().and_then(|(stream, _)| {
                     stream.set_nonblocking(true)?;
-                    let stream = TcpStream::from_std(stream.into())?;
-                    let peer = stream.peer_addr()?;
-                    Ok(tcp(stream, peer))
+                    TcpStream::from_std(stream.into()).map(tcp)
                 })
             }
             Inner::Unix(listener) => {
@@ -393,10 +388,9 @@ impl Listener {
     }
 }
 
-fn tcp(stream: TcpStream, peer: SocketAddr) -> Socket {
+fn tcp(stream: TcpStream) -> Socket {
     // Fails only on a socket that is already dead; reading will tell.
     let _ = stream.set_nodelay(true);
-    send_unpaced_on_this_host(&stream, peer);
     Socket::Tcp(stream)
 }
 

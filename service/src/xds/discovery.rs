@@ -95,6 +95,8 @@ impl Discovery {
     ) -> Self {
         let node = settings.node.clone().into();
         settings.channel.keepalive.get_or_insert(KEEPALIVE);
+        // The stream would stay on the old connection, where no sign of life is asked for.
+        settings.channel.max_connection_duration = None;
         Self {
             subscriptions: subscriptions(settings.protocol, node, settings.max_resources, types),
             pauses: Pauses::new(settings.retry),

@@ -210,3 +210,26 @@ fn what_is_not_supported_or_makes_no_sense_is_an_error_with_its_place() {
     assert!(PerRoute::plan(&decode(both), &mut errors).is_none());
     assert_eq!(errors.len(), 1);
 }
+
+#[test]
+fn the_table_of_failures_says_how_a_change_that_cannot_be_made_is_answered() {
+    let http = "http_service: { server_uri: { uri: \"http://a\", cluster: auth, timeout: 1s } }";
+    for (config, status, notes) in [
+        ("", 503, ["status of its own", "are answered with 500"]),
+        (
+            "validate_mutations: true",
+            500,
+            ["status of its own", "answered with 503"],
+        ),
+        (http, 500, ["from 500 to 599", "in any failure mode"]),
+    ] {
+        let told = plan(config).on_failure();
+
+        let outcome = told.impossible_change.map(|outcome| outcome.to_string());
+        assert_eq!(outcome, Some(status.to_string()), "{config}");
+        assert_eq!(told.notes.len(), notes.len(), "{config}: {told:#?}");
+        for (note, words) in told.notes.iter().zip(notes) {
+            assert!(note.contains(words), "{config}: {note}");
+        }
+    }
+}

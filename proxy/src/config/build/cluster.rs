@@ -30,7 +30,8 @@ impl Builder<'_> {
         if let Some(timeout) = positive(connect, "no connection could be made", errors) {
             plan.connect_timeout = timeout;
         }
-        let why = "there is always a bound; `max_requests_per_connection: 1` keeps no connection";
+        let why = "there is always a bound on unused connections (`max_requests_per_connection: 1` \
+            keeps none); leave it out for the default, 1h";
         if let Some(timeout) = positive(raw.idle_timeout.as_ref(), why, errors) {
             plan.idle_timeout = timeout;
         }
@@ -176,7 +177,7 @@ fn balance(raw: &Cluster, errors: &mut Errors) -> Balance {
     let decay = ewma.and_then(|ewma| {
         positive(
             ewma.value.decay_time.as_ref(),
-            "nothing would count",
+            "no answer would count for the next choice; leave it out for the default, 10s",
             errors,
         )
     });
@@ -216,7 +217,11 @@ fn dns(raw: &Cluster, named: &Named, errors: &mut Errors) -> Dns {
             errors.push(kind, "`LOGICAL_DNS` is for one name: `dns: host:port`");
         }
     }
-    if let Some(every) = positive(raw.dns_refresh_rate.as_ref(), "it is a pause", errors) {
+    if let Some(every) = positive(
+        raw.dns_refresh_rate.as_ref(),
+        "names would be asked for without a pause",
+        errors,
+    ) {
         dns.refresh_rate = every;
     }
     if let Some(family) = raw.dns_lookup_family {

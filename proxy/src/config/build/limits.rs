@@ -32,8 +32,12 @@ pub(super) fn plan(raw: &LimitsConfig, to: &mut Limits, errors: &mut Errors) {
     }
     const NOBODY: &str = "nobody could connect";
     const NONE: &str = "no request could be made";
-    const BOUND: &str = "there is always a bound, and with this one every connection would end \
-        at once";
+    const HEAD: &str = "there is always a bound on how long a head takes; leave it out for the \
+        default, 10s";
+    const IDLE: &str = "there is always a bound on unused connections; leave it out for the \
+        default, 1h";
+    const SILENCE: &str = "there is always a bound on silence within a body; leave it out for the \
+        default, 5m";
     if let Some(size) = &raw.max_header_bytes {
         if size.value.bytes() < LEAST_HEADER_BYTES {
             errors.push(size, "`max_header_bytes` is at least 8KiB");
@@ -44,9 +48,9 @@ pub(super) fn plan(raw: &LimitsConfig, to: &mut Limits, errors: &mut Errors) {
     set(&mut to.max_connections, connections, NOBODY, errors);
     set(&mut to.max_headers, raw.max_headers.as_ref(), NONE, errors);
     let head = raw.header_timeout.as_ref();
-    set(&mut to.header_timeout, head, BOUND, errors);
+    set(&mut to.header_timeout, head, HEAD, errors);
     let idle = raw.idle_timeout.as_ref();
-    set(&mut to.idle_timeout, idle, BOUND, errors);
+    set(&mut to.idle_timeout, idle, IDLE, errors);
     let streams = raw.max_concurrent_streams.as_ref();
     set(&mut to.max_concurrent_streams, streams, NONE, errors);
     to.max_requests = positive(raw.max_requests.as_ref(), NONE, errors);
@@ -55,9 +59,9 @@ pub(super) fn plan(raw: &LimitsConfig, to: &mut Limits, errors: &mut Errors) {
     let age = raw.max_connection_duration.as_ref();
     to.max_connection_duration = positive(age, "leave it out for no bound", errors);
     let body = raw.body_timeout.as_ref();
-    set(&mut to.body_timeout, body, BOUND, errors);
+    set(&mut to.body_timeout, body, SILENCE, errors);
     let write = raw.write_timeout.as_ref();
-    set(&mut to.write_timeout, write, BOUND, errors);
+    set(&mut to.write_timeout, write, SILENCE, errors);
     to.max_resets = raw.max_resets.unwrap_or(to.max_resets);
 }
 
@@ -102,18 +106,19 @@ mod tests {
             assert!(said[0].starts_with("f.yaml:2:"), "{said:?}");
             assert_eq!(errors(&format!("{{ {name}: 1 }}"), FINE), [""; 0]);
         }
-        for name in [
-            "header_timeout",
-            "idle_timeout",
-            "max_connection_duration",
-            "body_timeout",
-            "write_timeout",
+        for (name, instead) in [
+            ("header_timeout", "leave it out for the default, 10s"),
+            ("idle_timeout", "leave it out for the default, 1h"),
+            ("max_connection_duration", "leave it out for no bound"),
+            ("body_timeout", "leave it out for the default, 5m"),
+            ("write_timeout", "leave it out for the default, 5m"),
         ] {
             let said = errors(&format!("{{ {name}: 0s }}"), FINE);
             assert!(
                 said.len() == 1 && said[0].contains(": must be more than 0: "),
                 "{name}: {said:?}"
             );
+            assert!(said[0].ends_with(instead), "{name}: {said:?}");
             assert_eq!(errors(&format!("{{ {name}: 1ms }}"), FINE), [""; 0]);
         }
         for cluster in [
