@@ -20,19 +20,18 @@ pub(super) struct FailurePercentage {
     pub(super) threshold: f64,
 }
 
-/// Percent that are good.
-fn success_rate((all, good): (u32, u32)) -> f64 {
-    100.0 * f64::from(good) / f64::from(all.max(1))
+/// How many percent are good, at each place that had at least `volume` of them.
+fn success_rates(tallies: &[(usize, (u32, u32))], volume: u32) -> Vec<(usize, f64)> {
+    let counted = tallies.iter().filter(|(_, (all, _))| *all >= volume.max(1));
+    counted
+        .map(|(place, (all, good))| (*place, 100.0 * f64::from(*good) / f64::from(*all)))
+        .collect()
 }
 
 impl SuccessRate {
     /// The places of those whose rate of success is far below the others'.
     pub(super) fn outliers(&self, tallies: &[(usize, (u32, u32))]) -> Vec<usize> {
-        let rates: Vec<_> = tallies
-            .iter()
-            .filter(|(_, (all, _))| *all > 0 && *all >= self.volume)
-            .map(|(place, tally)| (*place, success_rate(*tally)))
-            .collect();
+        let rates = success_rates(tallies, self.volume);
         if rates.is_empty() || rates.len() < self.hosts as usize {
             return Vec::new();
         }
@@ -49,11 +48,7 @@ impl SuccessRate {
 impl FailurePercentage {
     /// The places of those that fail too often.
     pub(super) fn outliers(&self, tallies: &[(usize, (u32, u32))]) -> Vec<usize> {
-        let rates: Vec<_> = tallies
-            .iter()
-            .filter(|(_, (all, _))| *all > 0 && *all >= self.volume)
-            .map(|(place, tally)| (*place, success_rate(*tally)))
-            .collect();
+        let rates = success_rates(tallies, self.volume);
         if rates.len() < self.hosts as usize {
             return Vec::new();
         }
